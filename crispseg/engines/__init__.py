@@ -1,0 +1,1 @@
+"""Compiled graphs on a device: ONNX Runtime and the native engine."""

@@ -1,0 +1,1 @@
+"""Graph passes: one rewrite a file, each with its pre- and post-condition."""

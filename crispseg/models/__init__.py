@@ -1,0 +1,1 @@
+"""Torch modules: dense base segmenters and refiners. Host only."""

@@ -1,0 +1,1 @@
+"""Base segmenters in PyTorch."""

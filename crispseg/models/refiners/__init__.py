@@ -1,0 +1,1 @@
+"""Refiners in PyTorch."""
