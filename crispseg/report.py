@@ -1,0 +1,226 @@
+"""Measured data -> JSON, a table in the terminal, an HTML page. One schema for every command.
+
+A report is a plain dict: ``schema``, ``kind``, the measured entries, ``environment``, and ``definitions``, which says
+what each term in this very report means. Times are in ms, memory in MiB, accuracies and densities in percent.
+Stage times stand under ``stages``: ``{"base": {"p50": .., "p90": .., "p99": .., "max": .., "mean": ..}, ...}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+
+from crispseg.errors import InputError
+
+SCHEMA = 1
+
+DEFINITIONS = {
+    "p50": "median over the measured runs, linear interpolation between order statistics; so p90 and p99",
+    "decode": "reading and decoding one frame, ms",
+    "preprocess": "resizing or letterboxing the frame and normalising it for the base, ms",
+    "base": "in stage times: the base network on the low-resolution frame, ms; "
+            "in accuracies: its logits upsampled bilinearly (half-pixel centres) to full size, then argmax",
+    "refine": "all steps of the refiner together, ms",
+    "select": "upsampling, softmax, entropy, argmax and choice of the active pixels, ms",
+    "maps": "kernel maps of all levels, ms",
+    "conv": "all sparse convolutions, ms",
+    "ensemble": "joining the base's and the refiner's logits at the active pixels, ms",
+    "scatter": "writing the refined labels into the label map, ms",
+    "post": "bringing the label map to the size of the frame, ms",
+    "encode": "drawing, encoding and writing the outputs, ms",
+    "total": "one frame from decoded pixels to label map, wall time on one pipeline with nothing overlapped, ms",
+    "cpu": "processor time of all threads of this process during one frame, ms (above the wall time when threads "
+           "work in parallel, far below it when they wait)",
+    "density": "active pixels (found uncertain and classified again) / all pixels, mean over the frames, percent",
+    "throughput_fps": "measured frames / sum of their total times",
+    "peak_memory_mib": "largest resident set of the process up to the end of the measurement, MiB",
+    "coefficient_of_variation": "standard deviation / mean of the total times, percent",
+    "speedup": "median time of the same base dense at full resolution (baseline) / median time of the pipeline; "
+               "low and high are the 10th and 90th percentile of the ratio over neighbouring pairs of runs (ABAB)",
+    "baseline": "the same base network run densely at full resolution, without a refiner",
+    "refined": "the label map after the refiner has classified the active pixels again",
+    "miou": "mean intersection over union, percent: per class TP / (TP + FP + FN) summed over all frames, then the "
+            "mean over the classes that occur in the labels or in the prediction; pixels with the ignore label count "
+            "nowhere",
+    "per_class": "intersection over union of each class over all frames, percent; null when the class occurs "
+                 "neither in the labels nor in the prediction",
+    "boundary_iou": "boundary IoU (Cheng et al., Boundary IoU, CVPR 2021) carried over to label maps, percent: the "
+                    "boundary of a class mask is the mask minus the mask eroded d times by a 3x3 square, with all "
+                    "outside the image counted as another class; per class |G_d & P_d| / |G_d | P_d| with sums over "
+                    "all frames, then the mean over the classes with a non-empty union. d = max(1, round("
+                    "boundary_ratio * image diagonal)) px of each label map. Ignored pixels are taken out of the "
+                    "counts, and in the prediction's mask they take the label of no class",
+    "boundary_ratio": "distance d of the boundary IoU as a share of the image diagonal (0.02 in the paper)",
+    "pixel_accuracy": "pixels classified right / pixels that are not ignored, percent",
+    "frames": "number of frames measured",
+    "dropped": "frames of a live source that came while the pipeline was busy and were not used",
+    "count": "active pixels that were refined", "found": "pixels above the threshold of uncertainty",
+    "overflow_frames": "frames with more uncertain pixels than the capacity, of which only the most uncertain were "
+                       "refined",
+}
+ACCURACY_PARTS = ("base", "refined", "baseline")
+
+
+def summarise(values_ms: Sequence[float]) -> dict:
+    """p50, p90, p99, max and mean of a list of times; all None when the list is empty."""
+    values = np.asarray(list(values_ms), dtype=np.float64)
+    if values.size == 0:
+        return {"p50": None, "p90": None, "p99": None, "max": None, "mean": None}
+    p50, p90, p99 = np.percentile(values, (50, 90, 99))
+    result = {"p50": p50, "p90": p90, "p99": p99, "max": values.max(), "mean": values.mean()}
+    return {key: round(float(value), 4) for key, value in result.items()}
+
+
+def new_report(kind: str, **entries: object) -> dict:
+    """A report of this kind with the schema version in front and the definitions of the terms it uses at the end."""
+    report: dict = {"schema": SCHEMA, "kind": kind, **entries}
+    used = _terms(report)
+    report["definitions"] = {term: text for term, text in DEFINITIONS.items() if term in used}
+    return report
+
+
+def to_json(report: object, indent: int | None = 2) -> str:
+    """Strict JSON: numpy values become numbers and lists, NaN and infinities become null."""
+    return json.dumps(_plain(report), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: object, report: object) -> None:
+    """Write a report so that the file is either complete or absent.
+
+    Raises:
+        InputError: the file cannot be written (names it and says why).
+    """
+    write_text(path, to_json(report) + "\n")
+
+
+def write_text(path: object, text: str) -> None:
+    """Write text to ``<path>.partial`` and move it to its name. Raises InputError when that fails."""
+    target = Path(str(path))
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(str(partial), str(target))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"{target}: cannot write the report ({reason}); choose a writable place with room") from None
+
+
+def format_value(value: object) -> str:
+    """A number as a person reads it: short, no exponent for usual sizes, "-" for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, (bool, str)):
+        return str(value)
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        if not math.isfinite(number):
+            return "-"
+        return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.1f}" if abs(number) >= 100 else f"{number:.2f}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(format_value(item) for item in value)
+    return json.dumps(_plain(value), ensure_ascii=False)
+
+
+def sections(report: dict) -> list:
+    """The report as tables: list of (title, column names, rows of strings). The terminal and the page render these."""
+    tables = []
+    for name in ("stages", "baseline_stages"):
+        if isinstance(report.get(name), dict) and report[name]:
+            columns = ("p50", "p90", "p99", "max", "mean")
+            rows = [[stage, *(format_value(times.get(c)) for c in columns)] for stage, times in report[name].items()]
+            title = "Stage times, ms" if name == "stages" else "Baseline (same base, full resolution), ms"
+            tables.append((title, ("stage", *columns), rows))
+    accuracies = {n: report[n] for n in ACCURACY_PARTS if isinstance(report.get(n), dict) and "miou" in report[n]}
+    if accuracies:
+        rows = [[label, *(format_value(part.get(key)) for part in accuracies.values())] for label, key in
+                (("mIoU", "miou"), ("boundary IoU", "boundary_iou"), ("pixel accuracy", "pixel_accuracy"))]
+        tables.append(("Accuracy, percent", ("", *accuracies), rows))
+        classes = list(next(iter(accuracies.values())).get("per_class") or {})
+        rows = [[c, *(format_value((part.get("per_class") or {}).get(c)) for part in accuracies.values())]
+                for c in classes]
+        tables.append(("IoU of each class, percent", ("class", *accuracies), rows))
+    shown = {"schema", "kind", "definitions", "stages", "baseline_stages", "environment", *accuracies}
+    rows = [[name, format_value(value)] for name, value in _flat(report) if name.split(".")[0] not in shown]
+    if rows:
+        tables.append(("Summary", ("", ""), rows))
+    if isinstance(report.get("environment"), dict):
+        tables.append(("Environment", ("", ""), [[k, format_value(v)] for k, v in _flat(report["environment"])]))
+    return tables
+
+
+def render_table(report: dict, environment: bool = False) -> Any:
+    """The report as a rich renderable for the terminal; the environment on request."""
+    from rich.console import Group
+    from rich.markup import escape
+    from rich.table import Table
+
+    parts: list = []
+    for title, columns, rows in sections(report):
+        if title == "Environment" and not environment:
+            continue
+        table = Table(show_header=any(columns))
+        for position, column in enumerate(columns):
+            table.add_column(escape(column), justify="left" if position == 0 or not any(columns) else "right",
+                             overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        parts.extend((f"[bold]{escape(title)}[/bold]", table))
+    parts.extend(f"[yellow]warning:[/yellow] {escape(str(text))}" for text in report.get("warnings", ()))
+    return Group(*parts)
+
+
+def render_html(report: dict) -> str:
+    """The report as one HTML page without external resources; bars are inline SVG."""
+    from crispseg.report_html import page
+
+    return page(report)
+
+
+def _terms(value: object) -> set:
+    if isinstance(value, dict):
+        found = {part for key in value for part in str(key).split(":")}  # "refine:conv" is a stage and its step
+        for item in value.values():
+            found |= _terms(item)
+        return found
+    if isinstance(value, (list, tuple)):
+        return set().union(*(_terms(item) for item in value)) if value else set()
+    return set()
+
+
+def _flat(value: dict, prefix: str = "") -> list:
+    rows: list = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            rows.extend(_flat(item, f"{prefix}{key}."))
+        elif not (key == "warnings" and not prefix):
+            rows.append((f"{prefix}{key}", item))
+    return rows
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(float(value)) else None
+    if value is None or isinstance(value, str):
+        return value
+    return str(value)
