@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Sequence
 
 from crispseg.errors import UnsupportedOp
 
@@ -38,7 +38,7 @@ class Tensor:
 
     name: str
     dtype: str
-    shape: Tuple[Any, ...]
+    shape: tuple[Any, ...]
     optional: bool = False
 
     @property
@@ -54,9 +54,9 @@ class Attribute:
     name: str
     kind: str
     default: Any = None
-    choices: Tuple[Any, ...] = ()
-    minimum: Optional[float] = None
-    length: Optional[int] = None
+    choices: tuple[Any, ...] = ()
+    minimum: float | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Op:
     """One record of the contract."""
 
     name: str
-    inputs: Tuple[Tensor, ...]
-    outputs: Tuple[Tensor, ...]
-    attributes: Tuple[Attribute, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    attributes: tuple[Attribute, ...]
     shape_rule: str
     meaning: str
 
@@ -84,7 +84,7 @@ _COUNT = Tensor("count", "int32", (1,))
 _SIZE = (Attribute("height", "int", minimum=0), Attribute("width", "int", minimum=0))
 _UPSAMPLE = Attribute("upsample", "string", "nearest", choices=UPSAMPLES)
 
-OPS: Tuple[Op, ...] = (
+OPS: tuple[Op, ...] = (
     Op(
         "SelectPixels",
         (_LOGITS,),
@@ -148,8 +148,8 @@ OPS: Tuple[Op, ...] = (
         ),
         _SIZE + (Attribute("extent", "string", "active", choices=EXTENTS),),
         "M <= min(4N, ((H-1)//2) * ((W-1)//2)); the coarser grid is ((H-1)//2, (W-1)//2)",
-        "Stride-2 sites: o exists when an active input lies in {2o..2o+2}^2 and 0 <= o <= floor((S-2)/2) on both axes, "
-        "S = largest active coordinate (active) or size-1 (image). down: input row at 2o+k; up: row o with 2o+k = site.",
+        "Stride-2 sites: o exists when an input lies in {2o..2o+2}^2 and 0 <= o <= floor((S-2)/2) on both axes, "
+        "S = largest coordinate of a site (active) or size-1 (image). down: input row at 2o+k; up: row o, 2o+k = site.",
     ),
     Op(
         "SparseConv2d",
@@ -212,7 +212,7 @@ OPS: Tuple[Op, ...] = (
     ),
 )
 
-BY_NAME: Dict[str, Op] = {op.name: op for op in OPS}
+BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
 
 
 def op_record(name: str, where: str = "") -> Op:
@@ -260,7 +260,7 @@ def _check_value(op: Op, attribute: Attribute, value: Any, where: str) -> Any:
     return value
 
 
-def check_attributes(op_name: str, attributes: Mapping[str, Any], where: str = "") -> Dict[str, Any]:
+def check_attributes(op_name: str, attributes: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Validate a node's attributes and fill in defaults.
 
     Args:
@@ -298,7 +298,7 @@ def check_attributes(op_name: str, attributes: Mapping[str, Any], where: str = "
 
 def check_connections(
     op_name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, Any], where: str = ""
-) -> Tuple[Dict[str, str], Dict[str, str]]:
+) -> tuple[dict[str, str], dict[str, str]]:
     """Name a node's inputs and outputs by their roles and validate which of them are connected.
 
     Returns:
@@ -336,7 +336,7 @@ def check_connections(
     return ins, outs
 
 
-def parse_features(text: str, where: str = "") -> Tuple[Tuple[str, Optional[float]], ...]:
+def parse_features(text: str, where: str = "") -> tuple[tuple[str, float | None], ...]:
     """Split "rgb,xy,p,p>0.5" into (("rgb", None), ("xy", None), ("p", None), ("p", 0.5)); UnsupportedOp otherwise."""
     parsed = []
     for name in text.split(","):
@@ -360,6 +360,6 @@ def feature_width(text: str, classes: int) -> int:
     return sum({"rgb": 3, "xy": 2, "p": classes}[kind] for kind, _ in parse_features(text))
 
 
-def coarser(height: int, width: int) -> Tuple[int, int]:
+def coarser(height: int, width: int) -> tuple[int, int]:
     """Grid of the next level; a grid of fewer than 3 rows or columns has an empty one below it."""
     return max(0, (height - 1) // 2), max(0, (width - 1) // 2)
