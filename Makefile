@@ -1,0 +1,39 @@
+# Two commands on a bare machine: make demo, make test. Both set up .venv themselves.
+PYTHON ?= python3
+# The CPU build of PyTorch is enough for the tests; override to use your own: make test TORCH="torch"
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml $(shell find crispseg/plugins -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed  ## a street clip through the shipped bundle: demo/out
+	$(BIN)/python demo/run.py
+
+test: $(VENV)/installed-dev  ## the test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev  ## every benchmark, results under benchmarks/out
+	$(BIN)/python benchmarks/all.py
+
+clean:
+	rm -rf $(VENV) build demo/out benchmarks/out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install -q -e ".[onnxruntime]"
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q -e ".[onnxruntime,export,dev]"
+	touch $@

@@ -1,0 +1,131 @@
+"""``crispseg fit``: a small base from scratch, and a refiner on a frozen base."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from crispseg.errors import InputError
+from crispseg.fit.data import IGNORE, Pair, batches, class_weights, normalise, read_pairs, render_scenes
+from crispseg.fit.loop import Report, train
+from crispseg.fit.options import FitOptions
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+def quiet(_: dict) -> None:
+    """A report that says nothing."""
+
+
+def load_data(options: FitOptions) -> tuple[list[tuple[float, list[Pair]]], list[Pair]]:
+    """Weighted groups of training pairs, and the validation pairs (scenes of other seeds when no folder is named)."""
+    groups: list[tuple[float, list[Pair]]] = []
+    real = [pair for images, labels in options.folders for pair in read_pairs(images, labels, options.num_classes)]
+    if real:
+        groups.append((1 - options.scene_share if options.scenes else 1.0, real))
+    if options.scenes:
+        rendered = render_scenes(options.scenes, options.height, options.width, 1000 * (options.seed + 1))
+        groups.append((options.scene_share if real else 1.0, rendered))
+    if options.validation:
+        validation = read_pairs(*options.validation, options.num_classes)
+    else:
+        validation = render_scenes(min(20, options.scenes), options.height, options.width, 0) if options.scenes else []
+    return groups, validation
+
+
+def prepare(options: FitOptions) -> None:
+    """Seeds, threads and device.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    torch.manual_seed(options.seed)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {options.device}: expected a CUDA device, PyTorch finds none; use --device cpu")
+
+
+def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pipeline's own resize of a frame to the base's size (Pillow bilinear, antialiased); uint8 in and out."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.BILINEAR))
+
+
+def confusion(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """int64 [num_classes, num_classes], rows = truth; ignored pixels left out."""
+    keep = label != IGNORE
+    index = label[keep].long() * num_classes + predicted[keep].long()
+    return torch.bincount(index, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def miou(matrix: Tensor) -> float:
+    """Mean IoU in percent over the classes that occur in truth or prediction."""
+    hit = matrix.diag().double()
+    union = matrix.sum(0) + matrix.sum(1) - hit
+    return float((hit[union > 0] / union[union > 0]).mean() * 100)
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with half-pixel centres: the rule that SmallNet's bundles record."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def fit_base(options: FitOptions, report: Report = quiet) -> dict:
+    """Trains a SmallNet from scratch; weighted cross-entropy at the scaled resolution.
+
+    Returns:
+        The record of ``train``; ``out/best.pt`` holds config and averaged weights.
+
+    Raises:
+        InputError: data, device or output cannot be used.
+    """
+    from crispseg.models.bases.small import SmallNet
+
+    prepare(options)
+    groups, validation = load_data(options)
+    module, twin = (SmallNet(options.num_classes).to(options.device) for _ in range(2))
+    module = module.to(memory_format=torch.channels_last)
+    weights = class_weights(groups[0][1], options.num_classes, options.class_balance).to(options.device)
+    size = options.base_size()
+
+    def loss(batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        images, labels = batch
+        x = normalise(images, MEAN, STD, options.device)
+        target = torch.from_numpy(labels).to(options.device).long()
+        logits = upsample(module.forward_logits(x), size)
+        return F.cross_entropy(logits, target, weights, ignore_index=IGNORE)
+
+    @torch.no_grad()
+    def validate(net: nn.Module) -> dict:
+        low, full = (torch.zeros(options.num_classes, options.num_classes, dtype=torch.long) for _ in range(2))
+        for image, label in validation:
+            truth = torch.from_numpy(label)
+            for matrix, seen in ((low, shrink(image, size)), (full, image)):
+                logits = net.forward_logits(normalise(seen[None], MEAN, STD, options.device))
+                matrix += confusion(upsample(logits, label.shape)[0].argmax(0).cpu(), truth, options.num_classes)
+        return {"miou": round(miou(low), 2), "miou_full": round(miou(full), 2)}
+
+    check = validate if validation else None
+    record = train(
+        module, loss, lambda start: batches(groups, options, size, start), check, options, module.config, report, twin
+    )
+    return finish(record, options)
+
+
+def finish(record: dict, options: FitOptions) -> dict:
+    """Writes ``out/report.json`` and returns the record."""
+    target = Path(options.out) / "report.json"
+    partial = target.with_name("report.json.partial")
+    partial.write_text(json.dumps(record, indent=1))
+    os.replace(partial, target)
+    return record
