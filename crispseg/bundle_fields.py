@@ -30,7 +30,9 @@ def parse_json(raw: bytes, where: str) -> Any:
     except UnicodeDecodeError:
         raise BundleError("%s: expected UTF-8 JSON, found other bytes (truncated or altered)" % where) from None
     except (ValueError, RecursionError) as error:
-        raise BundleError("%s: not valid JSON (%s); copy or export the bundle again" % (where, str(error)[:120])) from None
+        raise BundleError(
+            "%s: not valid JSON (%s); copy or export the bundle again" % (where, str(error)[:120])
+        ) from None
 
 
 class Fields:
@@ -96,8 +98,16 @@ class Fields:
             raise self._fail(name, "a list of %d to %d items" % (low, high))
         return value
 
-    def numbers(self, name: str, count_low: int, count_high: int, low: float, high: float, whole: bool = False,
-                scalar: bool = False) -> List[float]:
+    def numbers(
+        self,
+        name: str,
+        count_low: int,
+        count_high: int,
+        low: float,
+        high: float,
+        whole: bool = False,
+        scalar: bool = False,
+    ) -> List[float]:
         """A list of finite numbers in low..high, integers when ``whole``; ``scalar``: one bare number."""
         values = [self._data[name]] if scalar else self.items(name, count_low, count_high)
         for value in values:

@@ -76,17 +76,24 @@ def check_classes(classes: Sequence[ClassInfo], where: str = "classes") -> Tuple
     for index, item in enumerate(table):
         name, color = item.name, item.color
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or not name.isprintable():
-            raise InputError("%s: class %d needs a printable name of 1 to %d characters, found %r"
-                             % (where, index, MAX_NAME, name if not isinstance(name, str) else name[:MAX_NAME]))
+            raise InputError(
+                "%s: class %d needs a printable name of 1 to %d characters, found %r"
+                % (where, index, MAX_NAME, name if not isinstance(name, str) else name[:MAX_NAME])
+            )
         ok = isinstance(color, (tuple, list)) and len(color) == 3
         if not ok or not all(type(v) is int and 0 <= v <= 255 for v in color):
-            raise InputError("%s: class %d (%s) needs a colour of three integers 0..255, found %r"
-                             % (where, index, name, color))
+            raise InputError(
+                "%s: class %d (%s) needs a colour of three integers 0..255, found %r" % (where, index, name, color)
+            )
         if name in names:
-            raise InputError("%s: class name %r stands twice, at %d and %d; rename one" % (where, name, names[name], index))
+            raise InputError(
+                "%s: class name %r stands twice, at %d and %d; rename one" % (where, name, names[name], index)
+            )
         if tuple(color) in colors:
-            raise InputError("%s: classes %d and %d share the colour %r; give each its own"
-                             % (where, colors[tuple(color)], index, tuple(color)))
+            raise InputError(
+                "%s: classes %d and %d share the colour %r; give each its own"
+                % (where, colors[tuple(color)], index, tuple(color))
+            )
         names[name] = index
         colors[tuple(color)] = index
     return tuple(ClassInfo(item.name, (item.color[0], item.color[1], item.color[2])) for item in table)
@@ -110,8 +117,10 @@ def load_classes(name_or_file: Union[str, Path]) -> Tuple[ClassInfo, ...]:
     except UnicodeDecodeError:
         raise InputError("class file %s: expected UTF-8 text or JSON, found other bytes" % path) from None
     except (OSError, ValueError) as error:
-        raise InputError("classes %r: expected cityscapes, camvid or a readable file, found none (%s)"
-                         % (text, getattr(error, "strerror", None) or error)) from None
+        raise InputError(
+            "classes %r: expected cityscapes, camvid or a readable file, found none (%s)"
+            % (text, getattr(error, "strerror", None) or error)
+        ) from None
     where = "class file %s" % path
     rows = _from_json(content, where) if content.lstrip()[:1] in ("[", "{") else _from_text(content)
     return check_classes(_fill_colors(rows), where)
@@ -133,8 +142,10 @@ def _from_json(content: str, where: str) -> List[Tuple[str, Any]]:
         elif isinstance(item, dict) and "name" in item and set(item) <= {"name", "color"}:
             rows.append((item["name"], item.get("color")))
         else:
-            raise InputError('%s: item %d: expected a name or {"name": ..., "color": [r, g, b]}, found %r'
-                             % (where, index, str(item)[:80]))
+            raise InputError(
+                '%s: item %d: expected a name or {"name": ..., "color": [r, g, b]}, found %r'
+                % (where, index, str(item)[:80])
+            )
     return rows
 
 

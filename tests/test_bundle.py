@@ -14,14 +14,23 @@ from crispseg.bundle import MANIFEST, NetInfo, RefinerInfo, bundle_hash, load_bu
 from crispseg.classes import CAMVID, CITYSCAPES, ClassInfo, load_classes
 from crispseg.errors import BundleError, InputError
 
-BASE = NetInfo("base.onnx", "toy", 24, 32, "rgb", (1.0, 2.0, 3.0), (4.0, 5.0, 6.5), "antialias", 6, 8, "bilinear", False)
-REFINER = RefinerInfo("refiner.onnx", "sparserefine", 1, (8, 16), (1, 1), ("rgb", "p>0.5"), "active", "gated", "nearest",
-                      0.3, 500, False)
+BASE = NetInfo(
+    "base.onnx", "toy", 24, 32, "rgb", (1.0, 2.0, 3.0), (4.0, 5.0, 6.5), "antialias", 6, 8, "bilinear", False
+)
+REFINER = RefinerInfo(
+    "refiner.onnx", "sparserefine", 1, (8, 16), (1, 1), ("rgb", "p>0.5"), "active", "gated", "nearest", 0.3, 500, False
+)
 
 
 def make(target, **changes):
     arguments = {
-        "name": "toy", "height": 48, "width": 64, "classes": CAMVID, "base": BASE, "baseline": None, "refiner": REFINER,
+        "name": "toy",
+        "height": 48,
+        "width": 64,
+        "classes": CAMVID,
+        "base": BASE,
+        "baseline": None,
+        "refiner": REFINER,
         "provenance": {"tool": "test", "list": [1, 2.5, None]},
         "files": {"base.onnx": b"base" * 100, "refiner.onnx": b"refiner" * 50},
     }
@@ -29,7 +38,7 @@ def make(target, **changes):
     return write_bundle(target, **arguments)
 
 
-@pytest.fixture()
+@pytest.fixture
 def bundle(tmp_path):
     return make(tmp_path / "b")
 
@@ -73,18 +82,21 @@ def test_refuses_what_is_not_a_bundle(tmp_path):
     assert (tmp_path / "b" / "precious.txt").read_text() == "x"
 
 
-@pytest.mark.parametrize("changes", [
-    {"files": {"base.onnx": b""}},
-    {"files": {"../base.onnx": b"", "base.onnx": b"", "refiner.onnx": b""}},
-    {"base": dataclasses.replace(BASE, height=0)},
-    {"base": dataclasses.replace(BASE, std=(0.0, 1.0, 1.0))},
-    {"base": dataclasses.replace(BASE, mean=(float("nan"), 1.0, 1.0))},
-    {"refiner": dataclasses.replace(REFINER, repeats=(1,))},
-    {"refiner": dataclasses.replace(REFINER, capacity=48 * 64 + 1)},
-    {"classes": (ClassInfo("a", (0, 0, 0)), ClassInfo("b", (0, 0, 0)))},
-    {"provenance": {"x": object()}},
-    {"height": 70000},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": {"base.onnx": b""}},
+        {"files": {"../base.onnx": b"", "base.onnx": b"", "refiner.onnx": b""}},
+        {"base": dataclasses.replace(BASE, height=0)},
+        {"base": dataclasses.replace(BASE, std=(0.0, 1.0, 1.0))},
+        {"base": dataclasses.replace(BASE, mean=(float("nan"), 1.0, 1.0))},
+        {"refiner": dataclasses.replace(REFINER, repeats=(1,))},
+        {"refiner": dataclasses.replace(REFINER, capacity=48 * 64 + 1)},
+        {"classes": (ClassInfo("a", (0, 0, 0)), ClassInfo("b", (0, 0, 0)))},
+        {"provenance": {"x": object()}},
+        {"height": 70000},
+    ],
+)
 def test_bad_content_leaves_nothing(tmp_path, changes):
     good = make(tmp_path / "b")
     with pytest.raises(BundleError):
@@ -137,8 +149,10 @@ def test_wrong_schema(bundle, value):
         load_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("name", ["../base.onnx", "/etc/passwd", "a/b", "..", ".hidden", "", "a\x00b", "bundle.json", "c:\\x",
-                                  "x" * 101, 7, None])
+@pytest.mark.parametrize(
+    "name",
+    ["../base.onnx", "/etc/passwd", "a/b", "..", ".hidden", "", "a\x00b", "bundle.json", "c:\\x", "x" * 101, 7, None],
+)
 def test_file_names_stay_inside(bundle, name):
     edit(bundle, lambda d: d["base"].update(file=name))
     with pytest.raises(BundleError):
@@ -159,22 +173,25 @@ def test_symlink(bundle, tmp_path):
         load_bundle(bundle.path)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda d: d.update(height=10 ** 30), "height"),
-    (lambda d: d.update(height=16384, width=16384), "pixels"),
-    (lambda d: d.update(height=True), "height"),
-    (lambda d: d["files"]["base.onnx"].update(bytes=1 << 60), "bytes"),
-    (lambda d: d["files"]["base.onnx"].update(sha256="A" * 64), "hex"),
-    (lambda d: d["base"].update(extra=1), "unknown field extra"),
-    (lambda d: d["base"].pop("mean"), "missing field mean"),
-    (lambda d: d["base"].update(channel_order="bgra"), "rgb or bgr"),
-    (lambda d: d["refiner"].update(contract=2), "op contract 1, found 2"),
-    (lambda d: d["refiner"].update(features=["depth"]), "features"),
-    (lambda d: d["refiner"].update(file="none.onnx"), "not listed"),
-    (lambda d: d.update(classes=[]), "classes"),
-    (lambda d: d.update(provenance=[]), "provenance"),
-    (lambda d: d.update(base=[1]), "base: expected an object"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(height=10**30), "height"),
+        (lambda d: d.update(height=16384, width=16384), "pixels"),
+        (lambda d: d.update(height=True), "height"),
+        (lambda d: d["files"]["base.onnx"].update(bytes=1 << 60), "bytes"),
+        (lambda d: d["files"]["base.onnx"].update(sha256="A" * 64), "hex"),
+        (lambda d: d["base"].update(extra=1), "unknown field extra"),
+        (lambda d: d["base"].pop("mean"), "missing field mean"),
+        (lambda d: d["base"].update(channel_order="bgra"), "rgb or bgr"),
+        (lambda d: d["refiner"].update(contract=2), "op contract 1, found 2"),
+        (lambda d: d["refiner"].update(features=["depth"]), "features"),
+        (lambda d: d["refiner"].update(file="none.onnx"), "not listed"),
+        (lambda d: d.update(classes=[]), "classes"),
+        (lambda d: d.update(provenance=[]), "provenance"),
+        (lambda d: d.update(base=[1]), "base: expected an object"),
+    ],
+)
 def test_fields(bundle, change, message):
     edit(bundle, change)
     with pytest.raises(BundleError, match=message):
@@ -200,12 +217,19 @@ def test_json_traps(bundle):
 
 
 JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([2 ** 70, -1, "", "../x"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=4)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([2**70, -1, "", "../x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(junk=JUNK, seed=st.integers(0, 2 ** 30), action=st.sampled_from(["set", "drop", "add", "cut", "flip"]))
+@given(junk=JUNK, seed=st.integers(0, 2**30), action=st.sampled_from(["set", "drop", "add", "cut", "flip"]))
 def test_only_bundle_error_ever(bundle, junk, seed, action):
     path = bundle.path / MANIFEST
     original = path.read_bytes()
@@ -225,7 +249,7 @@ def test_only_bundle_error_ever(bundle, junk, seed, action):
         try:
             load_bundle(bundle.path)
         except BundleError as error:
-            assert "\n" not in str(error)
+            assert "\n" not in str(error)  # noqa: PT017
     finally:
         path.write_bytes(original)
 
@@ -271,9 +295,18 @@ def test_class_files(tmp_path):
     assert [c.name for c in load_classes(str(file))] == ["a", "b", "c"]
     file.write_text("\n".join("class%d" % i for i in range(255)))
     assert len({c.color for c in load_classes(file)}) == 255
-    for bad in ["[1, 2]", "[", "only", "a\na", "a 1 1 1\nb 1 1 1", "a 1 1 300\nb",
-                '[{"name": "a", "color": 5}, "b"]', '[{"name": 3}, "b"]', '[{"name": "a", "color": ["x", [], {}]}, "b"]',
-                "\n".join("c%d" % i for i in range(256))]:
+    for bad in [
+        "[1, 2]",
+        "[",
+        "only",
+        "a\na",
+        "a 1 1 1\nb 1 1 1",
+        "a 1 1 300\nb",
+        '[{"name": "a", "color": 5}, "b"]',
+        '[{"name": 3}, "b"]',
+        '[{"name": "a", "color": ["x", [], {}]}, "b"]',
+        "\n".join("c%d" % i for i in range(256)),
+    ]:
         file.write_text(bad)
         with pytest.raises(InputError):
             load_classes(file)
