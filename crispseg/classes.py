@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Sequence, Tuple, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 from crispseg.errors import InputError
 
@@ -71,8 +71,8 @@ def check_classes(classes: Sequence[ClassInfo], where: str = "classes") -> Tuple
     table = tuple(classes)
     if not 2 <= len(table) <= MAX_CLASSES:
         raise InputError("%s: expected 2 to %d classes, found %d" % (where, MAX_CLASSES, len(table)))
-    names = {}
-    colors = {}
+    names: Dict[str, int] = {}
+    colors: Dict[Tuple[int, ...], int] = {}
     for index, item in enumerate(table):
         name, color = item.name, item.color
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or not name.isprintable():

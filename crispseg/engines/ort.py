@@ -1,0 +1,200 @@
+"""ONNX Runtime engine: dense networks, and the refiner through its portable bodies.
+
+The provider that is named is the one that runs; when it is not there the engine does not start.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from crispseg.engines.spec import EngineSpec
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+_INSTALL = {
+    "CPUExecutionProvider": "pip install onnxruntime",
+    "CUDAExecutionProvider": "pip install onnxruntime-gpu",
+    "TensorrtExecutionProvider": "pip install onnxruntime-gpu tensorrt",
+    "OpenVINOExecutionProvider": "pip install onnxruntime-openvino",
+    "DmlExecutionProvider": "pip install onnxruntime-directml",
+    "CoreMLExecutionProvider": "pip install onnxruntime (on macOS)",
+}
+
+
+def load(path: Union[str, Path], spec: Optional[EngineSpec] = None) -> OrtEngine:
+    """Open an ONNX file (external data beside it is found) on the provider of ``spec``.
+
+    Raises:
+        EnvironmentMismatch: ONNX Runtime or the provider is missing.
+        BundleError: the file is missing, truncated or no valid ONNX.
+        UnsupportedOp: an operator or ONNX version this ONNX Runtime does not know.
+    """
+    spec = spec or EngineSpec(backend="onnxruntime")
+    path = Path(path)
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise EnvironmentMismatch(
+            "backend onnxruntime: expected the onnxruntime package, found none (%s); pip install onnxruntime" % error
+        ) from None
+    if not path.is_file():
+        raise BundleError("%s: expected an ONNX file, found none; export the bundle again" % path)
+    available = ort.get_available_providers()
+    if spec.provider not in available:
+        fix = _INSTALL.get(spec.provider)
+        raise EnvironmentMismatch(
+            "provider %s: not in this ONNX Runtime %s, which has %s; %s"
+            % (
+                spec.provider,
+                ort.__version__,
+                ", ".join(available),
+                "run `%s`, or name one of these" % fix if fix else "name one of these",
+            )
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = spec.thread_count
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Decoder, encoder and the native refiner share the CPUs: workers that spin between two networks only heat them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Shapes that change from frame to frame make a memory plan a new allocation for every new shape.
+    options.enable_mem_pattern = False
+    try:
+        session = ort.InferenceSession(str(path), sess_options=options, providers=[spec.provider])
+        session.disable_fallback()
+    except Exception as error:
+        raise _load_error(path, error, ort.__version__) from None
+    used = session.get_providers()
+    if not used or used[0] != spec.provider:
+        raise EnvironmentMismatch(
+            "provider %s: ONNX Runtime started %s instead (driver or library missing, or device busy); "
+            "fix the installation or name %s" % (spec.provider, ", ".join(used), used[0] if used else "another")
+        )
+    return OrtEngine(path, spec, session, ort)
+
+
+def _load_error(path: Path, error: Exception, version: str) -> Exception:
+    text = " ".join(str(error).split())[:300]
+    unknown = (
+        "NOT_IMPLEMENTED",
+        "is not a registered function/op",
+        "Unsupported model IR version",
+        "No opset import",
+        "is under development",
+    )
+    if any(item in text for item in unknown):
+        return UnsupportedOp("%s: ONNX Runtime %s cannot run it: %s; upgrade onnxruntime" % (path, version, text))
+    return BundleError(
+        "%s: expected a valid ONNX network, ONNX Runtime %s says: %s; copy or export the bundle again"
+        % (path, version, text)
+    )
+
+
+class OrtEngine:
+    """One ONNX Runtime session. Used by one thread at a time."""
+
+    def __init__(self, path: Path, spec: EngineSpec, session: Any, ort: Any) -> None:
+        self.path = path
+        self.spec = spec
+        self.stage_times: Dict[str, float] = {}
+        self._session = session
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = 4
+        self._version = ort.__version__
+        self.inputs = {item.name: _port(item, path) for item in session.get_inputs()}
+        self.outputs = {item.name: _port(item, path) for item in session.get_outputs()}
+        ports = list(self.inputs.values()) + list(self.outputs.values())
+        if any(not isinstance(side, int) for _, shape in ports for side in shape) and "CPU" in spec.provider:
+            # Data-dependent sizes fragment the arena; handing idle chunks back after a run keeps memory level.
+            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def run(self, inputs: Dict[str, np.ndarray], outputs: Optional[Sequence[str]] = None) -> Dict[str, np.ndarray]:
+        """Run once; return the named outputs (default: all).
+
+        Raises:
+            InputError: an input is missing, unknown, or of another dtype or shape; an output is unknown.
+            UnsupportedOp: the network failed while it ran.
+        """
+        if self._session is None:
+            raise InputError("%s: the engine is closed" % self.path)
+        self._check(inputs)
+        names = list(self.outputs) if outputs is None else list(outputs)
+        for name in names:
+            if name not in self.outputs:
+                raise InputError("%s: output %r: expected one of %s" % (self.path, name, ", ".join(self.outputs)))
+        start = time.perf_counter()
+        try:
+            values = self._session.run(names, inputs, self._run_options)
+        except Exception as error:
+            raise UnsupportedOp(
+                "%s: failed in ONNX Runtime %s: %s" % (self.path, self._version, " ".join(str(error).split())[:300])
+            ) from None
+        self.stage_times = {"run": (time.perf_counter() - start) * 1e3}
+        return dict(zip(names, values))
+
+    def _check(self, inputs: Dict[str, np.ndarray]) -> None:
+        missing = [name for name in self.inputs if name not in inputs]
+        unknown = [name for name in inputs if name not in self.inputs]
+        if missing or unknown:
+            raise InputError(
+                "%s: expected inputs %s, found %s"
+                % (self.path, ", ".join(self.inputs) or "none", ", ".join(map(str, inputs)) or "none")
+            )
+        for name, (dtype, shape) in self.inputs.items():
+            value = inputs[name]
+            if not isinstance(value, np.ndarray) or value.dtype != dtype:
+                found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+                raise InputError("%s: input %s: expected %s, found %s" % (self.path, name, np.dtype(dtype), found))
+            fits = len(value.shape) == len(shape)
+            fits = fits and all(not isinstance(want, int) or want == got for want, got in zip(shape, value.shape))
+            if not fits:
+                raise InputError(
+                    "%s: input %s: expected shape %s, found %s" % (self.path, name, _text(shape), _text(value.shape))
+                )
+
+    def describe(self) -> Dict[str, Any]:
+        """Backend, version, providers in force, threads, and the ports, as JSON-able values."""
+        return {
+            "backend": "onnxruntime",
+            "version": self._version,
+            "file": self.path.name,
+            "provider": self.spec.provider,
+            "providers": [] if self._session is None else self._session.get_providers(),
+            "threads": self.spec.thread_count,
+            "inputs": {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in self.inputs.items()},
+            "outputs": {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in self.outputs.items()},
+        }
+
+    def close(self) -> None:
+        """Free the session; a closed engine refuses to run."""
+        self._session = None
+
+    def __enter__(self) -> OrtEngine:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+
+def _port(item: Any, path: Path) -> Tuple[Any, List[Union[int, str, None]]]:
+    if item.type not in _DTYPES:
+        raise UnsupportedOp("%s: %s has type %s, which is not supported" % (path, item.name, item.type))
+    return _DTYPES[item.type], list(item.shape)
+
+
+def _text(shape: Sequence[Any]) -> str:
+    return "[%s]" % ", ".join("?" if side is None else str(side) for side in shape)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from crispseg.engines.spec import EngineSpec
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from crispseg.engines import ort  # noqa: E402
+
+SPEC = EngineSpec("onnxruntime", threads=1)
+
+
+def conv_model(tmp_path, name="net.onnx", external=False, dynamic=False, op="Conv", domain=""):
+    weight = numpy_helper.from_array(np.full((4, 3, 1, 1), 0.5, np.float32), "w")
+    side = ["h", "w"] if dynamic else [6, 8]
+    x = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3] + side)
+    y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4] + side)
+    node = helper.make_node(op, ["image", "w"], ["logits"], domain=domain)
+    graph = helper.make_graph([node], "g", [x], [y], [weight])
+    opsets = [helper.make_opsetid("", 17)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    path = tmp_path / name
+    if external:
+        onnx.save_model(model, str(path), save_as_external_data=True, location="net.weights", size_threshold=0)
+    else:
+        onnx.save_model(model, str(path))
+    return path
+
+
+def test_runs(tmp_path):
+    with ort.load(conv_model(tmp_path), SPEC) as engine:
+        image = np.ones((1, 3, 6, 8), np.float32)
+        out = engine.run({"image": image}, ["logits"])
+        np.testing.assert_allclose(out["logits"], np.full((1, 4, 6, 8), 1.5))
+        assert list(engine.run({"image": image})) == ["logits"]
+        assert engine.stage_times["run"] > 0
+        about = engine.describe()
+        assert about["providers"] == ["CPUExecutionProvider"]
+        assert about["threads"] == 1
+        assert about["inputs"]["image"] == ["float32", [1, 3, 6, 8]]
+    with pytest.raises(InputError, match="closed"):
+        engine.run({"image": image})
+
+
+def test_external_data(tmp_path):
+    path = conv_model(tmp_path, external=True)
+    out = ort.load(path, SPEC).run({"image": np.ones((1, 3, 6, 8), np.float32)})
+    assert out["logits"][0, 0, 0, 0] == 1.5
+    (tmp_path / "net.weights").write_bytes(b"1234")
+    with pytest.raises(BundleError, match="export the bundle again"):
+        ort.load(path, SPEC)
+    (tmp_path / "net.weights").unlink()
+    with pytest.raises(BundleError):
+        ort.load(path, SPEC)
+
+
+def test_external_data_outside_is_refused(tmp_path):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    path = conv_model(folder, external=True)
+    (folder / "net.weights").rename(tmp_path / "net.weights")
+    model = onnx.load(str(path), load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../net.weights"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError):
+        ort.load(path, SPEC)
+
+
+@pytest.mark.parametrize("inputs", [
+    {},
+    {"picture": np.ones((1, 3, 6, 8), np.float32)},
+    {"image": np.ones((1, 3, 6, 8), np.float32), "more": np.ones(1, np.float32)},
+    {"image": np.ones((1, 3, 6, 8), np.float64)},
+    {"image": np.ones((1, 3, 8, 6), np.float32)},
+    {"image": np.ones((3, 6, 8), np.float32)},
+    {"image": [[1.0]]},
+])
+def test_bad_inputs(tmp_path, inputs):
+    with pytest.raises(InputError, match="expected"):
+        ort.load(conv_model(tmp_path), SPEC).run(inputs)
+
+
+def test_unknown_output(tmp_path):
+    with pytest.raises(InputError, match="expected one of logits"):
+        ort.load(conv_model(tmp_path), SPEC).run({"image": np.ones((1, 3, 6, 8), np.float32)}, ["labels"])
+
+
+def test_dynamic_shapes(tmp_path):
+    engine = ort.load(conv_model(tmp_path, dynamic=True), SPEC)
+    for side in (2, 9, 4):
+        assert engine.run({"image": np.ones((1, 3, side, 5), np.float32)})["logits"].shape == (1, 4, side, 5)
+
+
+def test_provider_is_required(tmp_path):
+    path = conv_model(tmp_path)
+    with pytest.raises(EnvironmentMismatch, match=r"has .*CPUExecutionProvider.*onnxruntime-gpu tensorrt"):
+        ort.load(path, EngineSpec("onnxruntime", provider="TensorrtExecutionProvider"))
+    with pytest.raises(EnvironmentMismatch, match="name one of these"):
+        ort.load(path, EngineSpec("onnxruntime", provider="cpu"))
+
+
+def test_provider_that_falls_back_is_refused(tmp_path, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    real = onnxruntime.InferenceSession
+
+    def fall_back(path, sess_options, providers):
+        return real(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    with pytest.raises(EnvironmentMismatch, match="started CPUExecutionProvider instead"):
+        ort.load(conv_model(tmp_path), EngineSpec("onnxruntime", provider="CUDAExecutionProvider"))
+
+
+def test_without_onnxruntime(tmp_path, monkeypatch):
+    path = conv_model(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EnvironmentMismatch, match="pip install onnxruntime"):
+        ort.load(path, SPEC)
+
+
+def test_broken_files(tmp_path):
+    path = conv_model(tmp_path)
+    raw = path.read_bytes()
+    for content in (b"", b"not an onnx file", raw[: len(raw) // 2], raw[:-4], b"\xff" * 200):
+        path.write_bytes(content)
+        with pytest.raises((BundleError, UnsupportedOp)) as error:
+            ort.load(path, SPEC)
+        assert "net.onnx" in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(BundleError, match="found none"):
+        ort.load(tmp_path / "none.onnx", SPEC)
+
+
+def test_unknown_operator(tmp_path):
+    with pytest.raises(UnsupportedOp, match="upgrade onnxruntime"):
+        ort.load(conv_model(tmp_path, op="Sparkle", domain="elsewhere"), SPEC)
+
+
+@pytest.mark.parametrize("bad", [{"backend": "magic"}, {"threads": -1}, {"precision": "fp4"}, {"threads": 1.5}])
+def test_spec(bad):
+    with pytest.raises(InputError, match="expected"):
+        EngineSpec(**bad)
+    assert EngineSpec().thread_count >= 1
