@@ -1,1 +1,104 @@
-"""Base segmenters in PyTorch."""
+"""Base segmenters in PyTorch, by name.
+
+A base is a module with ``forward_logits`` (normalised image [N,3,H,W] -> logits at the native stride, rounded up)
+and ``forward`` (logits at the image's size). Everything a user of the logits must know is in its ``BaseInfo``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crispseg.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_IMAGENET_MEAN = (123.675, 116.28, 103.53)
+_IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What a base expects and gives.
+
+    Attributes:
+        name: architecture, as on the command line and in bundles.
+        stride: of the logits that ``forward_logits`` returns.
+        channel_order: of the image, "rgb" or "bgr".
+        mean: subtracted from the image, per channel, in units of 0..255.
+        std: divides the image afterwards, in the same units.
+        upsample: how the authors bring the logits to the image's size, a rule of the op SelectPixels.
+        paper: title and place.
+        droppable: regular expressions of checkpoint keys that no logit depends on.
+    """
+
+    name: str
+    stride: int
+    channel_order: str = "rgb"
+    mean: tuple[float, float, float] = _IMAGENET_MEAN
+    std: tuple[float, float, float] = _IMAGENET_STD
+    upsample: str = "bilinear"
+    paper: str = ""
+    droppable: tuple[str, ...] = ()
+
+
+BASES: dict[str, BaseInfo] = {
+    info.name: info
+    for info in (
+        BaseInfo(
+            "sfnet-lite-r18",
+            4,
+            upsample="bilinear_corners",
+            paper="SFNet: Faster and Accurate Semantic Segmentation via Semantic Flow, IJCV 2023, arXiv 2207.04415",
+            droppable=(r"head\.dsn\.", r"head\.fpn_in\.2\.", r"aux_layer\."),
+        ),
+        BaseInfo("small", 4),
+    )
+}
+
+
+def base_info(name: str) -> BaseInfo:
+    """Facts about the base called ``name``.
+
+    Raises:
+        InputError: there is no such base; the message lists those there are.
+    """
+    if name not in BASES:
+        raise InputError(f"base {name!r} is unknown: expected one of {', '.join(sorted(BASES))}")
+    return BASES[name]
+
+
+def build_base(name: str, num_classes: int, config: Mapping[str, Any] | None = None) -> nn.Module:
+    """A base with random weights.
+
+    Args:
+        name: a key of ``BASES``.
+        num_classes: classes of the logits, 2 to 255.
+        config: what ``crispseg fit`` stored beside the weights; only "small" has settings of its own.
+
+    Raises:
+        InputError: unknown name, or a number of classes outside 2..255.
+        CheckpointError: ``config`` belongs to another base, to other classes, or cannot be read.
+    """
+    base_info(name)
+    if not 2 <= num_classes <= 255:
+        raise InputError(f"{num_classes} classes: expected 2 to 255")
+    if config is not None and (config.get("architecture"), config.get("num_classes")) != (name, num_classes):
+        raise CheckpointError(
+            f"checkpoint: expected base {name!r} with {num_classes} classes, found {config.get('architecture')!r} "
+            f"with {config.get('num_classes')!r}; choose the base and the classes it was trained with"
+        )
+    if name == "small":
+        from crispseg.models.bases import small
+
+        if config is None:
+            return small.SmallNet(num_classes)
+        try:
+            return small.from_config(dict(config))
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError, MemoryError) as error:
+            raise CheckpointError(f"checkpoint config of base 'small' cannot be used: {error!r}") from error
+    from crispseg.models.bases.sfnet import SFNetLite
+
+    return SFNetLite(num_classes, depth=18)

@@ -21,9 +21,6 @@ from crispseg.models.bases.blocks import (
     spatial,
 )
 
-# Weights in official files that no logit depends on: training heads, and a lateral that is built but never called.
-DROPPABLE_LITE = ("head.dsn.*", "head.fpn_in.2.*", "aux_layer.*")
-
 
 class GatedDualFlow(nn.Module):
     """Aligns a coarse map to a fine one: a flow for each of the two, and a gate that mixes them."""
@@ -72,8 +69,6 @@ class SFNetLite(nn.Module):
         num_classes: classes of the logits.
         depth: of the ResNet; the paper's is 18.
     """
-
-    droppable = DROPPABLE_LITE
 
     def __init__(self, num_classes: int, depth: int = 18) -> None:
         super().__init__()
