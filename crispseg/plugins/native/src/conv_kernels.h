@@ -1,0 +1,35 @@
+// What the convolution's driver (conv.cpp) and its kernels (conv.isa.cpp) share. Plain data only.
+#ifndef CRISPSEG_CONV_KERNELS_H
+#define CRISPSEG_CONV_KERNELS_H
+#include <stdint.h>
+
+#include "crispseg.h"
+#include "isa.h"
+
+namespace crispseg {
+
+constexpr int kMaxTile = 16;  // rows of a register tile, at most
+constexpr int kMaxTaps = 32;  // one bit per tap in a tile's mask
+
+// A block of output rows, cut into tiles of `mr` rows. Rows of the last tile past the end have out = -1.
+struct ConvBlock {
+  const cs_conv *conv;
+  int64_t tiles;
+  const float *const *rows;  // [tiles][K][mr]: input row of every tap; missing = the zero row
+  const uint32_t *taps;      // [tiles]: taps that at least one row of the tile has
+  const int32_t *out;        // [tiles][mr]: output row
+  int panel0, panel1;        // panels of output columns to compute
+  float *acc;                // [panel1 - panel0][tiles][mr][panel width], 64-byte aligned; unused when one chunk does
+};
+
+struct ConvKernels {
+  int mr;         // rows of a tile
+  int width;      // columns of a panel; the last panel is narrower: a multiple of `lanes`
+  int lanes;
+  int max_steps;  // multiplications per output between two visits of an output tile
+  void (*block)(const ConvBlock &block);
+};
+CS_DECLARE_TABLE(ConvKernels, conv_kernels)
+
+}  // namespace crispseg
+#endif
