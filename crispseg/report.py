@@ -40,7 +40,8 @@ DEFINITIONS = {
     "density": "active pixels (found uncertain and classified again) / all pixels, mean over the frames, percent",
     "throughput_fps": "measured frames / sum of their total times",
     "peak_memory_mib": "largest resident set of the process up to the end of the measurement, MiB",
-    "coefficient_of_variation": "standard deviation / mean of the total times, percent",
+    "coefficient_of_variation": "standard deviation / mean of the total times, each divided by the median of its own "
+                                "frame, percent",
     "speedup": "median time of the same base dense at full resolution (baseline) / median time of the pipeline; "
                "low and high are the 10th and 90th percentile of the ratio over neighbouring pairs of runs (ABAB)",
     "baseline": "the same base network run densely at full resolution, without a refiner",

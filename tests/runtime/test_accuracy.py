@@ -79,9 +79,9 @@ def test_hand_computed_boundary():
     label[5:15, 5:15] = 1
     edge = boundary(label, 2)
     assert edge[5:15, 5:15].sum() == 100 - 36  # the 10x10 square loses a ring of 2
-    assert edge[label == 0].sum() == 300 - 60  # the ring with border on one side and square on the other, 3 px off both
+    assert edge[label == 0].sum() == 300 - 60  # the ring that is 3 px off border and square
     shifted = np.roll(label, 1, axis=1)
-    # Both squares cover rows 5..14, columns 6..14: 90 px. In one of the two interiors: rows 7..12, columns 7..13: 42 px.
+    # Both squares cover rows 5..14, columns 6..14: 90 px. Inside one of them: rows 7..12, columns 7..13: 42 px.
     both, either = 90 - 42, 64 + 64 - (90 - 42)
     tally = tally_of([(shifted, label)], ratio=2 / np.hypot(20, 20))
     assert tally.result(NAMES)["boundary_per_class"]["b"] == 100 * both / either

@@ -1,0 +1,255 @@
+"""Latency of a pipeline: per-stage percentiles, density, throughput, memory; beside it the dense full-size base.
+
+Method: frames are decoded or rendered before anything is timed. After a warm-up by time, frames are run one after
+the other with nothing overlapped until both the wanted seconds and the wanted number of runs are reached. With the
+baseline, pipeline and baseline take turns frame by frame (A B A B), so that a change of clock or load meets both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import numpy as np
+
+from crispseg.environment import environment, peak_memory_mib, usable_cpus
+from crispseg.errors import BundleError, InputError
+from crispseg.report import new_report, summarise
+
+UNSTABLE_PERCENT = 10.0
+MOST_FRAMES = 8
+
+
+@dataclass
+class Runs:
+    """What one pipeline did: a list per stage (ms), and the frame that each run used."""
+
+    stages: Dict[str, List[float]] = field(default_factory=dict)
+    frames: List[int] = field(default_factory=list)
+    densities: List[float] = field(default_factory=list)
+    counts: List[int] = field(default_factory=list)
+    overflowed: int = 0
+    seconds: float = 0.0
+
+    def add(self, pipeline: Any, frame: np.ndarray, index: int) -> None:
+        """Runs the pipeline once on frame number ``index`` and keeps its times."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        result = pipeline.run(frame, want=("labels",))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self.seconds += wall
+        times = {name: ms for name, ms in result.times.items() if name not in ("total", "cpu")}
+        for stage, ms in {**times, "total": 1000 * wall, "cpu": 1000 * cpu}.items():
+            self.stages.setdefault(stage, []).append(ms)
+        self.frames.append(index)
+        self.densities.append(100 * float(result.density))
+        self.counts.append(int(result.count))
+        self.overflowed += int(result.found > result.count)
+
+    def summary(self) -> dict:
+        """Percentiles of every stage; "total" and "cpu" last."""
+        last = ("total", "cpu")
+        names = [name for name in self.stages if name not in last] + [name for name in last if name in self.stages]
+        return {name: summarise(self.stages[name]) for name in names}
+
+    def variation(self) -> float:
+        """Standard deviation / mean of the total times, percent, each divided by the median of its own frame."""
+        totals, frames = np.array(self.stages["total"]), np.array(self.frames)
+        for index in np.unique(frames):
+            totals[frames == index] /= np.median(totals[frames == index])
+        return float(100 * totals.std() / totals.mean())
+
+
+def measure(
+    bundle: Any,
+    *,
+    input: Optional[object] = None,
+    baseline: bool = False,
+    backend: str = "native",
+    provider: str = "CPUExecutionProvider",
+    threads: int = 0,
+    seconds: float = 3.0,
+    warmup: float = 1.0,
+    min_runs: int = 10,
+    frames: int = MOST_FRAMES,
+    seed: int = 0,
+    progress: Optional[Callable[[float, float], None]] = None,
+) -> dict:
+    """Measures a bundle's pipeline on this machine.
+
+    Args:
+        bundle: a Bundle or the path of one.
+        input: image, folder, glob or video to take frames from; None renders street scenes of the bundle's size.
+        baseline: run ``baseline.onnx`` (the same base dense at full resolution) in turns and report the speed-up.
+        backend: "native" or "onnxruntime", for the refiner.
+        provider: ONNX Runtime provider of the base and the baseline.
+        threads: 0 = all usable CPUs.
+        seconds: measured time, s, for each of the two.
+        warmup: warm-up time, s; at least two runs.
+        min_runs: least number of measured runs.
+        frames: most frames to keep in memory; they are used in turns.
+        seed: seed of the rendered scenes.
+        progress: called with (seconds done, seconds in all), both estimates.
+
+    Returns:
+        A report of kind "latency". Times in ms, memory in MiB, density in percent.
+
+    Raises:
+        InputError: an option is out of range, or the input holds no frame.
+        BundleError: the bundle cannot be used or has no baseline.
+    """
+    from crispseg.bundle import bundle_hash, load_bundle
+    from crispseg.runtime.pipeline import open_pipeline
+
+    for name, value, least in (("seconds", seconds, 0), ("warmup", warmup, 0), ("min-runs", min_runs, 1),
+                               ("frames", frames, 1), ("threads", threads, 0)):
+        if not value >= least:  # also refuses NaN
+            raise InputError(f"--{name} {value}: expected at least {least}")
+    bundle = bundle if hasattr(bundle, "classes") else load_bundle(bundle)
+    if baseline and bundle.baseline is None:
+        raise BundleError(f"{bundle.path}: expected a baseline.onnx for --baseline, found none; "
+                          "export the bundle again with --baseline")
+    images, decode = load_frames(input, bundle.height, bundle.width, frames, seed)
+    facts = environment(threads, backend=backend, provider=provider)  # before the load that is measured
+    _reset_peak_memory()
+    total_seconds = (warmup + seconds) * (2 if baseline else 1)
+    started = time.perf_counter()
+
+    def tick() -> None:
+        if progress:
+            progress(min(time.perf_counter() - started, total_seconds), total_seconds)
+
+    with contextlib.ExitStack() as stack:
+        opened = time.perf_counter()
+        pipeline = open_pipeline(bundle, backend=backend, provider=provider, threads=threads)
+        stack.callback(_close, pipeline)
+        opened = time.perf_counter() - opened
+        first, warm_runs = _warm_up(pipeline, images, warmup, tick)
+        peak = peak_memory_mib()  # before a baseline is loaded beside it
+        candidates = [(pipeline, Runs())]
+        if baseline:
+            other = open_pipeline(bundle, backend=backend, provider=provider, threads=threads, network="baseline")
+            stack.callback(_close, other)
+            _warm_up(other, images, warmup, tick)
+            candidates.append((other, Runs()))
+        turn = 0
+        while turn < max(min_runs, 2) or any(runs.seconds < seconds for _, runs in candidates):
+            for candidate, runs in candidates:
+                runs.add(candidate, images[turn % len(images)], turn % len(images))
+            turn += 1
+            tick()
+        if not baseline:
+            peak = peak_memory_mib()
+        load_after = environment()["load_average"]
+    runs = candidates[0][1]
+    stages = runs.summary()
+    if decode:
+        stages = {"decode": summarise(decode), **stages}
+    report: dict = {
+        "bundle": {"name": bundle.name, "path": str(bundle.path), "hash": bundle_hash(bundle),
+                   "size": f"{bundle.height}x{bundle.width}"},
+        "input": {"source": str(input) if input is not None else f"rendered street scenes, seed {seed}",
+                  "frames": len(images), "size": f"{images[0].shape[0]}x{images[0].shape[1]}"},
+        "runs": turn,
+        "stages": stages,
+        "throughput_fps": round(turn / runs.seconds, 3),
+        "density": round(float(np.mean(runs.densities)), 4),
+        "density_range": [round(min(runs.densities), 4), round(max(runs.densities), 4)],
+        "count": int(round(float(np.mean(runs.counts)))),
+        "overflow_frames": runs.overflowed,
+        "peak_memory_mib": peak,
+        "coefficient_of_variation": round(runs.variation(), 2),
+        "warmup": {"seconds": warmup, "runs": warm_runs, "open_ms": round(1000 * opened, 2),
+                   "first_run_ms": round(first, 2)},
+    }
+    if baseline:
+        report["baseline_stages"] = candidates[1][1].summary()
+        report["speedup"] = speedup(candidates[1][1].stages["total"], runs.stages["total"])
+    report["environment"] = {**facts, "load_average_after": load_after}
+    report["warnings"] = _warnings(bundle, runs, facts, threads)
+    return new_report("latency", **report)
+
+
+def speedup(baseline_ms: List[float], pipeline_ms: List[float]) -> dict:
+    """Ratio of the medians, and the 10th and 90th percentile of the ratios of neighbouring runs."""
+    pairs = np.asarray(baseline_ms) / np.asarray(pipeline_ms)
+    low, high = np.percentile(pairs, (10, 90))
+    ratio = np.median(baseline_ms) / np.median(pipeline_ms)
+    return {"ratio": round(float(ratio), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+
+
+def load_frames(source: Optional[object], height: int, width: int, count: int, seed: int = 0) -> tuple:
+    """Up to ``count`` frames uint8 [H,W,3] of one size, and the time each took to decode (ms; empty if rendered).
+
+    Raises:
+        InputError: the source cannot be read or holds no frame.
+    """
+    if source is None:
+        from crispseg.scenes import render
+
+        # Frames far apart in the drive, so that they differ.
+        return [render(seed, 25 * index, height, width)[0] for index in range(count)], []
+    from crispseg.runtime.frames import open_source
+
+    images: List[np.ndarray] = []
+    times: List[float] = []
+    opened = open_source(str(source))
+    try:
+        iterator = iter(opened)
+        while len(images) < count:
+            start = time.perf_counter()
+            frame = next(iterator, None)
+            if frame is None:
+                break
+            times.append(1000 * (time.perf_counter() - start))
+            images.append(np.ascontiguousarray(getattr(frame, "image", frame)))
+    finally:
+        _close(opened)
+    if not images:
+        raise InputError(f"{source}: expected at least one frame, found none")
+    return images, times
+
+
+def _warm_up(pipeline: Any, images: List[np.ndarray], seconds: float, tick: Callable[[], None]) -> tuple:
+    """Runs every frame at least once (buffers reach their final size) and for the given time: (first ms, runs)."""
+    runs, first, start = 0, 0.0, time.perf_counter()
+    while runs < max(2, len(images)) or time.perf_counter() - start < seconds:
+        pipeline.run(images[runs % len(images)], want=("labels",))
+        runs += 1
+        first = first or 1000 * (time.perf_counter() - start)
+        tick()
+    return first, runs
+
+
+def _warnings(bundle: Any, runs: Runs, facts: dict, threads: int) -> List[str]:
+    texts = []
+    for net in ("base", "refiner"):
+        if getattr(getattr(bundle, net), "random_weights", False):
+            texts.append(f"the {net} has random weights: times are real, density and labels are not")
+    variation = runs.variation()
+    if variation > UNSTABLE_PERCENT:
+        texts.append(f"total times vary by {variation:.0f} % (standard deviation / mean, same frame): close "
+                     "other programs, fix the CPU clock (cpupower frequency-set -g performance) or measure longer")
+    load, cpus = facts.get("load_average"), usable_cpus()
+    if load is not None and load > 0.5 * cpus:
+        texts.append(f"load average {load:.1f} on {cpus} usable CPUs at the start: other programs were running")
+    if threads > cpus:
+        texts.append(f"{threads} threads on {cpus} usable CPUs: they take turns; use --threads {cpus}")
+    if runs.overflowed:
+        texts.append(f"{runs.overflowed} of {len(runs.frames)} runs had more uncertain pixels than the capacity; only "
+                     "the most uncertain were refined")
+    return texts
+
+
+def _reset_peak_memory() -> None:
+    """Starts the kernel's high-water mark anew, so that rendering the input does not count; where it can be done."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _close(thing: Any) -> None:
+    close = getattr(thing, "close", None)
+    if close:
+        close()

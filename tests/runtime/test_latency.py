@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import sys
+import time
+import types
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from crispseg.errors import BundleError, InputError
+from crispseg.report import to_json
+from crispseg.runtime.latency import Runs, measure, speedup
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Pipelines that sleep: 1 ms for the bundle's, 3 ms for its baseline; every call is logged."""
+    log = []
+    net = SimpleNamespace(random_weights=False)
+    nets = {"base": net, "refiner": net, "baseline": net}
+    bundle = SimpleNamespace(name="fake", path="x", classes=(), height=32, width=48, **nets)
+
+    def open_pipeline(bundle, *, backend, provider, threads, refine=True, network="base"):
+        def run(frame, want):
+            log.append((network, int(frame[0, 0, 0])))
+            time.sleep(0.003 if network == "baseline" else 0.001)
+            times = {"base": 0.7, "refine:conv": 0.3, "total": 99.0}
+            return SimpleNamespace(times=times, density=0.1, count=5, found=6)
+
+        return SimpleNamespace(run=run, close=lambda: log.append((network, "closed")))
+
+    def render(seed, index, height, width):
+        return np.full((height, width, 3), index, np.uint8), np.zeros((height, width), np.uint8)
+
+    for name, members in (("crispseg.bundle", {"bundle_hash": lambda _: "0", "load_bundle": lambda _: bundle}),
+                          ("crispseg.runtime.pipeline", {"open_pipeline": open_pipeline}),
+                          ("crispseg.scenes", {"render": render})):
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    return bundle, log
+
+
+def test_report(fake):
+    _, log = fake
+    report = measure("x", seconds=0.02, warmup=0.0, min_runs=6, frames=3)
+    assert list(report["stages"]) == ["base", "refine:conv", "total", "cpu"]
+    assert report["stages"]["base"]["p50"] == 0.7
+    assert 1 <= report["stages"]["total"]["p50"] < 90  # measured here, not the pipeline's own word
+    assert report["runs"] >= 6
+    assert report["throughput_fps"] < 1000
+    assert (report["density"], report["count"], report["overflow_frames"]) == (10, 5, report["runs"])
+    assert report["peak_memory_mib"] > 1
+    assert report["environment"]["cpus_usable"] >= 1
+    assert {"p50", "density", "conv", "total", "throughput_fps"} <= set(report["definitions"])
+    assert any("capacity" in text for text in report["warnings"])
+    assert log[-1] == ("base", "closed")
+    assert {frame for _, frame in log[:3]} == {0, 25, 50}
+    json.loads(to_json(report))
+
+
+def test_baseline_takes_turns(fake):
+    _, log = fake
+    report = measure("x", seconds=0.0, warmup=0.0, min_runs=4, frames=2, baseline=True)
+    measured = log[4:-2]  # after two warm-up runs of each
+    assert measured == [("base", 0), ("baseline", 0), ("base", 25), ("baseline", 25)] * 2
+    assert 1.5 < report["speedup"]["ratio"] < 4
+    assert report["speedup"]["low"] <= report["speedup"]["ratio"] * 1.5
+    assert report["baseline_stages"]["total"]["p50"] > report["stages"]["total"]["p50"]
+
+
+def test_speedup_numbers():
+    result = speedup([30.0, 30.0, 60.0], [10.0, 20.0, 20.0])
+    assert result["ratio"] == 1.5
+    assert 1.5 <= result["low"] <= result["high"] <= 3
+
+
+def test_variation_is_of_the_same_frame():
+    runs = Runs(stages={"total": [1.0, 10.0, 1.0, 10.0]}, frames=[0, 1, 0, 1])
+    assert runs.variation() == 0
+    runs = Runs(stages={"total": [1.0, 3.0]}, frames=[0, 0])
+    assert runs.variation() == pytest.approx(50)
+
+
+@pytest.mark.parametrize("options", [{"seconds": -1}, {"seconds": float("nan")}, {"min_runs": 0}, {"threads": -2}])
+def test_options_out_of_range(fake, options):
+    with pytest.raises(InputError, match="expected at least"):
+        measure("x", **options)
+
+
+def test_without_baseline_says_so(fake):
+    fake[0].baseline = None
+    with pytest.raises(BundleError, match=r"baseline\.onnx"):
+        measure("x", baseline=True)
+
+
+def test_random_weights_are_said(fake):
+    fake[0].base.random_weights = True
+    report = measure("x", seconds=0, warmup=0, min_runs=1, frames=1)
+    assert any("random weights" in text for text in report["warnings"])
