@@ -64,6 +64,28 @@ def load_checkpoint(path: str | Path, allow_numpy_scalar: bool = True) -> dict[s
         CheckpointError: the file is missing, truncated, holds other objects, or holds no weights.
     """
     path = Path(path)
+    return _weights_of(path, _read(path, allow_numpy_scalar))
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """The plain ``config`` that ``crispseg fit`` stores beside the weights; empty when the file has none.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or its config is not a dict of numbers, texts and lists.
+    """
+    loaded = _read(Path(path), True)
+    config = loaded.get("config", {}) if isinstance(loaded, Mapping) else {}
+    plain = (str, int, float, bool, type(None))
+    if not isinstance(config, dict) or not all(
+        isinstance(key, str) and all(isinstance(v, plain) for v in (value if isinstance(value, list) else [value]))
+        for key, value in config.items()
+    ):
+        raise CheckpointError(f"{path}: expected a config of numbers, texts and lists, found something else")
+    return config
+
+
+def _read(path: Path, allow_numpy_scalar: bool) -> Any:
+    """What the file holds, by the safe unpickler."""
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a checkpoint file, found nothing there; check the path")
     if path.stat().st_size == 0:
@@ -85,7 +107,7 @@ def load_checkpoint(path: str | Path, allow_numpy_scalar: bool = True) -> dict[s
         raise CheckpointError(
             f"{path}: expected a PyTorch checkpoint, found a truncated or foreign file ({detail}); download it again"
         ) from error
-    return _weights_of(path, loaded)
+    return loaded
 
 
 def _weights_of(path: Path, loaded: Any) -> dict[str, Tensor]:

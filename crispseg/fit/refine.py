@@ -1,0 +1,142 @@
+"""``crispseg fit refiner``: a SparseRefine U-Net on a frozen base."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crispseg.errors import CheckpointError, InputError
+from crispseg.fit.data import IGNORE, Pair, batches, class_weights, normalise
+from crispseg.fit.loop import Report, train
+from crispseg.fit.options import FitOptions
+from crispseg.fit.train import MEAN, STD, confusion, finish, load_data, miou, prepare, quiet, shrink, upsample
+from crispseg.models.bases import small
+from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict
+from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
+from crispseg.sparse.select import entropy
+
+
+def load_base(options: FitOptions) -> small.SmallNet:
+    """The frozen base of ``options.base``: a checkpoint that ``fit_base`` wrote.
+
+    Raises:
+        InputError: no base named. CheckpointError: not such a checkpoint, or of other classes.
+    """
+    if options.base is None:
+        raise InputError("fit refiner: expected a base checkpoint, found none; give --base, made by crispseg fit base")
+    config = load_config(options.base)
+    if config.get("architecture") != "small" or config.get("num_classes") != options.num_classes:
+        raise CheckpointError(
+            f"{options.base}: expected a base of architecture 'small' with {options.num_classes} classes, found "
+            f"{config.get('architecture')!r} with {config.get('num_classes')}"
+        )
+    module = small.from_config(config)
+    load_strict(module, load_checkpoint(options.base), source=str(options.base))
+    return module.eval().requires_grad_(False).to(options.device)
+
+
+class FrozenBase:
+    """Low-resolution logits of a batch of full-resolution frames, as the pipeline makes them."""
+
+    def __init__(self, module: nn.Module, options: FitOptions) -> None:
+        self.module = module
+        self.scale = options.scale
+        self.device = options.device
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """uint8 [B, H, W, 3] -> float32 [B, C, h, w]."""
+        size = tuple(max(1, round(side * self.scale)) for side in images.shape[1:3])
+        low = np.stack([shrink(image, (size[0], size[1])) for image in images])
+        x = normalise(low, MEAN, STD, self.device)
+        return self.module.forward_logits(x).contiguous()  # type: ignore[operator]
+
+
+def find_threshold(base: FrozenBase, pairs: list[Pair], density: float) -> float:
+    """Entropy (nats) above which ``density`` of the pixels of at most 64 of the frames lie."""
+    chosen = pairs[:: max(1, len(pairs) // 64)]
+    values = []
+    for image, _ in chosen:
+        full = upsample(base(image[None]), image.shape[:2])
+        values.append(entropy(full, 1).flatten()[::7])
+    return round(float(torch.quantile(torch.cat(values)[: 1 << 24], 1 - density)), 4)
+
+
+def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
+    """Trains a refiner; cross-entropy on the ensembled and on the refiner's own logits (SparseRefine, section 4).
+
+    Returns:
+        The record of ``train`` with ``threshold`` and the base's own score added; ``out/best.pt`` holds config and
+        averaged weights.
+
+    Raises:
+        InputError, CheckpointError: data, base, device or output cannot be used.
+    """
+    prepare(options)
+    base = FrozenBase(load_base(options), options)
+    groups, validation = load_data(options)
+    threshold = options.threshold
+    if threshold is None:
+        threshold = find_threshold(base, groups[0][1], options.density)
+    config = SparseRefineConfig(
+        num_classes=options.num_classes,
+        planes=options.planes,
+        repeats=options.repeats,
+        features=options.features,
+        channel_order="rgb",
+        threshold=threshold,
+        ensembler=options.ensembler,
+        extent=options.extent,
+        upsample="bilinear",
+    )
+    module, twin = (SparseRefiner(config).to(options.device) for _ in range(2))
+    weights = class_weights(groups[0][1], options.num_classes, options.class_balance).to(options.device)
+
+    def loss(batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        images, labels = batch
+        refined = module.refine(torch.from_numpy(images).to(options.device), base(images))
+        b, y, x = refined.coords.unbind(1)
+        target = torch.from_numpy(labels).to(options.device)[b, y, x].long()
+        if not bool((target != IGNORE).any()):
+            return (refined.ye.sum() + refined.yo.sum()) * 0
+        both = (F.cross_entropy(rows, target, weights, ignore_index=IGNORE) for rows in (refined.ye, refined.yo))
+        return sum(both, torch.zeros((), device=options.device))
+
+    @torch.no_grad()
+    def validate(net: nn.Module) -> dict:
+        size = (options.num_classes, options.num_classes)
+        coarse, fine = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
+        active = 0.0
+        for image, label in validation:
+            logits = base(image[None])
+            refined = net.refine(torch.from_numpy(image)[None].to(options.device), logits)  # type: ignore[operator]
+            truth = torch.from_numpy(label)
+            labels = upsample(logits, label.shape)[0].argmax(0).cpu()
+            coarse += confusion(labels, truth, options.num_classes)
+            labels[refined.mask[0].cpu()] = refined.ye.argmax(1).cpu()
+            fine += confusion(labels, truth, options.num_classes)
+            active += float(refined.mask.float().mean()) / len(validation)
+        scores = {"miou": miou(fine), "miou_base": miou(coarse), "density": 100 * active}
+        return {key: round(value, 2) for key, value in scores.items()}
+
+    size = (options.height, options.width)
+    record = train(
+        module,
+        loss,
+        lambda start: batches(groups, options, size, start),
+        validate if validation else None,
+        options,
+        {"architecture": "sparserefine", **plain(config)},
+        report,
+        twin,
+    )
+    return finish({**record, "threshold": threshold}, options)
+
+
+def plain(config: SparseRefineConfig) -> dict:
+    """The config as plain JSON types."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
