@@ -1,0 +1,110 @@
+"""From the supersampled drawing to a photograph and its labels: texture, light, lens, sensor, JPEG."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from crispseg.scenes import texture
+from crispseg.scenes.camera import View
+from crispseg.scenes.canvas import IGNORE, PAVEMENT, ROAD, SKY, SUPER, TREE
+from crispseg.scenes.world import Street, between
+
+# An even split of a pixel goes to the thinner thing, and to "undecided" before anything.
+_RANK = np.zeros(256, np.uint8)
+_RANK[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 255]] = (0, 1, 8, 2, 3, 4, 9, 7, 5, 11, 10, 12)
+_CLASS = np.zeros(256, np.uint8)
+_CLASS[_RANK[[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 255]]] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 255)
+
+
+def reduce_labels(labels: np.ndarray) -> np.ndarray:
+    """Majority of each 2x2 block: [2H,2W] uint8 to [H,W] uint8. Four different ids in a block give 255."""
+    rank = _RANK[labels]
+    a, b, c, d = rank[0::2, 0::2], rank[0::2, 1::2], rank[1::2, 0::2], rank[1::2, 1::2]
+    # Sorted, the block is w <= x <= y <= z; two or more alike are neighbours then.
+    lo1, hi1, lo2, hi2 = np.minimum(a, b), np.maximum(a, b), np.minimum(c, d), np.maximum(c, d)
+    w, z = np.minimum(lo1, lo2), np.maximum(hi1, hi2)
+    m1, m2 = np.maximum(lo1, lo2), np.minimum(hi1, hi2)
+    x, y = np.minimum(m1, m2), np.maximum(m1, m2)
+    out = np.full_like(w, 12)
+    np.copyto(out, x, where=w == x)
+    np.copyto(out, y, where=(y == z))
+    np.copyto(out, x, where=x == y)
+    return _CLASS[out]
+
+
+def photograph(image: Image.Image, labels: np.ndarray, view: View, st: Street, t: float) -> np.ndarray:
+    """The finished picture [H,W,3] uint8 from the supersampled drawing; ``labels`` [H,W] are the reduced ones."""
+    small = image.reduce(SUPER)
+    r = random.Random(st.seed * 271 + 9)
+    softness = between(r, 0.0, 0.75) * small.height / 480.0
+    pixels = np.asarray(small, np.float32)
+    height, width = labels.shape
+    pixels *= _texture(labels, view, st)[..., None]
+    glow = between(r, 0.0, 0.16)
+    pixels = _tone(pixels, labels, st, glow)
+    frame = int(round(t * 1000)) & 0xFFFF
+    pixels += _sensor(height, width, between(r, 0.8, 5.0), st.seed * 17 + frame)
+    out = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    if softness > 0.15:
+        out = out.filter(ImageFilter.GaussianBlur(softness))
+    quality = int(between(r, 60, 97))
+    if quality < 93:
+        store = io.BytesIO()
+        out.save(store, "JPEG", quality=quality)
+        out = Image.open(store)
+    return np.array(out.convert("RGB"))
+
+
+def _texture(labels: np.ndarray, view: View, st: Street) -> np.ndarray:
+    """Brightness factors [H,W]: grain fixed to the ground on road, pavement and grass, mild grain elsewhere."""
+    height, width = labels.shape
+    out = np.ones((height, width), np.float32)
+    top = int(min(height, max(0, view.cy / SUPER + 2)))
+    grain = texture.noise(5, 6, 0.9)
+    soft = texture.noise(2, 4, 0.6)
+    if top < height:
+        rows = (np.arange(top, height, dtype=np.float32) + 0.5) * SUPER
+        cols = (np.arange(width, dtype=np.float32) + 0.5) * SUPER
+        d, s, z = view.ground(rows, cols)
+        area = np.zeros(256, np.float32)
+        area[ROAD], area[PAVEMENT], area[TREE] = 0.11, 0.10, 0.13
+        depth = area[labels[top:]]
+        fade = np.clip(view.focal / 40.0 / z, 0.0, 1.0)
+        near = grain[(s * 36).astype(np.int32) & 255, (d * 36).astype(np.int32) & 255]
+        wide = soft[(s * 5).astype(np.int32) & 255, (d * 9).astype(np.int32) & 255]
+        out[top:] += depth * (0.75 * fade * near + 0.5 * wide)
+    drift = int(st.seed * 53) & 255
+    ys = (np.arange(height) * 300 // max(1, height)) & 255
+    xs = (np.arange(width) * 300 // max(1, height) + drift) & 255
+    mild = texture.noise(1, 5, 0.7)[ys[:, None], xs[None, :]]
+    out += np.where(labels == SKY, 0.0, 0.045).astype(np.float32) * mild
+    return out
+
+
+def _tone(pixels: np.ndarray, labels: np.ndarray, st: Street, glow: float) -> np.ndarray:
+    """Exposure, contrast, white balance, and the veil that a bright sky throws over its neighbours."""
+    height, width = labels.shape
+    if glow > 0.02:
+        bright = Image.fromarray((labels == SKY).astype(np.uint8) * 255).resize((48, 36), Image.BOX)
+        bright = bright.filter(ImageFilter.GaussianBlur(2.5)).resize((width, height), Image.BILINEAR)
+        veil = np.asarray(bright, np.float32) * glow
+        pixels = pixels + veil[..., None] * (1 - pixels / 255.0)
+    pixels = pixels * (1.0 / 255.0)
+    gain = st.gain * np.asarray(st.balance, np.float32) / 100.0
+    pixels = np.clip(pixels * gain, 0, 1.2)
+    if abs(st.contrast - 1) > 0.02:
+        pixels = np.power(pixels, np.float32(st.contrast))
+    pixels *= 255.0 * (1.0 + 0.12 * (st.contrast - 0.9))
+    return pixels
+
+
+def _sensor(height: int, width: int, sigma: float, seed: int) -> np.ndarray:
+    rng = np.random.RandomState(seed & 0x7FFFFFFF)
+    base = rng.standard_normal(65536).astype(np.float32) * np.float32(sigma)
+    start = rng.randint(0, 65536, size=height)
+    index = (start[:, None] + np.arange(width)[None, :]) & 65535
+    return base[index][..., None] * np.asarray((1.0, 0.9, 1.1), np.float32)
