@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import List, Optional, Sequence, Tuple
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from crispseg.scenes.camera import Point
+from crispseg.scenes.texture import Pyramid
 
 Color = Tuple[int, int, int]
 
@@ -38,11 +41,8 @@ class Canvas:
         self._ids = ImageDraw.Draw(self.labels)
 
     def _outside(self, points: Sequence[Point]) -> bool:
-        us = [p[0] for p in points]
-        if max(us) < 0 or min(us) > self.width:
-            return True
-        vs = [p[1] for p in points]
-        return max(vs) < 0 or min(vs) > self.height
+        us, vs = zip(*points)
+        return max(us) < 0 or min(us) > self.width or max(vs) < 0 or min(vs) > self.height
 
     def polygon(self, points: Sequence[Point], color: Color, label: Optional[int], alpha: int = 255) -> None:
         """Fill a polygon."""
@@ -128,31 +128,38 @@ class Canvas:
                 self.ellipse(u, v, width / 2, width / 2, color, label)
 
     def sprite(
-        self, mask: Image.Image, colors: Image.Image, box: Tuple[float, float, float, float], label: int, solid: int = 128
+        self, stamp: Tuple[Pyramid, Pyramid], color: Color, box: Tuple[float, float, float, float], label: int, solid: int = 128
     ) -> None:
-        """Paste ``colors`` through ``mask`` (L) stretched to box (u0, v0, u1, v1).
+        """Paste ``color`` times the stamp's light through its mask, stretched to box (u0, v0, u1, v1).
 
         The label is written where the stretched mask is at least ``solid``; where it is thinner, but more than a
-        quarter of that, the pixels are left undecided when the mask is a haze (``solid`` below 128).
+        third of that, the pixels are left undecided when the mask is a haze (``solid`` below 128).
         """
         u0, v0, u1, v1 = box
         left, top = max(0, int(math.floor(u0))), max(0, int(math.floor(v0)))
         right, bottom = min(self.width, int(math.ceil(u1))), min(self.height, int(math.ceil(v1)))
         if right - left < 1 or bottom - top < 1 or u1 - u0 < 1 or v1 - v0 < 1:
             return
+        level = 0
+        while level + 1 < len(stamp[0]) and stamp[0][level + 1].width >= u1 - u0 and stamp[0][level + 1].height >= v1 - v0:
+            level += 1
+        mask, light = stamp[0][level], stamp[1][level]
         ku, kv = mask.width / (u1 - u0), mask.height / (v1 - v0)
-        source = ((left - u0) * ku, (top - v0) * kv, (right - u0) * ku, (bottom - v0) * kv)
-        source = (
-            max(0.0, source[0]), max(0.0, source[1]), min(float(mask.width), source[2]), min(float(mask.height), source[3])
+        part = (
+            max(0.0, (left - u0) * ku),
+            max(0.0, (top - v0) * kv),
+            min(float(mask.width), (right - u0) * ku),
+            min(float(mask.height), (bottom - v0) * kv),
         )
         size = (right - left, bottom - top)
-        if source[2] - source[0] < 1e-3 or source[3] - source[1] < 1e-3:
+        if part[2] - part[0] < 1e-3 or part[3] - part[1] < 1e-3:
             return
-        cover = mask.resize(size, Image.BILINEAR, box=source)
-        paint = colors.resize(size, Image.BILINEAR, box=source)
+        cover = mask.resize(size, Image.BILINEAR, box=part)
+        grey = light.resize(size, Image.BILINEAR, box=part)
+        paint = Image.merge("RGB", [grey.point(_scaled(k)) for k in color])
         self.image.paste(paint, (left, top), cover)
         if solid < 128:
-            self.labels.paste(IGNORE, (left, top), cover.point(_above(solid // 4)))
+            self.labels.paste(IGNORE, (left, top), cover.point(_above(solid // 3)))
         self.labels.paste(label, (left, top), cover.point(_above(solid)))
 
     def warp(self, texture: Image.Image, quad: Sequence[Point], label: Optional[int]) -> None:
@@ -181,19 +188,18 @@ class Canvas:
             self._ids.polygon(list(quad), fill=label)
 
 
-_TABLES = {}
-
-
+@functools.lru_cache(maxsize=None)
 def _above(limit: int) -> List[int]:
-    if limit not in _TABLES:
-        _TABLES[limit] = [255 if i >= limit else 0 for i in range(256)]
-    return _TABLES[limit]
+    return [255 if i >= limit else 0 for i in range(256)]
+
+
+@functools.lru_cache(maxsize=256)
+def _scaled(value: int) -> List[int]:
+    return [min(255, i * value // 128) for i in range(256)]
 
 
 def _homography(source: Sequence[Point], target: Sequence[Point]) -> Optional[Tuple[float, ...]]:
     """Eight coefficients that take source pixels to target pixels, as Pillow's PERSPECTIVE wants them."""
-    import numpy as np
-
     a = np.zeros((8, 8))
     b = np.zeros(8)
     for i, ((x, y), (u, v)) in enumerate(zip(source, target)):

@@ -76,7 +76,7 @@ def _texture(labels: np.ndarray, view: View, st: Street) -> np.ndarray:
         fade = np.clip(view.focal / 40.0 / z, 0.0, 1.0)
         near = grain[(s * 36).astype(np.int32) & 255, (d * 36).astype(np.int32) & 255]
         wide = soft[(s * 5).astype(np.int32) & 255, (d * 9).astype(np.int32) & 255]
-        out[top:] += depth * (0.75 * fade * near + 0.5 * wide)
+        out[top:] += depth * (0.75 * fade * near + 0.25 * wide)
     drift = int(st.seed * 53) & 255
     ys = (np.arange(height) * 300 // max(1, height)) & 255
     xs = (np.arange(width) * 300 // max(1, height) + drift) & 255

@@ -59,7 +59,11 @@ def _face(
     if max(us) < 0 or min(us) > view.width or max(us) - min(us) < 0.5:
         return
     length = ((b[0] - a[0]) ** 2 + (b[1] - a[1]) ** 2) ** 0.5
-    scale = 10 if max(us) - min(us) < 60 else (18 if view.height < 1500 else 36)
+    across = max(us) - min(us)
+    if across < 5:
+        c.polygon(quad, shade(color, 0.75 * light), BUILDING)
+        return
+    scale = 5 if across < 24 else 10 if across < 90 else 18 if across < 700 else 36
     flat = _front(seed, max(10, int(length * 10)), max(10, int(h * 10)), scale, color, style, int(light * 100))
     if f0 > 0 or f1 < 1:
         x0, x1 = int(f0 * flat.width), max(int(f0 * flat.width) + 1, int(f1 * flat.width))
@@ -140,7 +144,7 @@ def woods(c: Canvas, view: View, st: Street, o: Thing) -> None:
         tall, wide = o.size * k * between(r, 0.7, 1.15), o.size * k * between(r, 0.4, 0.6)
         index = int(r.random() * 10)
         color = shade(st.leaf, between(r, 0.7, 1.05))
-        c.sprite(texture.crowns()[index][0], texture.crown_colors(index, color), (u - wide, v - tall, u + wide, v + 0.1 * tall), TREE)
+        c.sprite(texture.crowns()[index], color, (u - wide, v - tall, u + wide, v + 0.1 * tall), TREE)
 
 
 def wall(c: Canvas, view: View, st: Street, o: Thing) -> None:
@@ -160,7 +164,7 @@ def wall(c: Canvas, view: View, st: Street, o: Thing) -> None:
             if foot and foot[2] < 400:
                 index = (o.seed + i) % 4
                 u, v, k = foot
-                c.sprite(texture.crowns()[index][0], texture.crown_colors(index, color), (u - 0.7 * k, v - 0.28 * k, u + 0.7 * k, v + 0.7 * k), TREE)
+                c.sprite(texture.crowns()[index], color, (u - 0.7 * k, v - 0.28 * k, u + 0.7 * k, v + 0.7 * k), TREE)
 
 
 def fence(c: Canvas, view: View, st: Street, o: Thing) -> None:

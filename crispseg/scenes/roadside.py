@@ -5,15 +5,13 @@ from __future__ import annotations
 import random
 from typing import Optional
 
-from PIL import Image
-
 from crispseg.scenes import texture
 from crispseg.scenes.camera import View
 from crispseg.scenes.canvas import BUILDING, POLE, SIGN, TREE, Canvas, Color, shade
 from crispseg.scenes.world import Street, Thing, between, pick
 
 STEEL = ((96, 100, 102), (52, 54, 56), (40, 58, 48), (136, 138, 136), (70, 66, 62))
-HAZE_SOLID = 110
+HAZE_SOLID = 66
 
 
 def _post(c: Canvas, view: View, o: Thing, height: float, wide: float, top: float, color: Color) -> Optional[tuple]:
@@ -189,8 +187,7 @@ def bush(c: Canvas, view: View, st: Street, o: Thing) -> None:
     u, v, k = foot
     index = int(r.random() * 4)
     h = o.size * k
-    c.sprite(texture.crowns()[index][0], texture.crown_colors(index, shade(st.leaf, between(r, 0.7, 1.2))),
-             (u - 0.6 * h, v - h, u + 0.6 * h, v + 0.15 * h), TREE)
+    c.sprite(texture.crowns()[index], shade(st.leaf, between(r, 0.7, 1.2)), (u - 0.6 * h, v - h, u + 0.6 * h, v + 0.15 * h), TREE)
 
 
 def tree(c: Canvas, view: View, st: Street, o: Thing) -> None:
@@ -213,14 +210,10 @@ def tree(c: Canvas, view: View, st: Street, o: Thing) -> None:
         if not tall and h > 60:
             for side in (-1, 1):
                 c.taper((u, v - bottom * h), (u + side * wide * 0.45, v - (bottom + 0.25) * h), 0.025 * h, 0.01 * h, bark, TREE)
-        mask = texture.crowns()[index][0]
-        paint = texture.crown_colors(index, shade(st.leaf, between(r, 0.75, 1.15)))
-        c.sprite(mask, paint, (u - wide, v - h, u + wide, v - bottom * h), TREE)
+        c.sprite(texture.crowns()[index], shade(st.leaf, between(r, 0.75, 1.15)), (u - wide, v - h, u + wide, v - bottom * h), TREE)
         return
     index = int(r.random() * 8)
-    fine = texture.haze(index)
-    paint = Image.new("RGB", fine.size, shade([0.5 * b + 55 for b in bark], 1.0))
-    c.sprite(fine, paint, (u - 0.6 * h, v - 1.05 * h, u + 0.6 * h, v), TREE, HAZE_SOLID)
+    c.sprite(texture.haze(index), shade([0.5 * b + 55 for b in bark], 1.0), (u - 0.6 * h, v - 1.05 * h, u + 0.6 * h, v), TREE, HAZE_SOLID)
     for x0, y0, x1, y1, width in texture.bare_tree(index):
         w = width * h
         if w < 0.3:

@@ -39,9 +39,20 @@ def noise_patch(kind: int, width: int, height: int, r: random.Random, stretch: f
     return tile[y[:, None], x[None, :]]
 
 
+Pyramid = Tuple[Image.Image, ...]
+
+
+def pyramid(image: Image.Image) -> Pyramid:
+    """The image and its halvings, so that a small copy of it is cheap."""
+    out = [image]
+    while min(out[-1].size) > 12:
+        out.append(out[-1].reduce(2))
+    return tuple(out)
+
+
 @functools.lru_cache(maxsize=None)
-def crowns() -> Tuple[Tuple[Image.Image, np.ndarray], ...]:
-    """Leafy crowns: (mask L 256x256, light [256,256] float32 around 1)."""
+def crowns() -> Tuple[Tuple[Pyramid, Pyramid], ...]:
+    """Leafy crowns, each a mask (L, coverage) and a light (L, 128 means as bright as the leaf colour)."""
     out = []
     yy, xx = np.mgrid[0:TILE, 0:TILE].astype(np.float32) / (TILE - 1) * 2 - 1
     for i in range(10):
@@ -58,16 +69,9 @@ def crowns() -> Tuple[Tuple[Image.Image, np.ndarray], ...]:
         field -= 3.0 * np.maximum(0.0, np.maximum(np.abs(xx), np.abs(yy)) - 0.94)
         mask = np.clip(field * 12 + 0.5, 0, 1)
         light = 0.95 - 0.28 * yy - 0.14 * xx + 0.17 * fine + 0.1 * coarse
-        out.append((Image.fromarray((mask * 255).astype(np.uint8)), np.clip(light, 0.25, 1.8).astype(np.float32)))
+        out.append((pyramid(Image.fromarray((mask * 255).astype(np.uint8))),
+                    pyramid(Image.fromarray((np.clip(light, 0.25, 1.9) * 128).astype(np.uint8)))))
     return tuple(out)
-
-
-@functools.lru_cache(maxsize=64)
-def crown_colors(index: int, color: Tuple[int, int, int]) -> Image.Image:
-    """The leafy crown's colours."""
-    light = crowns()[index][1][..., None]
-    tint = np.asarray(color, np.float32) * light
-    return Image.fromarray(np.clip(tint, 0, 255).astype(np.uint8))
 
 
 Segment = Tuple[float, float, float, float, float]
@@ -96,15 +100,16 @@ def bare_tree(index: int) -> Tuple[Segment, ...]:
 
 
 @functools.lru_cache(maxsize=None)
-def haze(index: int) -> Image.Image:
-    """Coverage (L) of the finest twigs of a bare tree; the picture spans x -0.6..0.6, y 1.05..0 of the unit tree."""
+def haze(index: int) -> Tuple[Pyramid, Pyramid]:
+    """Coverage and light of the finest twigs of a bare tree; the picture spans x -0.6..0.6, y 1.05..0 of the unit tree."""
     image = Image.new("L", (240, 210))
     draw = ImageDraw.Draw(image)
     for x0, y0, x1, y1, width in bare_tree(index)[-200:]:
         for k in range(3):
             t = (k - 1) * 0.03
             draw.line(((x0 + 0.6) * 200, (1.05 - y0) * 200, (x1 + t + 0.6) * 200, (1.05 - y1 + abs(t)) * 200), fill=150)
-    return image.filter(ImageFilter.BoxBlur(2)).point([min(150, int(i * 1.25)) for i in range(256)])
+    soft = image.filter(ImageFilter.BoxBlur(4)).point([min(150, int(i * 1.5)) for i in range(256)])
+    return pyramid(soft), pyramid(Image.new("L", soft.size, 128))
 
 
 def facade(
@@ -115,7 +120,7 @@ def facade(
     w, h = max(8, int(width * scale)), max(8, int(height * scale))
     rough = noise_patch(seed % 4, w, h, r, 16.0 / scale)
     fine = noise_patch(4 + seed % 3, w, h, r, 64.0 / scale)
-    tone = 1.0 + 0.05 * rough + (0.07 if style != "plaster" else 0.03) * fine
+    tone = 1.0 + 0.03 * rough + (0.06 if style != "plaster" else 0.03) * fine
     if style == "brick":
         rows = (np.arange(h) * (1.0 / scale) / 0.15).astype(np.int64) % 2
         tone *= (0.97 + 0.06 * rows)[:, None]

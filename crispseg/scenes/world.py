@@ -109,7 +109,7 @@ def street(seed: int) -> Street:
         keep=keep,
         lane=keep * half * between(r, 0.3, 0.55) if r.random() < 0.85 else between(r, -0.6, 0.6) * half,
         focal=between(r, 1.0, 1.45),
-        horizon=between(r, 0.40, 0.55),
+        horizon=between(r, 0.44, 0.58),
         eye=between(r, 1.1, 1.7),
         bend=0.0 if r.random() < 0.4 else between(r, -0.006, 0.006),
         yaw=between(r, -0.06, 0.06) if r.random() < 0.75 else between(r, -0.42, 0.42),
