@@ -7,6 +7,7 @@ a random network and no error.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -82,6 +83,21 @@ def load_config(path: str | Path) -> dict[str, Any]:
     ):
         raise CheckpointError(f"{path}: expected a config of numbers, texts and lists, found something else")
     return config
+
+
+def load_training(path: str | Path) -> dict[str, Any]:
+    """The record of the run (``training``) that ``crispseg fit`` stores beside the weights; empty without one.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or the record cannot be written as JSON.
+    """
+    loaded = _read(Path(path), True)
+    record = loaded.get("training", {}) if isinstance(loaded, Mapping) else {}
+    try:
+        plain = json.loads(json.dumps(record, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected a training record of plain values, found {error}") from None
+    return plain if isinstance(plain, dict) else {}
 
 
 def _read(path: Path, allow_numpy_scalar: bool) -> Any:
