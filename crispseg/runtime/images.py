@@ -1,0 +1,80 @@
+"""Reading single pictures: any common file to uint8 [H, W, 3] RGB."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import List, Tuple, Union
+
+import numpy as np
+
+from crispseg.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+MAX_SIDE = 16384
+MAX_PIXELS = 1 << 27
+
+
+def is_image(path: Path) -> bool:
+    """True when the name ends like a picture's."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def natural_key(text: object) -> List[Tuple[int, int, str]]:
+    """Sort key that puts frame_2 before frame_10."""
+    parts = re.split(r"([0-9]+)", str(text))
+    return [(0, int(part), "") if i % 2 else (1, 0, part.lower()) for i, part in enumerate(parts)]
+
+
+def read_image(path: Union[str, Path]) -> np.ndarray:
+    """Read a picture as uint8 [H, W, 3] RGB, upright.
+
+    The EXIF orientation is applied, grey becomes three equal channels, palettes are resolved, transparency is dropped
+    (the colours stand as stored), 16-bit grey is scaled to 8 bits. Raises InputError for anything that is no picture,
+    is damaged, has floating-point pixels, or is larger than 16384 a side.
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(str(path))
+        with image:
+            width, height = image.size
+            if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
+                raise InputError(
+                    "image %s: expected at most %d pixels a side and %d in all, found %d x %d; shrink it"
+                    % (path, MAX_SIDE, MAX_PIXELS, width, height)
+                )
+            upright = ImageOps.exif_transpose(image)
+            array = _to_rgb(upright, path)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("image %s: expected a file, found none" % path) from None
+    except Exception as error:  # decoders raise many types on damaged files
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if "cannot identify image file" in reason:
+            reason = "not a picture"
+        raise InputError(
+            "image %s: expected a readable picture (%s), found: %s"
+            % (path, ", ".join(item[1:] for item in IMAGE_SUFFIXES), " ".join(reason.split())[:200])
+        ) from None
+    return array
+
+
+def _to_rgb(image, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]
+    if image.mode.startswith("I"):  # I;16, I;16B, or I as some decoders give for 16-bit grey
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError("image %s: expected 8 or 16 bits a channel, found 32; convert it to 8 bits" % path)
+        eight = ((grey * 255 + 32767) // 65535).astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(eight[:, :, None], eight.shape + (3,)))
+    if image.mode == "F":
+        raise InputError("image %s: expected 8 or 16 bits a channel, found floating point; convert it to 8 bits" % path)
+    array = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise InputError("image %s: cannot convert mode %s to RGB; convert it to 8-bit RGB" % (path, image.mode))
+    return array

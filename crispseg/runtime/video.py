@@ -1,0 +1,117 @@
+"""Reading video files and network streams with PyAV."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from typing import Any, Iterator, Optional, Tuple
+
+import numpy as np
+
+from crispseg.errors import EnvironmentMismatch, InputError
+
+_DEFAULT_FPS = Fraction(25)
+# (open, read) in seconds; a camera that stops sending must not hang the program.
+_STREAM_TIMEOUT = (15.0, 15.0)
+
+
+def import_av() -> Any:
+    """The PyAV module, or EnvironmentMismatch with the command that installs it."""
+    try:
+        import av
+        import av.error
+    except ImportError as error:
+        raise EnvironmentMismatch("video: expected the av package, found none (%s); pip install av" % error) from None
+    av.logging.set_level(av.logging.PANIC)
+    return av
+
+
+class VideoReader:
+    """The first video stream of a file or URL: iterate for (image uint8 [H,W,3] RGB, time in s), every frame once.
+
+    Rotation from the display matrix is applied. ``fps`` is exact (Fraction). ``count`` is what the container states, or
+    None. ``damaged`` counts packets that could not be decoded; playing goes on after them, as players do.
+
+    Raises InputError: no readable video, no frame.
+    """
+
+    def __init__(self, address: str, live: bool = False) -> None:
+        av = import_av()
+        self.address = address
+        self.damaged = 0
+        self._errors = (av.error.FFmpegError, OSError, ValueError)
+        options = {"rtsp_transport": "tcp", "fflags": "nobuffer", "flags": "low_delay"} if live else {}
+        try:
+            self._container = av.open(address, options=options, timeout=_STREAM_TIMEOUT if live else None)
+        except self._errors as error:
+            what = "stream" if live else "picture or video"
+            raise InputError("%s: expected a readable %s, found: %s" % (address, what, _reason(error))) from None
+        try:
+            if not self._container.streams.video:
+                raise InputError("video %s: expected a video stream, found none" % address)
+            self._stream = self._container.streams.video[0]
+            self._stream.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
+            rate = self._stream.average_rate or getattr(self._stream, "guessed_rate", None) or self._stream.base_rate
+            self.fps = Fraction(rate) if rate and 0 < rate <= 1000 else _DEFAULT_FPS
+            self.count: Optional[int] = self._stream.frames or None
+            self._first_time: Optional[float] = None
+            frames = self._decode()
+            first = next(frames, None)
+            if first is None:
+                raise InputError("video %s: expected at least one frame, found none (empty or damaged)" % address)
+        except BaseException:
+            self._container.close()
+            raise
+        self.height, self.width = first[0].shape[:2]
+        self._frames = itertools.chain([first], frames)
+
+    def _packets(self) -> Iterator[Any]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except self._errors:  # the file ends in the middle of a packet
+                self.damaged += 1
+                yield None
+                return
+            yield packet
+
+    def _decode(self) -> Iterator[Tuple[np.ndarray, float]]:
+        index = 0
+        for packet in self._packets():
+            try:
+                frames = self._stream.decode(packet)  # None drains the decoder
+            except EOFError:
+                return
+            except self._errors:
+                self.damaged += 1
+                continue
+            for frame in frames:
+                yield self._convert(frame, index)
+                index += 1
+
+    def _convert(self, frame: Any, index: int) -> Tuple[np.ndarray, float]:
+        image = frame.to_ndarray(format="rgb24")
+        turns = int(round(getattr(frame, "rotation", 0) / 90.0)) % 4
+        if turns:
+            image = np.ascontiguousarray(np.rot90(image, turns))  # both count counterclockwise
+        time_s = frame.time
+        if time_s is None:
+            time_s = index / float(self.fps) + (self._first_time or 0.0)
+        if self._first_time is None:
+            self._first_time = time_s
+        return image, time_s - self._first_time
+
+    def __iter__(self) -> Iterator[Tuple[np.ndarray, float]]:
+        return self._frames
+
+    def close(self) -> None:
+        """Free the decoder."""
+        self._container.close()
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:200]

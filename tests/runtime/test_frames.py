@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from crispseg.errors import EnvironmentMismatch, InputError
+
+Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("av")
+from crispseg.runtime import frames, live  # noqa: E402
+from crispseg.runtime.images import read_image  # noqa: E402
+from crispseg.runtime.sinks import VideoWriter  # noqa: E402
+
+
+def picture(height=20, width=30, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_video(path, count=7, fps=Fraction(30000, 1001), height=32, width=48):
+    writer = VideoWriter(path, fps)
+    for i in range(count):
+        writer.write(np.full((height, width, 3), (20 + 30 * i) % 250, np.uint8))
+    writer.close()
+    return path
+
+
+def test_one_picture(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with frames.open_source(tmp_path / "a.png") as source:
+        (frame,) = list(source)
+    assert source.kind == "images"
+    assert source.count == 1
+    assert (frame.index, frame.name) == (0, "a")
+    np.testing.assert_array_equal(frame.image, picture())
+
+
+def test_folder_in_natural_order(tmp_path):
+    for i in (1, 2, 10, 11, 100):
+        Image.fromarray(picture(seed=i)).save(tmp_path / ("f%d.png" % i))
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / ".hidden.png").write_text("x")
+    (tmp_path / "sub").mkdir()
+    got = list(frames.open_source(str(tmp_path)))
+    assert [f.name for f in got] == ["f1", "f2", "f10", "f11", "f100"]
+    np.testing.assert_array_equal(got[2].image, picture(seed=10))
+    assert [f.name for f in frames.open_source(tmp_path, limit=2)] == ["f1", "f2"]
+    assert [f.name for f in frames.open_source(str(tmp_path / "f1*.png"))] == ["f1", "f10", "f11", "f100"]
+    assert frames.open_source(str(tmp_path / "f1*.png")).count == 4
+
+
+def test_names_stay_distinct(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture()).save(tmp_path / folder / "a.png")
+    got = [f.name for f in frames.open_source(str(tmp_path / "*" / "a.png"))]
+    assert got == ["x_a.png", "y_a.png"]
+    Image.fromarray(picture()).save(tmp_path / "x" / "a.bmp")
+    assert [f.name for f in frames.open_source(tmp_path / "x")] == ["a.bmp", "a.png"]
+
+
+def test_exif_orientation(tmp_path):
+    image = Image.fromarray(np.repeat(np.repeat(picture(2, 3), 16, 0), 16, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it turned clockwise by 90 degrees
+    image.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(np.asarray(image), -1))
+
+
+def test_other_formats(tmp_path):
+    rgb = picture()
+    grey = rgb[:, :, 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    got = read_image(tmp_path / "grey.png")
+    np.testing.assert_array_equal(got, np.dstack([grey] * 3))
+    alpha = np.dstack([rgb, np.full(grey.shape, 7, np.uint8)])
+    Image.fromarray(alpha).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), rgb)
+    Image.fromarray(rgb).quantize(16).save(tmp_path / "palette.png")
+    assert read_image(tmp_path / "palette.png").shape == rgb.shape
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png")[:, :, 1], grey)
+    Image.fromarray(rgb).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    assert read_image(tmp_path / "cmyk.jpg").shape == rgb.shape
+    Image.fromarray(grey > 100).save(tmp_path / "bits.png")
+    assert set(np.unique(read_image(tmp_path / "bits.png"))) == {0, 255}
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match="floating point"):
+        read_image(tmp_path / "float.tif")
+
+
+def test_bad_pictures(tmp_path):
+    Image.fromarray(picture(200, 200)).save(tmp_path / "a.png")
+    raw = (tmp_path / "a.png").read_bytes()
+    for content in (b"", b"hello", raw[:40], raw[: len(raw) // 2], raw[:60] + bytes(100) + raw[160:]):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.png.*expected"):
+            list(frames.open_source(tmp_path / "a.png"))
+    Image.new("1", (20000, 2)).save(tmp_path / "wide.png")
+    with pytest.raises(InputError, match="20000 x 2"):
+        read_image(tmp_path / "wide.png")
+    with pytest.raises(InputError, match="found none"):
+        read_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("source", ["nowhere", "", "a\0b", "nowhere/*.png", "http://x/y.mp4", "camera:x", "camera:"])
+def test_nothing_there(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="expected"):
+        frames.open_source(source)
+
+
+def test_empty_folder_and_limit(tmp_path):
+    with pytest.raises(InputError, match="found none"):
+        frames.open_source(tmp_path)
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="at least 1"):
+        frames.open_source(tmp_path, limit=0)
+
+
+def test_video_loses_no_frame(tmp_path):
+    path = write_video(tmp_path / "v.mp4", count=40)
+    with frames.open_source(path) as source:
+        assert source.kind == "video"
+        assert source.fps == Fraction(30000, 1001)
+        assert source.count == 40
+        got = list(source)
+    assert [f.index for f in got] == list(range(40))
+    assert got[3].name == "000003"
+    levels = [int(f.image.mean()) for f in got]
+    np.testing.assert_allclose(levels[:7], [20 + 30 * i for i in range(7)], atol=3)
+    np.testing.assert_allclose([f.time_s for f in got], np.arange(40) * 1001 / 30000, atol=1e-4)
+
+
+def test_rotated_video(tmp_path):
+    import av
+
+    path = tmp_path / "r.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        try:
+            stream.set_display_rotation(90)
+        except AttributeError:
+            pytest.skip("this PyAV cannot write a rotation")
+        image = np.zeros((32, 64, 3), np.uint8)
+        image[:, 32:] = 255
+        for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+            container.mux(packet)
+        container.mux(stream.encode(None))
+    (frame,) = list(frames.open_source(path))
+    assert frame.image.shape == (64, 32, 3)
+
+
+def test_bad_videos(tmp_path):
+    path = write_video(tmp_path / "v.mp4", count=20)
+    raw = path.read_bytes()
+    for content in (b"", b"junk" * 100, raw[:100]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"v\.mp4.*expected"):
+            frames.open_source(path)
+
+
+def test_video_without_frames(tmp_path):
+    import av
+
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        container.start_encoding()
+    with pytest.raises(InputError, match="expected"):
+        frames.open_source(path)
+
+
+def test_damaged_video_plays_on(tmp_path):
+    path = write_video(tmp_path / "v.mp4", count=60)
+    raw = bytearray(path.read_bytes())
+    start = raw.index(b"mdat") + 1200
+    for i in range(start, min(start + 400, len(raw))):
+        raw[i] = 0xFF
+    path.write_bytes(bytes(raw))
+    with frames.open_source(path) as source:
+        assert len(list(source)) >= 1
+
+
+def test_live_takes_the_latest_frame_and_counts_drops():
+    sent = []
+    taken = threading.Event()
+
+    def read():
+        if len(sent) == 1:
+            taken.wait(5)  # frame 0 is on its way through the network
+        if len(sent) == 6:
+            return None
+        sent.append(len(sent))
+        return np.full((2, 2, 3), len(sent) - 1, np.uint8)
+
+    source = frames.live_source("fake", read, lambda: None, Fraction(30))
+    iterator = iter(source)
+    first = next(iterator)
+    taken.set()
+    time.sleep(0.3)  # a slow consumer: frames 1..5 arrive meanwhile
+    second = next(iterator)
+    assert int(first.image[0, 0, 0]) == 0
+    assert int(second.image[0, 0, 0]) == 5
+    assert source.dropped == 4
+    assert [first.index, second.index] == [0, 1]
+    assert next(iterator, None) is None
+    source.close()
+
+
+def test_live_errors_reach_the_consumer():
+    def broken():
+        raise InputError("cable")
+
+    with pytest.raises(InputError, match="cable"):
+        list(frames.live_source("fake", broken, lambda: None, Fraction(30)))
+    with pytest.raises(InputError, match="at least one frame"):
+        list(frames.live_source("fake", lambda: None, lambda: None, Fraction(30)))
+    silent = live.LatestFrame(lambda: time.sleep(0.05) or (None if silent._stop else np.zeros(0)), "x")
+    silent.close()
+    stuck = live.LatestFrame(lambda: time.sleep(3), "stuck", first_frame_s=0.1)
+    with pytest.raises(InputError, match=r"within 0\.1 s"):
+        next(iter(stuck))
+
+
+def test_opencv_is_asked_for_only_when_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(EnvironmentMismatch, match="opencv-python-headless"):
+        frames.open_source("camera:0")
+    with pytest.raises(EnvironmentMismatch, match="OpenCV"):
+        frames.open_source("v4l2src ! videoconvert")
+
+
+def test_gstreamer_without_support():
+    cv2 = pytest.importorskip("cv2")
+    if live._has_gstreamer(cv2):
+        pytest.skip("this OpenCV has GStreamer")
+    with pytest.raises(EnvironmentMismatch, match="GStreamer"):
+        frames.open_source("videotestsrc ! videoconvert")
+
+
+def test_stream_that_is_not_there():
+    with pytest.raises(InputError, match="expected a readable stream"):
+        frames.open_source("rtsp://127.0.0.1:9/nothing")
