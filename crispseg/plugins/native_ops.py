@@ -104,13 +104,17 @@ def _row_matrix(value: np.ndarray, shape: Tuple[int, int], name: str) -> np.ndar
         isinstance(value, np.ndarray)
         and value.dtype == np.float32
         and value.shape == shape
-        and (value.shape[1] < 2 or value.strides[1] == 4)
-        and value.strides[0] % 4 == 0
-        and (len(value) < 2 or value.strides[0] >= 4 * value.shape[1])
+        and (not value.size or value.shape[1] == 1 or value.strides[1] == 4)
+        and (not value.size or (value.strides[0] % 4 == 0 and value.strides[0] >= 4 * value.shape[1]))
     )
     if not good:
         raise InputError(f"{name}: expected a float32 matrix {shape} with contiguous rows")
     return value
+
+
+def row_stride(value: np.ndarray) -> int:
+    """Floats from one row of a float32 matrix to the next; numpy leaves it open for a matrix without rows."""
+    return value.strides[0] // 4 if value.size else max(1, value.shape[1])
 
 
 def conv_arguments(
@@ -135,7 +139,7 @@ def conv_arguments(
     out = (n_out, cout)
     a = ConvArguments()
     _row_matrix(x, (len(x), cin), "x")
-    a.x, a.ldx, a.n_in, a.n_out = x.ctypes.data, x.strides[0] // 4, len(x), n_out
+    a.x, a.ldx, a.n_in, a.n_out = x.ctypes.data, row_stride(x), len(x), n_out
     a.K, a.cin, a.cout, a.weight = taps, cin, cout, weight.data.ctypes.data
     if table is not None:
         a.map = array(table, np.int32, (n_out, taps), "map").ctypes.data
@@ -144,16 +148,16 @@ def conv_arguments(
     if bias is not None:
         a.bias = array(bias, np.float32, (cout,), "bias").ctypes.data
     if residual is not None:
-        a.residual, a.ldr = _row_matrix(residual, out, "residual").ctypes.data, residual.strides[0] // 4
+        a.residual, a.ldr = _row_matrix(residual, out, "residual").ctypes.data, row_stride(residual)
     a.relu = int(relu)
     if y is not None:
-        a.y, a.ldy = _row_matrix(y, out, "y").ctypes.data, y.strides[0] // 4
+        a.y, a.ldy = _row_matrix(y, out, "y").ctypes.data, row_stride(y)
     if len(z) > 2:
         raise InputError(f"z: expected at most two outputs, found {len(z)}")
     for i, (scale, shift, target) in enumerate(z):
         a.scale[i] = array(scale, np.float32, (cout,), "scale").ctypes.data
         a.shift[i] = array(shift, np.float32, (cout,), "shift").ctypes.data
-        a.z[i], a.ldz[i] = _row_matrix(target, out, "z").ctypes.data, target.strides[0] // 4
+        a.z[i], a.ldz[i] = _row_matrix(target, out, "z").ctypes.data, row_stride(target)
     return a
 
 
