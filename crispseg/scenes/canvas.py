@@ -81,9 +81,9 @@ class Canvas:
 
     def line(self, p: Point, q: Point, width: float, color: Color, label: Optional[int]) -> None:
         """A straight stroke. Thinner than one sample, it is blended in and its pixels are left undecided."""
-        if self._outside((p, q)):
+        if width < 0.25 or (p[0] < 0 and q[0] < 0) or (p[0] > self.width and q[0] > self.width):
             return
-        if width < 0.25:
+        if (p[1] < 0 and q[1] < 0) or (p[1] > self.height and q[1] > self.height):
             return
         if width < 0.8:
             self._wash.line((p, q), fill=(color[0], color[1], color[2], int(255 * width)), width=1)
@@ -155,12 +155,12 @@ class Canvas:
         if part[2] - part[0] < 1e-3 or part[3] - part[1] < 1e-3:
             return
         cover = mask.resize(size, Image.BILINEAR, box=part)
-        grey = light.resize(size, Image.BILINEAR, box=part)
-        paint = Image.merge("RGB", [grey.point(_scaled(k)) for k in color])
-        self.image.paste(paint, (left, top), cover)
+        grey = np.asarray(light.resize(size, Image.BILINEAR, box=part))
+        self.image.paste(Image.fromarray(_tints(color)[grey]), (left, top), cover)
+        amount = np.asarray(cover)
         if solid < 128:
-            self.labels.paste(IGNORE, (left, top), cover.point(_above(solid // 3)))
-        self.labels.paste(label, (left, top), cover.point(_above(solid)))
+            self.labels.paste(IGNORE, (left, top), Image.fromarray(amount >= solid // 3))
+        self.labels.paste(label, (left, top), Image.fromarray(amount >= solid))
 
     def warp(self, texture: Image.Image, quad: Sequence[Point], label: Optional[int]) -> None:
         """Paste a flat texture into a perspective quad (its corners: top left, top right, bottom right, bottom left)."""
@@ -188,14 +188,11 @@ class Canvas:
             self._ids.polygon(list(quad), fill=label)
 
 
-@functools.lru_cache(maxsize=None)
-def _above(limit: int) -> List[int]:
-    return [255 if i >= limit else 0 for i in range(256)]
-
-
-@functools.lru_cache(maxsize=256)
-def _scaled(value: int) -> List[int]:
-    return [min(255, i * value // 128) for i in range(256)]
+@functools.lru_cache(maxsize=512)
+def _tints(color: Color) -> np.ndarray:
+    """The colour under every light level, [256,3] uint8; level 128 is the colour itself."""
+    levels = np.arange(256, dtype=np.int64)[:, None] * np.asarray(color, np.int64)[None, :] // 128
+    return np.minimum(levels, 255).astype(np.uint8)
 
 
 def _homography(source: Sequence[Point], target: Sequence[Point]) -> Optional[Tuple[float, ...]]:

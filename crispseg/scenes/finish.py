@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from typing import List
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -38,19 +39,23 @@ def reduce_labels(labels: np.ndarray) -> np.ndarray:
 
 def photograph(image: Image.Image, labels: np.ndarray, view: View, st: Street, t: float) -> np.ndarray:
     """The finished picture [H,W,3] uint8 from the supersampled drawing; ``labels`` [H,W] are the reduced ones."""
-    small = image.reduce(SUPER)
     r = random.Random(st.seed * 271 + 9)
-    softness = between(r, 0.0, 0.75) * small.height / 480.0
-    pixels = np.asarray(small, np.float32)
+    pixels = np.array(image.reduce(SUPER), np.float32)
     height, width = labels.shape
-    pixels *= _texture(labels, view, st)[..., None]
-    glow = between(r, 0.0, 0.16)
-    pixels = _tone(pixels, labels, st, glow)
+    softness = between(r, 0.0, 0.8) * height / 480.0
+    factor = _texture(labels, view, st)
     frame = int(round(t * 1000)) & 0xFFFF
-    pixels += _sensor(height, width, between(r, 0.8, 5.0), st.seed * 17 + frame)
-    out = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    if softness > 0.15:
-        out = out.filter(ImageFilter.GaussianBlur(softness))
+    offset = _sensor(height, width, between(r, 0.8, 5.0), st.seed * 17 + frame)
+    glow = between(r, 0.0, 0.16)
+    if glow > 0.02:
+        veil = _veil(labels) * np.float32(glow)
+        factor *= 1 - veil * np.float32(1 / 255)
+        offset += veil
+    pixels *= factor[..., None]
+    pixels += offset[..., None]
+    out = Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8)).point(_tone(st))
+    if softness > 0.2:
+        out = out.filter(ImageFilter.BoxBlur(softness))
     quality = int(between(r, 60, 97))
     if quality < 93:
         store = io.BytesIO()
@@ -85,26 +90,27 @@ def _texture(labels: np.ndarray, view: View, st: Street) -> np.ndarray:
     return out
 
 
-def _tone(pixels: np.ndarray, labels: np.ndarray, st: Street, glow: float) -> np.ndarray:
-    """Exposure, contrast, white balance, and the veil that a bright sky throws over its neighbours."""
+def _veil(labels: np.ndarray) -> np.ndarray:
+    """How bright the surroundings of each pixel are because of the sky, [H,W] float32 0..255."""
     height, width = labels.shape
-    if glow > 0.02:
-        bright = Image.fromarray((labels == SKY).astype(np.uint8) * 255).resize((48, 36), Image.BOX)
-        bright = bright.filter(ImageFilter.GaussianBlur(2.5)).resize((width, height), Image.BILINEAR)
-        veil = np.asarray(bright, np.float32) * glow
-        pixels = pixels + veil[..., None] * (1 - pixels / 255.0)
-    pixels = pixels * (1.0 / 255.0)
-    gain = st.gain * np.asarray(st.balance, np.float32) / 100.0
-    pixels = np.clip(pixels * gain, 0, 1.2)
-    if abs(st.contrast - 1) > 0.02:
-        pixels = np.power(pixels, np.float32(st.contrast))
-    pixels *= 255.0 * (1.0 + 0.12 * (st.contrast - 0.9))
-    return pixels
+    bright = Image.fromarray((labels == SKY).astype(np.uint8) * 255).resize((48, 36), Image.BOX)
+    bright = bright.filter(ImageFilter.GaussianBlur(2.5)).resize((width, height), Image.BILINEAR)
+    return np.asarray(bright, np.float32)
+
+
+def _tone(st: Street) -> List[int]:
+    """Exposure, white balance and contrast as a table of 3 x 256 values."""
+    x = np.arange(256, dtype=np.float64)[None, :] / 255.0
+    gain = st.gain * np.asarray(st.balance, np.float64)[:, None] / 100.0
+    y = np.clip(x * gain, 0, 1.2) ** st.contrast
+    y = y * 255.0 * (1.0 + 0.12 * (st.contrast - 0.9))
+    return [int(v) for v in np.clip(y + 0.5, 0, 255).ravel()]
 
 
 def _sensor(height: int, width: int, sigma: float, seed: int) -> np.ndarray:
+    """Sensor noise [H,W] float32: every row is a window of one long random run."""
     rng = np.random.RandomState(seed & 0x7FFFFFFF)
-    base = rng.standard_normal(65536).astype(np.float32) * np.float32(sigma)
-    start = rng.randint(0, 65536, size=height)
-    index = (start[:, None] + np.arange(width)[None, :]) & 65535
-    return base[index][..., None] * np.asarray((1.0, 0.9, 1.1), np.float32)
+    run = rng.standard_normal(32768).astype(np.float32) * np.float32(sigma)
+    run = np.concatenate([run] * (1 + -(-width // run.size)))
+    starts = rng.randint(0, 32768, size=height)
+    return np.stack([run[i : i + width] for i in starts])

@@ -92,7 +92,11 @@ def building(c: Canvas, view: View, st: Street, o: Thing) -> None:
     mid = d + side * deep / 2
     lit = _light(st, 0)
     ends = ((d, s0), (back, s0)) if side > 0 else ((back, s0), (d, s0))
-    _face(c, view, ends[0], ends[1], h, o.seed + 1, color, "plain" if r.random() < 0.5 else style, lit)
+    if r.random() < 0.65:
+        end = [(ends[0][0], 0.0, s0), (ends[0][0], h, s0), (ends[1][0], h, s0), (ends[1][0], 0.0, s0)]
+        c.polygon(view.polygon(end), shade(color, 0.95 * lit), BUILDING)
+    else:
+        _face(c, view, ends[0], ends[1], h, o.seed + 1, color, style, lit)
     if rise:
         gable = view.polygon([(d, h, s0), (mid, h + rise, s0), (back, h, s0)])
         c.polygon(gable, shade(color, lit), BUILDING)
@@ -161,7 +165,7 @@ def wall(c: Canvas, view: View, st: Street, o: Thing) -> None:
     if o.kind == "hedge":
         for i in range(3):
             foot = view.point(o.d, h, o.s1 + (o.s - o.s1) * (i + 0.5) / 3)
-            if foot and foot[2] < 400:
+            if foot and 24 < foot[2] < 1200:
                 index = (o.seed + i) % 4
                 u, v, k = foot
                 c.sprite(texture.crowns()[index], color, (u - 0.7 * k, v - 0.28 * k, u + 0.7 * k, v + 0.7 * k), TREE)

@@ -19,6 +19,7 @@ from crispseg.scenes.world import Street, street, visible
 FPS = 25.0
 SMALLEST = 32
 LARGEST = 8192
+DETAIL = 105.0
 
 _PAINTERS = {
     "terrace": houses.building,
@@ -41,6 +42,7 @@ _PAINTERS = {
     "tree": roadside.tree,
     "car": traffic.car,
 }
+_SMALL = frozenset(("wall", "hedge", "bars", "pickets", "rails", "mesh", "sign", "lights", "bollard", "bush", "person", "cyclist"))
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def render(seed: int, t: float, height: int, width: int) -> Tuple[np.ndarray, np
     ground.surface(c, view, st, things)
     ground.shadows(c, view, st, things)
     for o in things:
+        if o.s - view.s > DETAIL and o.kind in _SMALL:
+            continue
         paint = _PAINTERS.get(o.kind)
         if paint is not None:
             paint(c, view, st, o)

@@ -216,6 +216,6 @@ def tree(c: Canvas, view: View, st: Street, o: Thing) -> None:
     c.sprite(texture.haze(index), shade([0.5 * b + 55 for b in bark], 1.0), (u - 0.6 * h, v - 1.05 * h, u + 0.6 * h, v), TREE, HAZE_SOLID)
     for x0, y0, x1, y1, width in texture.bare_tree(index):
         w = width * h
-        if w < 0.3:
+        if w < 0.45:
             break
         c.taper((u + x0 * h, v - y0 * h), (u + x1 * h, v - y1 * h), w, w * 0.75, bark, TREE)

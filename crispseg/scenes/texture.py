@@ -31,12 +31,21 @@ def noise(kind: int = 0, octaves: int = 6, falloff: float = 0.6) -> np.ndarray:
     return (total / total.std()).astype(np.float32)
 
 
-def noise_patch(kind: int, width: int, height: int, r: random.Random, stretch: float = 1.0) -> np.ndarray:
-    """A random window of the noise, [height,width] float32; the tile repeats when the window is larger."""
-    tile = noise(kind)
-    y = (int(r.random() * TILE) + (np.arange(height) * stretch).astype(np.int64)) % TILE
-    x = (int(r.random() * TILE) + (np.arange(width) * stretch).astype(np.int64)) % TILE
-    return tile[y[:, None], x[None, :]]
+@functools.lru_cache(maxsize=None)
+def _rough(kind: int) -> np.ndarray:
+    """Wall noise repeated to [768,768]: blotches and grain together."""
+    tile = 0.45 * noise(kind) + 0.9 * noise(4 + kind % 3, 6, 0.9)
+    return np.ascontiguousarray(np.tile(tile, (3, 3)))
+
+
+def noise_patch(kind: int, width: int, height: int, r: random.Random) -> np.ndarray:
+    """A random window of wall noise, [height,width] float32; it repeats when the window is large."""
+    tile = _rough(kind)
+    y, x = int(r.random() * TILE), int(r.random() * TILE)
+    if height <= 512 and width <= 512:
+        return tile[y : y + height, x : x + width]
+    ys, xs = (y + np.arange(height)) % TILE, (x + np.arange(width)) % TILE
+    return tile[ys[:, None], xs[None, :]]
 
 
 Pyramid = Tuple[Image.Image, ...]
@@ -118,13 +127,11 @@ def facade(
     """A flat house front of width x height metres at ``scale`` pixels a metre: bricks, windows, doors, shop."""
     r = random.Random(seed)
     w, h = max(8, int(width * scale)), max(8, int(height * scale))
-    rough = noise_patch(seed % 4, w, h, r, 16.0 / scale)
-    fine = noise_patch(4 + seed % 3, w, h, r, 64.0 / scale)
-    tone = 1.0 + 0.03 * rough + (0.06 if style != "plaster" else 0.03) * fine
+    tone = 1.0 + np.float32(0.07 if style != "plaster" else 0.035) * noise_patch(seed % 4, w, h, r)
     if style == "brick":
         rows = (np.arange(h) * (1.0 / scale) / 0.15).astype(np.int64) % 2
-        tone *= (0.97 + 0.06 * rows)[:, None]
-    tone *= np.linspace(1.06, 0.88, h, dtype=np.float32)[:, None]
+        tone = tone * (0.97 + 0.06 * rows).astype(np.float32)[:, None]
+    tone = tone * np.linspace(1.06, 0.88, h, dtype=np.float32)[:, None]
     wall = np.clip(np.asarray(color, np.float32) * (light * tone)[..., None], 0, 255).astype(np.uint8)
     image = Image.fromarray(wall)
     draw = ImageDraw.Draw(image)
@@ -153,7 +160,8 @@ def facade(
             if r.random() < 0.12:
                 glass = 150 + 60 * r.random()
             pane = tuple(int(light * g) for g in (glass * 0.92, glass, glass * 1.08))
-            draw.rectangle(_box(x0 - 0.08, y0 - 0.08, x0 + ww + 0.08, y0 + wh + 0.1, scale), fill=frame)
+            if scale >= 10:
+                draw.rectangle(_box(x0 - 0.08, y0 - 0.08, x0 + ww + 0.08, y0 + wh + 0.1, scale), fill=frame)
             draw.rectangle(_box(x0, y0, x0 + ww, y0 + wh, scale), fill=pane)
             if r.random() < 0.8 and scale >= 10:
                 mid = x0 + ww / 2
