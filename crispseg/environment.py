@@ -12,8 +12,18 @@ from pathlib import Path
 
 import crispseg
 
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "av", "opencv-python-headless", "opencv-python",
-            "pillow", "torch", "tensorrt")
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx",
+    "av",
+    "opencv-python-headless",
+    "opencv-python",
+    "pillow",
+    "torch",
+    "tensorrt",
+)
 _CGROUP = Path("/sys/fs/cgroup")
 
 

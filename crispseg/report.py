@@ -25,7 +25,7 @@ DEFINITIONS = {
     "decode": "reading and decoding one frame, ms",
     "preprocess": "resizing or letterboxing the frame and normalising it for the base, ms",
     "base": "in stage times: the base network on the low-resolution frame, ms; "
-            "in accuracies: its logits upsampled bilinearly (half-pixel centres) to full size, then argmax",
+    "in accuracies: its logits upsampled bilinearly (half-pixel centres) to full size, then argmax",
     "refine": "all steps of the refiner together, ms",
     "select": "upsampling, softmax, entropy, argmax and choice of the active pixels, ms",
     "maps": "kernel maps of all levels, ms",
@@ -36,34 +36,35 @@ DEFINITIONS = {
     "encode": "drawing, encoding and writing the outputs, ms",
     "total": "one frame from decoded pixels to label map, wall time on one pipeline with nothing overlapped, ms",
     "cpu": "processor time of all threads of this process during one frame, ms (above the wall time when threads "
-           "work in parallel, far below it when they wait)",
+    "work in parallel, far below it when they wait)",
     "density": "active pixels (found uncertain and classified again) / all pixels, mean over the frames, percent",
     "throughput_fps": "measured frames / sum of their total times",
     "peak_memory_mib": "largest resident set of the process up to the end of the measurement, MiB",
     "coefficient_of_variation": "standard deviation / mean of the total times, each divided by the median of its own "
-                                "frame, percent",
+    "frame, percent",
     "speedup": "median time of the same base dense at full resolution (baseline) / median time of the pipeline; "
-               "low and high are the 10th and 90th percentile of the ratio over neighbouring pairs of runs (ABAB)",
+    "low and high are the 10th and 90th percentile of the ratio over neighbouring pairs of runs (ABAB)",
     "baseline": "the same base network run densely at full resolution, without a refiner",
     "refined": "the label map after the refiner has classified the active pixels again",
     "miou": "mean intersection over union, percent: per class TP / (TP + FP + FN) summed over all frames, then the "
-            "mean over the classes that occur in the labels or in the prediction; pixels with the ignore label count "
-            "nowhere",
+    "mean over the classes that occur in the labels or in the prediction; pixels with the ignore label count "
+    "nowhere",
     "per_class": "intersection over union of each class over all frames, percent; null when the class occurs "
-                 "neither in the labels nor in the prediction",
+    "neither in the labels nor in the prediction",
     "boundary_iou": "boundary IoU (Cheng et al., Boundary IoU, CVPR 2021) carried over to label maps, percent: the "
-                    "boundary of a class mask is the mask minus the mask eroded d times by a 3x3 square, with all "
-                    "outside the image counted as another class; per class |G_d & P_d| / |G_d | P_d| with sums over "
-                    "all frames, then the mean over the classes with a non-empty union. d = max(1, round("
-                    "boundary_ratio * image diagonal)) px of each label map. Ignored pixels are taken out of the "
-                    "counts, and in the prediction's mask they take the label of no class",
+    "boundary of a class mask is the mask minus the mask eroded d times by a 3x3 square, with all "
+    "outside the image counted as another class; per class |G_d & P_d| / |G_d | P_d| with sums over "
+    "all frames, then the mean over the classes with a non-empty union. d = max(1, round("
+    "boundary_ratio * image diagonal)) px of each label map. Ignored pixels are taken out of the "
+    "counts, and in the prediction's mask they take the label of no class",
     "boundary_ratio": "distance d of the boundary IoU as a share of the image diagonal (0.02 in the paper)",
     "pixel_accuracy": "pixels classified right / pixels that are not ignored, percent",
     "frames": "number of frames measured",
     "dropped": "frames of a live source that came while the pipeline was busy and were not used",
-    "count": "active pixels that were refined", "found": "pixels above the threshold of uncertainty",
+    "count": "active pixels that were refined",
+    "found": "pixels above the threshold of uncertainty",
     "overflow_frames": "frames with more uncertain pixels than the capacity, of which only the most uncertain were "
-                       "refined",
+    "refined",
 }
 ACCURACY_PARTS = ("base", "refined", "baseline")
 
@@ -130,6 +131,8 @@ def format_value(value: object) -> str:
         return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.1f}" if abs(number) >= 100 else f"{number:.2f}"
     if isinstance(value, (list, tuple)):
         return ", ".join(format_value(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {format_value(item)}" for key, item in value.items())
     return json.dumps(_plain(value), ensure_ascii=False)
 
 
@@ -144,14 +147,23 @@ def sections(report: dict) -> list:
             tables.append((title, ("stage", *columns), rows))
     accuracies = {n: report[n] for n in ACCURACY_PARTS if isinstance(report.get(n), dict) and "miou" in report[n]}
     if accuracies:
-        rows = [[label, *(format_value(part.get(key)) for part in accuracies.values())] for label, key in
-                (("mIoU", "miou"), ("boundary IoU", "boundary_iou"), ("pixel accuracy", "pixel_accuracy"))]
+        rows = [
+            [label, *(format_value(part.get(key)) for part in accuracies.values())]
+            for label, key in (("mIoU", "miou"), ("boundary IoU", "boundary_iou"), ("pixel accuracy", "pixel_accuracy"))
+        ]
         tables.append(("Accuracy, percent", ("", *accuracies), rows))
         classes = list(next(iter(accuracies.values())).get("per_class") or {})
-        rows = [[c, *(format_value((part.get("per_class") or {}).get(c)) for part in accuracies.values())]
-                for c in classes]
+        rows = [
+            [c, *(format_value((part.get("per_class") or {}).get(c)) for part in accuracies.values())] for c in classes
+        ]
         tables.append(("IoU of each class, percent", ("class", *accuracies), rows))
     shown = {"schema", "kind", "definitions", "stages", "baseline_stages", "environment", *accuracies}
+    for name, items in report.items():
+        if isinstance(items, (list, tuple)) and items and all(isinstance(item, dict) for item in items):
+            columns = tuple(dict.fromkeys(key for item in items for key in item))
+            rows = [[format_value(item.get(column)) for column in columns] for item in items]
+            tables.append((name.replace("_", " ").capitalize(), columns, rows))
+            shown.add(name)
     rows = [[name, format_value(value)] for name, value in _flat(report) if name.split(".")[0] not in shown]
     if rows:
         tables.append(("Summary", ("", ""), rows))
@@ -172,8 +184,9 @@ def render_table(report: dict, environment: bool = False) -> Any:
             continue
         table = Table(show_header=any(columns))
         for position, column in enumerate(columns):
-            table.add_column(escape(column), justify="left" if position == 0 or not any(columns) else "right",
-                             overflow="fold")
+            table.add_column(
+                escape(column), justify="left" if position == 0 or not any(columns) else "right", overflow="fold"
+            )
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         parts.extend((f"[bold]{escape(title)}[/bold]", table))
@@ -204,7 +217,7 @@ def _flat(value: dict, prefix: str = "") -> list:
     for key, item in value.items():
         if isinstance(item, dict) and item:
             rows.extend(_flat(item, f"{prefix}{key}."))
-        elif not (key == "warnings" and not prefix):
+        elif prefix or key != "warnings":
             rows.append((f"{prefix}{key}", item))
     return rows
 

@@ -37,20 +37,26 @@ def page(report: dict) -> str:
         body.append(_bars("Median stage times, ms", medians, ()))
     parts = [part for part in ACCURACY_PARTS if isinstance(report.get(part), dict) and "miou" in report[part]]
     if parts:
-        rows = [("mIoU", [report[p].get("miou") for p in parts]),
-                ("boundary IoU", [report[p].get("boundary_iou") for p in parts])]
-        rows += [(c, [report[p].get("per_class", {}).get(c) for p in parts])
-                 for c in report[parts[0]].get("per_class", {})]
+        rows = [
+            ("mIoU", [report[p].get("miou") for p in parts]),
+            ("boundary IoU", [report[p].get("boundary_iou") for p in parts]),
+        ]
+        rows += [
+            (c, [report[p].get("per_class", {}).get(c) for p in parts]) for c in report[parts[0]].get("per_class", {})
+        ]
         body.append(_bars("Accuracy, percent", rows, parts))
     for heading, columns, rows in sections(report):
         body.append(_table(heading, columns, rows))
     if report.get("definitions"):
-        terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>"
-                        for term, text in report["definitions"].items())
+        terms = "".join(
+            f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in report["definitions"].items()
+        )
         body.append(f"<h2>Definitions</h2><dl>{terms}</dl>")
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-            "<body>\n" + "\n".join(body) + "\n</body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+        "<body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
 
 
 def _table(heading: str, columns: tuple, rows: list) -> str:
@@ -75,9 +81,12 @@ def _bars(heading: str, rows: list, series: tuple | list) -> str:
                 continue
             width, at = 440 * max(0.0, value) / top, y + 16 * offset
             fill = f' style="fill:{_PALETTE[offset % 3]}"' if series else ""
-            marks.append(f'<rect x="160" y="{at + 2}" width="{width:.1f}" height="12"{fill}/>'
-                         f'<text x="{166 + width:.1f}" y="{at + 13}">{value:.2f}</text>')
-    legend = " ".join(f'<span style="color:{_PALETTE[i % 3]}">&#9632;</span> {escape(n)}'
-                      for i, n in enumerate(series))
-    return (f'<h2>{escape(heading)}</h2><p>{legend}</p><svg role="img" aria-label="{escape(heading)}" width="680" '
-            f'height="{height}" viewBox="0 0 680 {height}">{"".join(marks)}</svg>')
+            marks.append(
+                f'<rect x="160" y="{at + 2}" width="{width:.1f}" height="12"{fill}/>'
+                f'<text x="{166 + width:.1f}" y="{at + 13}">{value:.2f}</text>'
+            )
+    legend = " ".join(f'<span style="color:{_PALETTE[i % 3]}">&#9632;</span> {escape(n)}' for i, n in enumerate(series))
+    return (
+        f'<h2>{escape(heading)}</h2><p>{legend}</p><svg role="img" aria-label="{escape(heading)}" width="680" '
+        f'height="{height}" viewBox="0 0 680 {height}">{"".join(marks)}</svg>'
+    )

@@ -10,9 +10,9 @@ import numpy as np
 
 from crispseg.errors import BundleError, InputError
 from crispseg.report import new_report
+from crispseg.runtime.images import IMAGE_SUFFIXES, natural_key, read_image
 
 BOUNDARY_RATIO = 0.02
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 # The Cityscapes names of an image and of its label map differ after the frame's own stem.
 _IMAGE_ENDING, _LABEL_ENDING = "_leftImg8bit", "_gtFine_labelTrainIds"
@@ -137,8 +137,10 @@ def evaluate(
 
     bundle = bundle if hasattr(bundle, "classes") else load_bundle(bundle)
     if baseline and bundle.baseline is None:
-        raise BundleError(f"{bundle.path}: expected a baseline.onnx for --baseline, found none; "
-                          "export the bundle again with --baseline")
+        raise BundleError(
+            f"{bundle.path}: expected a baseline.onnx for --baseline, found none; "
+            "export the bundle again with --baseline"
+        )
     pairs = pair_files(images, labels)[: limit or None]
     names = [info.name for info in bundle.classes]
     common = {"provider": provider, "threads": threads}
@@ -206,14 +208,16 @@ def pair_files(images: object, labels: object) -> list:
             raise InputError(f"{root}: expected a folder of {what} (or a file for both), found a file")
     image_files = _files(image_root, IMAGE_SUFFIXES)
     if not image_files:
-        raise InputError(f"{image_root}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none")
+        raise InputError(f"{image_root}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
     by_stem = {_key(path, label_root, _LABEL_ENDING): path for path in reversed(_files(label_root, LABEL_SUFFIXES))}
     found = [(path, by_stem.get(_key(path, image_root, _IMAGE_ENDING))) for path in image_files]
     missing = [path for path, label in found if label is None]
     if missing:
         listed = ", ".join(path.name for path in missing[:3]) + (" ..." if len(missing) > 3 else "")
-        raise InputError(f"{label_root}: expected a label map of the same stem for each of {len(image_files)} images, "
-                         f"found none for {len(missing)} ({listed}); add the labels or remove the images")
+        raise InputError(
+            f"{label_root}: expected a label map of the same stem for each of {len(image_files)} images, "
+            f"found none for {len(missing)} ({listed}); add the labels or remove the images"
+        )
     return found
 
 
@@ -223,35 +227,42 @@ def read_pair(image_file: Path, label_file: Path, num_classes: int, ignore: int 
     Raises:
         InputError: unreadable, of different sizes, not ids in one channel, or ids beyond the classes.
     """
-    image = _open(image_file, "image", "RGB")
-    label = _open(label_file, "label map", None)
+    image, label = read_image(image_file), _read_ids(label_file)
     if label.ndim != 2 or label.dtype == bool:
-        raise InputError(f"{label_file}: expected class ids in one channel (8-bit grey or palette PNG), found an "
-                         f"image of shape {label.shape}, {label.dtype}; convert colours to ids")
+        raise InputError(
+            f"{label_file}: expected class ids in one channel (8-bit grey or palette PNG), found an "
+            f"image of shape {label.shape}, {label.dtype}; convert colours to ids"
+        )
     if label.shape != image.shape[:2]:
-        raise InputError(f"{label_file}: expected the size of {image_file.name}, {image.shape[1]}x{image.shape[0]}, "
-                         f"found {label.shape[1]}x{label.shape[0]}; resize the labels with nearest neighbour")
+        raise InputError(
+            f"{label_file}: expected the size of {image_file.name}, {image.shape[1]}x{image.shape[0]}, "
+            f"found {label.shape[1]}x{label.shape[0]}; resize the labels with nearest neighbour"
+        )
     beyond = label[((label > num_classes) | (label < 0)) & (label != ignore)]
     if beyond.size:
-        raise InputError(f"{label_file}: expected ids 0 to {num_classes - 1} ({ignore} or {num_classes} = ignored), "
-                         f"found {int(beyond.max())} in {beyond.size} pixels; use the labels of this bundle's classes")
+        raise InputError(
+            f"{label_file}: expected ids 0 to {num_classes - 1} ({ignore} or {num_classes} = ignored), "
+            f"found {int(beyond.max())} in {beyond.size} pixels; use the labels of this bundle's classes"
+        )
     return image, np.where(label == num_classes, ignore, label).astype(np.uint8)
 
 
-def _open(path: Path, what: str, mode: str | None) -> np.ndarray:
+def _read_ids(path: Path) -> np.ndarray:
+    """Pixels as stored: ids, or the indices of a palette."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert(mode) if mode and image.mode != mode else image)
+            return np.asarray(image)
     except FileNotFoundError:
-        raise InputError(f"{path}: expected a {what}, found nothing there") from None
+        raise InputError(f"{path}: expected a label map, found nothing there") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: expected a readable {what}, found: {error}") from None
+        raise InputError(f"{path}: expected a readable label map, found: {error}") from None
 
 
 def _files(root: Path, suffixes: tuple) -> list:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    found = (path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(found, key=lambda path: natural_key(path.relative_to(root)))
 
 
 def _key(path: Path, root: Path, ending: str) -> str:

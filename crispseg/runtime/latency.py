@@ -103,14 +103,21 @@ def measure(
     from crispseg.bundle import bundle_hash, load_bundle
     from crispseg.runtime.pipeline import open_pipeline
 
-    for name, value, least in (("seconds", seconds, 0), ("warmup", warmup, 0), ("min-runs", min_runs, 1),
-                               ("frames", frames, 1), ("threads", threads, 0)):
+    for name, value, least in (
+        ("seconds", seconds, 0),
+        ("warmup", warmup, 0),
+        ("min-runs", min_runs, 1),
+        ("frames", frames, 1),
+        ("threads", threads, 0),
+    ):
         if not value >= least:  # also refuses NaN
             raise InputError(f"--{name} {value}: expected at least {least}")
     bundle = bundle if hasattr(bundle, "classes") else load_bundle(bundle)
     if baseline and bundle.baseline is None:
-        raise BundleError(f"{bundle.path}: expected a baseline.onnx for --baseline, found none; "
-                          "export the bundle again with --baseline")
+        raise BundleError(
+            f"{bundle.path}: expected a baseline.onnx for --baseline, found none; "
+            "export the bundle again with --baseline"
+        )
     images, decode = load_frames(input, bundle.height, bundle.width, frames, seed)
     facts = environment(threads, backend=backend, provider=provider)  # before the load that is measured
     _reset_peak_memory()
@@ -148,10 +155,17 @@ def measure(
     if decode:
         stages = {"decode": summarise(decode), **stages}
     report: dict = {
-        "bundle": {"name": bundle.name, "path": str(bundle.path), "hash": bundle_hash(bundle),
-                   "size": f"{bundle.height}x{bundle.width}"},
-        "input": {"source": str(input) if input is not None else f"rendered street scenes, seed {seed}",
-                  "frames": len(images), "size": f"{images[0].shape[0]}x{images[0].shape[1]}"},
+        "bundle": {
+            "name": bundle.name,
+            "path": str(bundle.path),
+            "hash": bundle_hash(bundle),
+            "size": f"{bundle.height}x{bundle.width}",
+        },
+        "input": {
+            "source": str(input) if input is not None else f"rendered street scenes, seed {seed}",
+            "frames": len(images),
+            "size": f"{images[0].shape[0]}x{images[0].shape[1]}",
+        },
         "runs": turn,
         "stages": stages,
         "throughput_fps": round(turn / runs.seconds, 3),
@@ -161,8 +175,12 @@ def measure(
         "overflow_frames": runs.overflowed,
         "peak_memory_mib": peak,
         "coefficient_of_variation": round(runs.variation(), 2),
-        "warmup": {"seconds": warmup, "runs": warm_runs, "open_ms": round(1000 * opened, 2),
-                   "first_run_ms": round(first, 2)},
+        "warmup": {
+            "seconds": warmup,
+            "runs": warm_runs,
+            "open_ms": round(1000 * opened, 2),
+            "first_run_ms": round(first, 2),
+        },
     }
     if baseline:
         report["baseline_stages"] = candidates[1][1].summary()
@@ -230,16 +248,20 @@ def _warnings(bundle: Any, runs: Runs, facts: dict, threads: int) -> List[str]:
             texts.append(f"the {net} has random weights: times are real, density and labels are not")
     variation = runs.variation()
     if variation > UNSTABLE_PERCENT:
-        texts.append(f"total times vary by {variation:.0f} % (standard deviation / mean, same frame): close "
-                     "other programs, fix the CPU clock (cpupower frequency-set -g performance) or measure longer")
+        texts.append(
+            f"total times vary by {variation:.0f} % (standard deviation / mean, same frame): close "
+            "other programs, fix the CPU clock (cpupower frequency-set -g performance) or measure longer"
+        )
     load, cpus = facts.get("load_average"), usable_cpus()
     if load is not None and load > 0.5 * cpus:
         texts.append(f"load average {load:.1f} on {cpus} usable CPUs at the start: other programs were running")
     if threads > cpus:
         texts.append(f"{threads} threads on {cpus} usable CPUs: they take turns; use --threads {cpus}")
     if runs.overflowed:
-        texts.append(f"{runs.overflowed} of {len(runs.frames)} runs had more uncertain pixels than the capacity; only "
-                     "the most uncertain were refined")
+        texts.append(
+            f"{runs.overflowed} of {len(runs.frames)} runs had more uncertain pixels than the capacity; only "
+            "the most uncertain were refined"
+        )
     return texts
 
 

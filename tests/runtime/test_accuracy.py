@@ -115,8 +115,14 @@ def test_nothing_but_ignored():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 24), st.integers(1, 24), st.integers(1, 3),
-       st.sampled_from([0.02, 0.05, 0.12, 0.4]), st.sampled_from([0.0, 0.1, 0.6]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.integers(1, 3),
+    st.sampled_from([0.02, 0.05, 0.12, 0.4]),
+    st.sampled_from([0.0, 0.1, 0.6]),
+)
 def test_equals_masks_one_class_at_a_time(seed, height, width, block, ratio, ignored):
     rng = np.random.default_rng(seed)
     frames = []
@@ -210,8 +216,15 @@ def test_ignored_ids(data):
 def fake_runtime(monkeypatch, truth: dict, refiner: bool = True, baseline: bool = True):
     """A pipeline that answers from a table: the base is all zeros, the refined map is the truth."""
     net = SimpleNamespace(upsample="bilinear", random_weights=False)
-    bundle = SimpleNamespace(name="fake", path="x", classes=[SimpleNamespace(name=n) for n in NAMES], ignore_label=255,
-                             base=net, refiner=net if refiner else None, baseline=net if baseline else None)
+    bundle = SimpleNamespace(
+        name="fake",
+        path="x",
+        classes=[SimpleNamespace(name=n) for n in NAMES],
+        ignore_label=255,
+        base=net,
+        refiner=net if refiner else None,
+        baseline=net if baseline else None,
+    )
 
     def open_pipeline(bundle, *, backend, provider, threads, refine=True, network="base"):
         def run(frame, want):
@@ -221,8 +234,10 @@ def fake_runtime(monkeypatch, truth: dict, refiner: bool = True, baseline: bool 
 
         return SimpleNamespace(run=run)
 
-    for name, members in (("crispseg.bundle", {"bundle_hash": lambda _: "0", "load_bundle": lambda _: bundle}),
-                          ("crispseg.runtime.pipeline", {"open_pipeline": open_pipeline})):
+    for name, members in (
+        ("crispseg.bundle", {"bundle_hash": lambda _: "0", "load_bundle": lambda _: bundle}),
+        ("crispseg.runtime.pipeline", {"open_pipeline": open_pipeline}),
+    ):
         module = types.ModuleType(name)
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
@@ -236,8 +251,9 @@ def test_evaluate_report(data, monkeypatch):
         truth[image.tobytes()] = label
     fake_runtime(monkeypatch, truth)
     seen = []
-    report = accuracy.evaluate("x", data / "images", data / "labels", baseline=True,
-                               progress=lambda done, total: seen.append((done, total)))
+    report = accuracy.evaluate(
+        "x", data / "images", data / "labels", baseline=True, progress=lambda done, total: seen.append((done, total))
+    )
     assert report["refined"]["miou"] == report["refined"]["boundary_iou"] == 100
     assert report["base"]["miou"] < 20
     assert set(report["base"]) >= {"miou", "boundary_iou", "per_class"}

@@ -34,9 +34,11 @@ def fake(monkeypatch):
     def render(seed, index, height, width):
         return np.full((height, width, 3), index, np.uint8), np.zeros((height, width), np.uint8)
 
-    for name, members in (("crispseg.bundle", {"bundle_hash": lambda _: "0", "load_bundle": lambda _: bundle}),
-                          ("crispseg.runtime.pipeline", {"open_pipeline": open_pipeline}),
-                          ("crispseg.scenes", {"render": render})):
+    for name, members in (
+        ("crispseg.bundle", {"bundle_hash": lambda _: "0", "load_bundle": lambda _: bundle}),
+        ("crispseg.runtime.pipeline", {"open_pipeline": open_pipeline}),
+        ("crispseg.scenes", {"render": render}),
+    ):
         module = types.ModuleType(name)
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
