@@ -1,0 +1,301 @@
+"""The command line: parse, call, print. Every heavy import happens inside a command."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+import typer
+
+from crispseg.errors import InputError
+
+app = typer.Typer(
+    name="crispseg",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Segments high-resolution images and video: a base network at low resolution, a sparse refiner where it is "
+    "unsure. Every command takes --json.",
+)
+
+
+class Backend(str, Enum):
+    """Engines for the refiner."""
+
+    native = "native"
+    onnxruntime = "onnxruntime"
+
+
+class Fit(str, Enum):
+    """How a frame of another size is brought to the bundle's."""
+
+    auto = "auto"
+    resize = "resize"
+    letterbox = "letterbox"
+
+
+BUNDLE = typer.Argument(..., metavar="BUNDLE", help="directory that crispseg export wrote", show_default=False)
+INPUT = typer.Argument(
+    ...,
+    metavar="INPUT",
+    show_default=False,
+    help="image, folder, glob, video, camera:0, RTSP address or GStreamer pipeline",
+)
+OUT = typer.Option(..., "-o", "--out", help="folder for the results", show_default=False)
+SAVE = typer.Option("labels,overlay", "--save", help="any of labels,overlay,color,confidence")
+BACKEND = typer.Option(Backend.native, "--backend", help="engine of the refiner")
+PROVIDER = typer.Option("CPUExecutionProvider", "--provider", help="ONNX Runtime provider; required, never substituted")
+THREADS = typer.Option(0, "--threads", min=0, help="0 = all usable CPUs")
+FIT = typer.Option(Fit.auto, "--fit", help="frames of another size: auto = resize, letterbox if the aspect differs")
+LIMIT = typer.Option(None, "--limit", min=1, help="stop after this many frames")
+ALPHA = typer.Option(0.5, "--alpha", min=0.0, max=1.0, help="opacity of the overlay")
+JSON = typer.Option(False, "--json", help="print one JSON document")
+REPORT = typer.Option(None, "--report", help="also write the report: FILE.json or FILE.html", show_default=False)
+FRAMES_FROM = typer.Option(None, "--input", help="image, folder, glob or video; else rendered scenes")
+BASELINE = typer.Option(False, "--baseline", help="also the same base dense at full resolution")
+SECONDS = typer.Option(3.0, "--seconds", min=0.0, help="measured time for each pipeline")
+WARMUP = typer.Option(1.0, "--warmup", min=0.0, help="warm-up time, s")
+MIN_RUNS = typer.Option(10, "--min-runs", min=1, help="least number of measured runs")
+IMAGES = typer.Argument(..., metavar="IMAGES", help="folder of images, or one", show_default=False)
+LABELS = typer.Argument(..., metavar="LABELS", help="folder of 8-bit label maps of the same stems", show_default=False)
+RATIO = typer.Option(0.02, "--boundary-ratio", help="width of a boundary as a share of the image diagonal")
+COUNT = typer.Option(
+    ..., "-n", "--count", min=1, help="number of scenes, or of frames with --video", show_default=False
+)
+SIZE = typer.Option("1024x2048", "--size", help="height x width, px")
+SEED = typer.Option(0, "--seed", help="the same seed gives the same pixels")
+VIDEO = typer.Option(False, "--video", help="one clip with a moving camera, also as clip.mp4")
+HASHES = typer.Option(True, "--hashes/--no-hashes", help="check the SHA-256 of every file")
+VERSION = typer.Option(False, "--version", help="print the version", is_eager=True)
+
+
+@app.callback(invoke_without_command=True)
+def entry(context: typer.Context, version: bool = VERSION) -> None:  # noqa: D103  (the help text is the app's)
+    if version:
+        import crispseg
+
+        print(f"crispseg {crispseg.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    bundle: Path = BUNDLE,
+    input: str = INPUT,
+    out: Path = OUT,
+    save: str = SAVE,
+    backend: Backend = BACKEND,
+    provider: str = PROVIDER,
+    threads: int = THREADS,
+    fit: Fit = FIT,
+    limit: Optional[int] = LIMIT,
+    alpha: float = ALPHA,
+    report: Optional[Path] = REPORT,
+    json: bool = JSON,
+) -> None:
+    """Segment images, a video or a live source.
+
+    Example: crispseg run demo/bundle drive.mp4 -o out --save labels,overlay
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.runtime.run import run
+
+        return run(
+            bundle,
+            input,
+            out,
+            save=split(save),
+            backend=backend.value,
+            provider=provider,
+            threads=threads,
+            fit=fit.value,
+            limit=limit,
+            alpha=alpha,
+            progress=progress,
+        )
+
+    execute(work, json=json, title="segmenting", report_file=report)
+
+
+@app.command()
+def latency(
+    bundle: Path = BUNDLE,
+    input: Optional[str] = FRAMES_FROM,
+    baseline: bool = BASELINE,
+    backend: Backend = BACKEND,
+    provider: str = PROVIDER,
+    threads: int = THREADS,
+    seconds: float = SECONDS,
+    warmup: float = WARMUP,
+    min_runs: int = MIN_RUNS,
+    report: Optional[Path] = REPORT,
+    json: bool = JSON,
+) -> None:
+    """Measure stage times, density, throughput and memory.
+
+    Example: crispseg latency demo/bundle --baseline --report latency.html
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.runtime.latency import measure
+
+        return measure(
+            bundle,
+            input=input,
+            baseline=baseline,
+            backend=backend.value,
+            provider=provider,
+            threads=threads,
+            seconds=seconds,
+            warmup=warmup,
+            min_runs=min_runs,
+            progress=progress,
+        )
+
+    execute(work, json=json, title="measuring", report_file=report)
+
+
+@app.command("eval")
+def evaluate(
+    bundle: Path = BUNDLE,
+    images: Path = IMAGES,
+    labels: Path = LABELS,
+    baseline: bool = BASELINE,
+    backend: Backend = BACKEND,
+    provider: str = PROVIDER,
+    threads: int = THREADS,
+    limit: Optional[int] = LIMIT,
+    boundary_ratio: float = RATIO,
+    report: Optional[Path] = REPORT,
+    json: bool = JSON,
+) -> None:
+    """Measure mIoU and boundary IoU of base, refined result and full-size base.
+
+    Example: crispseg eval demo/bundle val/images val/labels --baseline
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.runtime.accuracy import evaluate
+
+        return evaluate(
+            bundle,
+            images,
+            labels,
+            baseline=baseline,
+            backend=backend.value,
+            provider=provider,
+            threads=threads,
+            limit=limit,
+            boundary_ratio=boundary_ratio,
+            progress=progress,
+        )
+
+    execute(work, json=json, title="evaluating", report_file=report)
+
+
+@app.command()
+def scenes(
+    count: int = COUNT,
+    out: Path = OUT,
+    size: str = SIZE,
+    seed: int = SEED,
+    video: bool = VIDEO,
+    json: bool = JSON,
+) -> None:
+    """Draw procedural street scenes with exact labels (CamVid's 11 classes).
+
+    Example: crispseg scenes -n 50 --size 1024x2048 -o street --video
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.report import new_report
+        from crispseg.scenes import write_scenes
+
+        height, width = parse_size(size)
+        progress(0, count)
+        return new_report("scenes", **write_scenes(out, count, height, width, seed=seed, video=video))
+
+    execute(work, json=json, title="drawing")
+
+
+@app.command()
+def inspect(bundle: Path = BUNDLE, hashes: bool = HASHES, json: bool = JSON) -> None:
+    """Show what a bundle holds.
+
+    Example: crispseg inspect demo/bundle
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.runtime.describe import describe
+
+        return describe(bundle, verify=hashes)
+
+    execute(work, json=json, title="reading")
+
+
+@app.command()
+def doctor(json: bool = JSON) -> None:
+    """Say what this machine can run, what not, and the command that fixes it.
+
+    Example: crispseg doctor
+    """
+    from crispseg.cli_output import execute, show_doctor
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.runtime.doctor import examine
+
+        return examine(progress)
+
+    execute(work, json=json, title="examining", show=show_doctor)
+
+
+def parse_size(text: str) -> Tuple[int, int]:
+    """(height, width) of "1024x2048". Raises InputError."""
+    parts = text.lower().replace("*", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise InputError(f"--size {text}: expected height x width in px, for example 1024x2048")
+    return int(parts[0]), int(parts[1])
+
+
+def split(text: str) -> Tuple[str, ...]:
+    """Items of a comma-separated option."""
+    return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def parse_integers(text: str, name: str) -> Tuple[int, ...]:
+    """Positive integers of a comma-separated option. Raises InputError."""
+    items = split(text)
+    if not items or not all(item.isdigit() and int(item) for item in items):
+        raise InputError(f"{name} {text}: expected positive integers with commas, for example 16,32,48")
+    return tuple(int(item) for item in items)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs the command line; returns the exit code and never raises for anything that a command did."""
+    given: List[str] = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = typer.main.get_command(app)(args=given, prog_name="crispseg", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code) if isinstance(code, int) else 0
+    except SystemExit as stop:
+        return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1
+    except BaseException as error:
+        from crispseg.cli_output import report_failure
+
+        return report_failure(error, "--json" in given)
+
+
+from crispseg import cli_make  # noqa: E402, F401  (adds export, fit and verify to the app)

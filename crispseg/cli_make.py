@@ -1,0 +1,243 @@
+"""The commands that need PyTorch: export, verify and fit."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import List, Optional
+
+import typer
+
+from crispseg.cli import BASELINE, BUNDLE, JSON, REPORT, SIZE, THREADS, app, parse_integers, parse_size, split
+from crispseg.errors import InputError
+
+
+class What(str, Enum):
+    """Networks that can be trained."""
+
+    refiner = "refiner"
+    base = "base"
+
+
+BASE = typer.Argument(..., metavar="BASE", help="architecture of the base: sfnet_lite_r18, small, ...")
+WEIGHTS = typer.Option(None, "--weights", help="checkpoint of the base", show_default=False)
+REFINER = typer.Option(None, "--refiner", help="sparserefine, or nothing: the base alone")
+REFINER_WEIGHTS = typer.Option(None, "--refiner-weights", help="checkpoint of the refiner", show_default=False)
+SCALE = typer.Option(0.5, "--scale", min=0.05, max=1.0, help="size of the frame that the base sees / full size")
+CLASSES = typer.Option("cityscapes", "--classes", help="cityscapes, camvid, or a file of names and colours")
+THRESHOLD = typer.Option(None, "--threshold", help="entropy (nats) above which a pixel is refined")
+CAPACITY = typer.Option(None, "--capacity", min=1, help="most pixels refined in a frame; default: all")
+PLANES = typer.Option(None, "--planes", help="channels of the refiner's levels, for example 32,64,128")
+RANDOM = typer.Option(False, "--random-weights", help="no checkpoints: for speed studies only")
+HALF = typer.Option(False, "--half", help="store weights as float16 (half the size, float32 arithmetic)")
+NAME = typer.Option(None, "--name", help="name of the bundle")
+BUNDLE_OUT = typer.Option(..., "-o", "--out", metavar="BUNDLE", help="directory to write", show_default=False)
+VERIFY_IMAGES = typer.Option(None, "--images", help="folder of real frames; else rendered scenes")
+FRAMES = typer.Option(2, "--frames", min=1, help="number of frames to compare on")
+
+WHAT = typer.Argument(..., metavar="refiner|base", help="network to train", show_default=False)
+TRAIN_IMAGES = typer.Option([], "--images", help="folder of images; may be repeated", show_default=False)
+TRAIN_LABELS = typer.Option([], "--labels", help="folder of labels, one for each --images", show_default=False)
+VAL_IMAGES = typer.Option(None, "--val-images", help="validation images", show_default=False)
+VAL_LABELS = typer.Option(None, "--val-labels", help="validation labels", show_default=False)
+SCENES = typer.Option(0, "--scenes", min=0, help="number of procedural scenes to train on")
+SCENE_SHARE = typer.Option(0.25, "--scene-share", min=0.0, max=1.0, help="share of scenes in a batch beside images")
+STEPS = typer.Option(2000, "--steps", min=1, help="optimiser steps")
+BATCH = typer.Option(8, "--batch", min=1, help="crops in a step")
+RATE = typer.Option(1e-3, "--lr", help="highest learning rate (AdamW, cosine)")
+TRAIN_SEED = typer.Option(0, "--seed", help="seed of everything random")
+DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or cuda:1")
+RESUME = typer.Option(False, "--resume", help="continue the run in -o")
+FIT_OUT = typer.Option(..., "-o", "--out", help="folder for best.pt and last.pt", show_default=False)
+BASE_FILE = typer.Option(None, "--base", help="base checkpoint (refiner only)", show_default=False)
+ENSEMBLER = typer.Option("gated", "--ensembler", help="gated or entropy (refiner only)")
+DENSITY = typer.Option(0.12, "--density", help="share of active pixels that sets the threshold (refiner only)")
+VALIDATE_EVERY = typer.Option(400, "--validate-every", min=1, help="steps between validations")
+
+
+@app.command()
+def export(
+    base: str = BASE,
+    weights: Optional[Path] = WEIGHTS,
+    refiner: Optional[str] = REFINER,
+    refiner_weights: Optional[Path] = REFINER_WEIGHTS,
+    size: str = SIZE,
+    scale: float = SCALE,
+    classes: str = CLASSES,
+    threshold: Optional[float] = THRESHOLD,
+    capacity: Optional[int] = CAPACITY,
+    planes: Optional[str] = PLANES,
+    baseline: bool = BASELINE,
+    half: bool = HALF,
+    random_weights: bool = RANDOM,
+    name: Optional[str] = NAME,
+    out: Path = BUNDLE_OUT,
+    json: bool = JSON,
+) -> None:
+    """Turn checkpoints into a bundle.
+
+    Example: crispseg export sfnet_lite_r18 --weights base.pth --refiner sparserefine --refiner-weights r.ckpt -o b
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        height, width = parse_size(size)
+        levels = parse_integers(planes, "--planes") if planes else None
+        if weights is None and not random_weights:
+            raise InputError("--weights: expected the base's checkpoint, found none; give it, or --random-weights")
+        if refiner and refiner_weights is None and not random_weights:
+            raise InputError(
+                "--refiner-weights: expected the refiner's checkpoint, found none; give it, or --random-weights"
+            )
+        from crispseg.export.project import export_bundle
+        from crispseg.runtime.describe import describe
+
+        export_bundle(
+            base,
+            out=out,
+            weights=weights,
+            refiner=refiner,
+            refiner_weights=refiner_weights,
+            height=height,
+            width=width,
+            scale=scale,
+            classes=classes,
+            threshold=threshold,
+            capacity=capacity,
+            planes=levels,
+            baseline=baseline,
+            half=half,
+            random_weights=random_weights,
+            name=name,
+            progress=progress,
+        )
+        return {**describe(out), "kind": "export"}
+
+    execute(work, json=json, title="exporting")
+
+
+@app.command()
+def verify(
+    bundle: Path = BUNDLE,
+    images: Optional[Path] = VERIFY_IMAGES,
+    weights: Optional[Path] = WEIGHTS,
+    refiner_weights: Optional[Path] = REFINER_WEIGHTS,
+    frames: int = FRAMES,
+    threads: int = THREADS,
+    report: Optional[Path] = REPORT,
+    json: bool = JSON,
+) -> None:
+    """Compare PyTorch, ONNX Runtime and the native engine on frames; name the first op that differs.
+
+    Example: crispseg verify demo/bundle --images val/images
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.export.verify import verify_bundle
+
+        return verify_bundle(
+            bundle,
+            images=images,
+            weights=weights,
+            refiner_weights=refiner_weights,
+            frames=frames,
+            threads=threads,
+            progress=progress,
+        )
+
+    execute(work, json=json, title="comparing", report_file=report)
+
+
+@app.command()
+def fit(
+    what: What = WHAT,
+    out: Path = FIT_OUT,
+    images: List[Path] = TRAIN_IMAGES,
+    labels: List[Path] = TRAIN_LABELS,
+    val_images: Optional[Path] = VAL_IMAGES,
+    val_labels: Optional[Path] = VAL_LABELS,
+    scenes: int = SCENES,
+    scene_share: float = SCENE_SHARE,
+    size: str = SIZE,
+    scale: float = SCALE,
+    classes: str = CLASSES,
+    base: Optional[Path] = BASE_FILE,
+    planes: Optional[str] = PLANES,
+    ensembler: str = ENSEMBLER,
+    density: float = DENSITY,
+    threshold: Optional[float] = THRESHOLD,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    lr: float = RATE,
+    validate_every: int = VALIDATE_EVERY,
+    seed: int = TRAIN_SEED,
+    device: str = DEVICE,
+    threads: int = THREADS,
+    resume: bool = RESUME,
+    json: bool = JSON,
+) -> None:
+    """Train a refiner on a frozen base, or a small base from scratch.
+
+    Example: crispseg fit refiner --base base/best.pt --images train/images --labels train/labels --size 360x480 -o r
+    """
+    from crispseg.cli_output import execute
+
+    if len(images) != len(labels):
+        raise InputError(f"expected one --labels for each --images, found {len(labels)} for {len(images)}")
+    if (val_images is None) != (val_labels is None):
+        raise InputError("expected --val-images and --val-labels together, found one of them")
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.classes import load_classes
+        from crispseg.fit.options import FitOptions
+        from crispseg.report import new_report
+
+        height, width = parse_size(size)
+        extra = {}
+        if planes:
+            extra["planes"] = parse_integers(planes, "--planes")
+            extra["repeats"] = (1,) * len(extra["planes"])
+        options = FitOptions(
+            out=out,
+            height=height,
+            width=width,
+            num_classes=len(load_classes(classes)),
+            scale=scale,
+            folders=tuple(zip(images, labels)),
+            validation=(val_images, val_labels) if val_images and val_labels else None,
+            scenes=scenes,
+            scene_share=scene_share,
+            steps=steps,
+            batch=batch,
+            lr=lr,
+            validate_every=validate_every,
+            seed=seed,
+            device=device,
+            threads=threads,
+            resume=resume,
+            base=base,
+            ensembler=ensembler,
+            density=density,
+            threshold=threshold,
+            **extra,
+        )
+        if what is What.refiner:
+            from crispseg.fit.refine import fit_refiner as train
+        else:
+            from crispseg.fit.train import fit_base as train
+        state = {}
+
+        def tell(entry: dict) -> None:
+            if "loss" in entry:
+                state["loss"] = f"loss {entry['loss']:.3f}"
+            if entry.get("validation"):
+                state["miou"] = f"mIoU {entry['validation'].get('miou', 0):.1f}"
+            progress(entry.get("step", 0), entry.get("steps"), " ".join(state.values()))
+
+        return new_report("fit", what=what.value, out=str(out), **train(options, tell))
+
+    execute(work, json=json, title="training")
+
+
+__all__ = ["export", "fit", "split", "verify"]

@@ -1,0 +1,171 @@
+"""What the command line prints: one JSON document or tables on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+from crispseg.errors import CrispsegError, InputError
+
+DEBUG = "CRISPSEG_DEBUG"
+# package that failed to import -> what to install
+_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "onnx": "onnx",
+    "torch": "torch",
+    "onnxscript": "onnxscript",
+    "av": "av",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "tensorrt": "tensorrt",
+    "numpy": "numpy",
+}
+
+
+def execute(
+    work: Callable[[Callable[..., None]], Dict[str, Any]],
+    *,
+    json: bool,
+    title: str,
+    report_file: Optional[Path] = None,
+    show: Optional[Callable[[Dict[str, Any]], Any]] = None,
+) -> Dict[str, Any]:
+    """Runs a command's work and prints its report.
+
+    Args:
+        work: called with ``progress(done, total, text="")``; returns a report.
+        json: print the report as JSON and nothing else on stdout.
+        title: text before the progress bar.
+        report_file: also write the report there: a page for .html, JSON otherwise.
+        show: turns the report into something that rich prints; the report's tables without it.
+    """
+    from crispseg import report as reports
+
+    if report_file is not None:
+        check_report_file(report_file)
+    # Libraries that print (exporters do) must not spoil the JSON document.
+    with contextlib.redirect_stdout(sys.stderr), progress_bar(title) as progress:
+        result = work(progress)
+    if report_file is not None:
+        if report_file.suffix.lower() in (".html", ".htm"):
+            reports.write_text(report_file, reports.render_html(result))
+        else:
+            reports.write_json(report_file, result)
+    if json:
+        print(reports.to_json(result), flush=True)
+    else:
+        from rich.console import Console
+
+        console = Console(soft_wrap=False, highlight=False)
+        console.print(show(result) if show else reports.render_table(result))
+        if report_file is not None:
+            console.print(f"report: {report_file}", markup=False)
+    return result
+
+
+def check_report_file(path: Path) -> None:
+    """Refuses an impossible --report before the work is done. Raises InputError."""
+    folder = path.parent if str(path.parent) else Path(".")
+    existing = next((p for p in [folder, *folder.parents] if p.exists()), Path("."))
+    if path.is_dir() or not existing.is_dir() or not os.access(str(existing), os.W_OK):
+        raise InputError(f"--report {path}: expected a file in a writable folder, found none; choose another place")
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[..., None]]:
+    """Gives ``progress(done, total, text="")``: a bar on stderr that vanishes at the end; silent without a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda *_, **__: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, text="")
+
+        def progress(done: float = 0, total: Optional[float] = None, text: str = "") -> None:
+            whole = None if total is None else (total if float(total).is_integer() else round(total, 1))
+            bar.update(task, completed=round(done, 1) if isinstance(done, float) else done, total=whole, text=text)
+
+        yield progress
+
+
+def failure(error: BaseException) -> Optional[Dict[str, Any]]:
+    """What to tell about an exception: {"type", "message", "exit_code"}; None when there is nothing to say."""
+    kind, code = type(error).__name__, 2
+    text = " ".join(str(error).split())
+    if isinstance(error, CrispsegError):
+        code = error.exit_code
+    elif isinstance(error, KeyboardInterrupt) or kind == "Abort":
+        text, code = "interrupted", 130
+    elif hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the parser's own errors
+        text, code = " ".join(error.format_message().split()), error.exit_code
+        context = getattr(error, "ctx", None)
+        text = text.rstrip(".") + (f"; see {context.command_path} --help" if context else "")
+    elif isinstance(error, BrokenPipeError):
+        return None
+    elif isinstance(error, ImportError) and (error.name or "").split(".")[0] in _PACKAGES:
+        package = _PACKAGES[(error.name or "").split(".")[0]]
+        reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({text})"
+        text = (
+            f"this command needs {package}, which {reason}; run: {Path(sys.executable).name} -m pip install {package}"
+        )
+    elif isinstance(error, MemoryError):
+        text = f"out of memory{': ' + text if text else ''}; close programs or use smaller frames (crispseg doctor)"
+    elif isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        text = f"{name}{error.strerror or text or kind}; check that the place exists, is writable and has room"
+    else:
+        where = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []
+        at = f" at {Path(where[0].filename).name}:{where[0].lineno}" if where else ""
+        text = (
+            f"unexpected {kind}: {text or 'no message'}{at}; this is a fault of crispseg, please report it with the "
+            f"output of crispseg doctor --json ({DEBUG}=1 shows where it happened)"
+        )
+        code = 1
+    return {"type": kind, "message": text, "exit_code": code}
+
+
+def report_failure(error: BaseException, json: bool) -> int:
+    """Prints one line on stderr (and the JSON document on stdout when asked for); returns the exit code."""
+    found = failure(error)
+    if os.environ.get(DEBUG) not in (None, "", "0"):
+        traceback.print_exception(type(error), error, error.__traceback__)
+    if found is None:  # the reader of our output went away: nothing can be written any more
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (stays open: the interpreter flushes it at exit)
+        return 0
+    if json:
+        from crispseg.report import to_json
+
+        print(to_json({"error": found}), flush=True)
+    print(f"error: {found['message']}", file=sys.stderr, flush=True)
+    return int(found["exit_code"])
+
+
+def show_doctor(result: Dict[str, Any]) -> Any:
+    """The doctor's report: what can be done, then every check with its fix."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines: List[Text] = [Text("This machine can", style="bold")]
+    for item in result["can"]:
+        lines.append(_mark(item["ok"], item["what"], True))
+    lines.append(Text("\nFound", style="bold"))
+    for check in result["checks"]:
+        line = _mark(check["ok"], f"{check['name']}: {check['found']}", check["needed"])
+        if check["fix"]:
+            line.append(f"\n      fix: {check['fix']}", style="cyan")
+        lines.append(line)
+    return Group(*lines)
+
+
+def _mark(ok: bool, text: str, needed: bool) -> Any:
+    from rich.text import Text
+
+    sign, style = ("yes", "green") if ok else ("no ", "red" if needed else "yellow")
+    return Text.assemble("  ", (sign, style), " ", text)
