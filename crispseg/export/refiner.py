@@ -97,14 +97,14 @@ def _check(module: Any, height: int, width: int, logits_shape: Sequence[int], up
     if config.selector != "entropy":
         raise UnsupportedOp(
             f"refiner: selector {config.selector!r} cannot be exported: it convolves the whole full-size image before "
-            f"any pixel is selected, and the op contract (version {CONTRACT_VERSION}) has SelectPixels by entropy only; "
+            f"any pixel is selected, and the op contract (version {CONTRACT_VERSION}) selects by entropy alone; "
             f"use a refiner with selector 'entropy'"
         )
     for name, value in (("height", height), ("width", width), ("capacity", capacity)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value < 2**31:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise InputError(f"{name}: expected a whole number of at least 1, found {value!r}")
-    if height * width >= 2**31:
-        raise InputError(f"frame {height}x{width}: expected fewer than 2^31 pixels")
+    if height * width >= 2**31 or capacity >= 2**31:
+        raise InputError(f"frame {height}x{width}, capacity {capacity}: expected fewer than 2^31 pixels")
     shape = tuple(logits_shape)
     if len(shape) != 3 or shape[0] != config.num_classes or min(shape) < 1:
         raise InputError(f"logits_shape: expected ({config.num_classes}, h, w), found {shape}")

@@ -1,4 +1,4 @@
-"""The ops of the contract once more, as slow loops written from the definitions."""
+"""Selection and ensemble once more, in double and written from the definitions (maps, convolution: op_table)."""
 
 from __future__ import annotations
 
@@ -54,48 +54,6 @@ def select_pixels(logits, height, width, upsample, threshold, capacity):
         "found": [found],
         "entropy": e,
     }
-
-
-def submanifold_map(coords):
-    at = {tuple(site): i for i, site in enumerate(coords.tolist())}
-    out = np.full((len(coords), 9), -1, np.int32)
-    for n, (y, x) in enumerate(coords.tolist()):
-        for k in range(9):
-            out[n, k] = at.get((y + k % 3 - 1, x + k // 3 - 1), -1)
-    return out
-
-
-def down_map(coords, height, width, extent):
-    at = {tuple(site): i for i, site in enumerate(coords.tolist())}
-    largest = (height - 1, width - 1) if extent == "image" else tuple(coords.max(0)) if len(coords) else (0, 0)
-    limit = [(s - 2) // 2 for s in largest]
-    sites = []
-    for oy in range(limit[0] + 1):
-        for ox in range(limit[1] + 1):
-            if any((2 * oy + k % 3, 2 * ox + k // 3) in at for k in range(9)):
-                sites.append((oy, ox))
-    down = np.full((len(sites), 9), -1, np.int32)
-    up = np.full((len(coords), 9), -1, np.int32)
-    for m, (oy, ox) in enumerate(sites):
-        for k in range(9):
-            n = at.get((2 * oy + k % 3, 2 * ox + k // 3), -1)
-            down[m, k] = n
-            if n >= 0:
-                up[n, k] = m
-    return {"coords_out": np.array(sites, np.int32).reshape(-1, 2), "count_out": [len(sites)], "down": down, "up": up}
-
-
-def sparse_conv2d(x, map, weight, bias=None, residual=None, relu=0, scale=None, shift=None):
-    map = np.arange(len(x))[:, None] if map is None else map
-    y = np.zeros((len(map), weight.shape[2]))
-    for m in range(len(map)):
-        for k in range(map.shape[1]):
-            if map[m, k] >= 0:
-                y[m] += x[map[m, k]].astype(np.float64) @ weight[k]
-    y = y if bias is None else y + bias
-    y = y if residual is None else y + residual
-    y = np.maximum(y, 0) if relu else y
-    return y, None if scale is None else np.maximum(y * scale + shift, 0)
 
 
 def ensemble(yi, yo, weights):

@@ -1,4 +1,4 @@
-"""Portable bodies against loops in numpy: empty, one site, corners, odd sizes, everything active, over capacity."""
+"""Portable bodies against numpy: the op table, and selection, features, ensemble and scatter at their edges."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import numpy_ops as reference
+import op_table
 import single
 from onnx import helper
 
@@ -16,20 +17,13 @@ from crispseg.errors import UnsupportedOp
 from crispseg.export.bodies import attach_bodies, portable_body
 from crispseg.plugins.ops import BY_NAME, DOMAIN
 
-SIZES = [(1, 1), (2, 5), (3, 3), (4, 6), (7, 9), (13, 16)]
 
-
-def sites(kind, height, width, seed=3):
-    rng = np.random.default_rng(seed)
+def sites(kind, height, width):
     mask = np.zeros((height, width), bool)
     if kind == "one":
         mask[height // 2, width // 2] = True
-    elif kind == "corners":
-        mask[[0, 0, -1, -1], [0, -1, 0, -1]] = True
     elif kind == "all":
         mask[:] = True
-    elif kind == "some":
-        mask = rng.random((height, width)) < 0.3
     return np.argwhere(mask).astype(np.int32)
 
 
@@ -37,17 +31,17 @@ def counted(coords):
     return {"coords": coords, "count": np.array([len(coords)], np.int32)}
 
 
-@pytest.mark.parametrize("kind", ["none", "one", "corners", "some", "all"])
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_maps(kind, height, width):
-    feeds = counted(sites(kind, height, width))
-    size = {"height": height, "width": width}
+@pytest.mark.parametrize("row", op_table.SITES, ids=lambda row: row.name)
+def test_maps(row):
+    feeds = counted(row.coords())
+    size = {"height": row.height, "width": row.width}
     found = single.run("SubmanifoldMap", feeds, size)["map"]
-    np.testing.assert_array_equal(found, reference.submanifold_map(feeds["coords"]))
+    np.testing.assert_array_equal(found, op_table.reference_submanifold(feeds["coords"]))
     assert found.dtype == np.int32
     for extent in ("active", "image"):
         found = single.run("DownMap", feeds, {**size, "extent": extent})
-        expected = reference.down_map(feeds["coords"], height, width, extent)
+        coords, down, up = op_table.reference_down(feeds["coords"], row.height, row.width, extent)
+        expected = {"coords_out": coords, "count_out": [len(coords)], "down": down, "up": up}
         for role in expected:
             np.testing.assert_array_equal(found[role], expected[role], err_msg=f"{role} {extent}")
             assert found[role].dtype == np.int32
@@ -122,38 +116,28 @@ def test_pixel_features(kind, order):
     np.testing.assert_allclose(found, np.concatenate([p > 0.3, coords / [5, 7], rgb, p], 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["none", "one", "corners", "some", "all"])
-@pytest.mark.parametrize("wanted", [["y"], ["z1"], ["y", "z1"], ["y", "z1", "z2"], ["z1", "z2"], ["z2"]])
-@pytest.mark.parametrize("extras", [(), ("bias",), ("residual", "relu"), ("bias", "residual")])
-def test_sparse_conv2d(kind, wanted, extras):
-    rng = np.random.default_rng(5)
-    coords = sites(kind, 6, 7)
-    kernel_map = reference.down_map(coords, 6, 7, "active")["up"]  # coarse rows to fine rows, often nothing there
-    feeds = {"x": rng.normal(size=(max(0, kernel_map.max(initial=-1) + 1), 5)), "map": kernel_map}
-    feeds.update(weight=rng.normal(size=(9, 5, 4)), count=np.array([len(coords)], np.int32))
-    if "bias" in extras:
-        feeds["bias"] = rng.normal(size=4)
-    if "residual" in extras:
-        feeds["residual"] = rng.normal(size=(len(coords), 4))
-    for role in wanted:
-        if role[0] == "z":
-            feeds["scale" + role[1]], feeds["shift" + role[1]] = rng.normal(size=(2, 4))
-    feeds = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in feeds.items()}
-    relu = int("relu" in extras)
-    found = single.run("SparseConv2d", feeds, {"relu": relu}, wanted)
-    for role in wanted:
-        i = role[1:]
-        args = [feeds["x"], kernel_map, feeds["weight"], feeds.get("bias"), feeds.get("residual"), relu]
-        y, z = reference.sparse_conv2d(*args, feeds.get("scale" + i), feeds.get("shift" + i))
-        np.testing.assert_allclose(found[role], z if i else y, atol=2e-5)
+@pytest.mark.parametrize("conv", op_table.CONVS, ids=lambda conv: conv.name)
+def test_sparse_conv2d(conv):
+    data = op_table.conv_data(conv)
+    feeds = {role: data[role] for role in ("x", "map", "weight") if role in data}
+    feeds.update({role: data[role] for role in ("bias", "residual") if getattr(conv, role)})
+    for i in range(conv.outputs):
+        feeds[f"scale{i + 1}"], feeds[f"shift{i + 1}"] = data[f"scale{i}"], data[f"shift{i}"]
+    feeds["count"] = np.array([len(data["residual"])], np.int32)
+    wanted = ["y"] * conv.y + ["z1", "z2"][: conv.outputs]
+    found = single.run("SparseConv2d", feeds, {"relu": int(conv.relu)}, wanted)
+    for role, expected in zip(["y", "z1", "z2"], op_table.reference_conv(data, conv)):
+        if role in wanted:
+            limit = 1e-5 * max(1.0, np.abs(expected).max(initial=0))
+            np.testing.assert_allclose(found[role], expected, rtol=0, atol=limit, err_msg=role)
 
 
-@pytest.mark.parametrize("n", [0, 1, 33])
-def test_identity_convolution(n):
-    rng = np.random.default_rng(6)
-    x, weight = rng.normal(size=(n, 5)).astype(np.float32), rng.normal(size=(1, 5, 4)).astype(np.float32)
-    feeds = {"x": x, "weight": weight, "count": np.array([n], np.int32)}
-    np.testing.assert_allclose(single.run("SparseConv2d", feeds, {}, ["y"])["y"], x @ weight[0], atol=1e-5)
+def test_second_epilogue_alone_and_maps_into_an_empty_level():
+    none = np.full((3, 9), -1, np.int32)
+    weight, zeros = np.ones((9, 5, 2), np.float32), np.zeros(2, np.float32)
+    feeds = {"x": np.zeros((0, 5), np.float32), "map": none, "weight": weight, "count": np.array([3], np.int32)}
+    feeds.update(scale2=zeros, shift2=zeros + 4)
+    assert single.run("SparseConv2d", feeds, {}, ["z2"])["z2"].tolist() == [[4, 4]] * 3
 
 
 @pytest.mark.parametrize("n", [0, 1, 50])

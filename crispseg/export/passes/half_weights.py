@@ -30,7 +30,7 @@ def half_weights(model: ModelProto) -> int:
         if name not in casts:
             value = numpy_helper.to_array(tensor)
             largest = float(np.abs(value).max(initial=0.0))
-            if not largest <= np.finfo(np.float16).max:
+            if not largest <= float(np.finfo(np.float16).max):
                 raise InputError(
                     f"weight {name!r}: expected values up to 65504 for float16, found {largest:g}; use float32 weights"
                 )
