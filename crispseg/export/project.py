@@ -1,0 +1,331 @@
+"""Assemble a bundle: base, the same base at full resolution when asked for, and refiner.
+
+Every exported file is compared with the torch network it comes from before the bundle is written; the figures go into
+the bundle's provenance.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+import crispseg
+from crispseg.bundle import CONTRACT, Bundle, NetInfo, RefinerInfo, write_bundle
+from crispseg.classes import ClassInfo, check_classes, load_classes
+from crispseg.environment import commit, package_version
+from crispseg.errors import AccuracyGate, InputError
+from crispseg.export import dense
+from crispseg.export.networks import Network, base_network, refiner_network
+from crispseg.export.refiner import export_refiner
+from crispseg.models.bases import BaseInfo
+
+REFINERS = ("sparserefine",)
+# Share of the pixels that a refiner takes at most, unless told. SparseRefine works at about 12 % on average; twice
+# that leaves room for hard frames and still bounds memory and the worst frame's time.
+CAPACITY_SHARE = 0.25
+# Largest difference between torch and an exported file, in units of the logits' standard deviation.
+GATE, GATE_HALF = 1e-3, 5e-2
+_CHECK_SIZE = (96, 128)
+
+Progress = Callable[[str], None]
+
+
+def export_bundle(
+    base: str,
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    refiner: str | None = "sparserefine",
+    refiner_weights: str | Path | None = None,
+    height: int,
+    width: int,
+    scale: float = 0.5,
+    classes: str | Path | Sequence[ClassInfo] = "cityscapes",
+    threshold: float | None = None,
+    capacity: int | None = None,
+    upsample: str | None = None,
+    logits: str = "native",
+    baseline: bool = False,
+    random_weights: bool = False,
+    half_weights: bool = False,
+    refiner_settings: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export networks for frames of ``height`` x ``width`` and write them as a bundle.
+
+    Args:
+        base: architecture, a key of ``crispseg.models.bases.BASES``.
+        out: directory of the bundle; an existing bundle there is replaced, anything else is refused.
+        weights: checkpoint of the base.
+        refiner: "sparserefine", or None for a bundle without one.
+        refiner_weights: checkpoint of the refiner.
+        height: rows of the label map.
+        width: columns of the label map.
+        scale: the base sees the frame at this share of either side, 0 < scale <= 1; sides are rounded.
+        classes: "cityscapes", "camvid", a class file, or the table itself.
+        threshold: entropy (nats) above which a pixel is refined; None takes the refiner's own.
+        capacity: most pixels refined a frame; None takes a quarter of all (the most uncertain ones stay).
+        upsample: how the refiner reads low-resolution logits; None takes the rule it was trained with.
+        logits: "native" ends the base at its own stride, before its last upsampling. "input" ends it at the size of
+            its input: so the official refiners were trained, which read logits with "nearest".
+        baseline: also export the base at full resolution. Its weights are stored once for both.
+        random_weights: untrained weights where no checkpoint is given. The bundle says so. Such a base is unsure
+            everywhere: every frame then holds ``capacity`` active pixels, which sets the density of a speed study.
+        half_weights: store weights in half precision; the arithmetic stays single precision.
+        refiner_settings: fields of ``SparseRefineConfig`` that replace the checkpoint's (or the defaults).
+        name: of the bundle.
+        seed: of random weights.
+        progress: called with one line before every step.
+
+    Returns:
+        The bundle as written.
+
+    Raises:
+        InputError: an argument that cannot be used, or ``out`` cannot be written.
+        CheckpointError: a checkpoint of another network.
+        UnsupportedOp: a network that cannot be exported.
+        AccuracyGate: an exported file does not compute what torch computes.
+    """
+    say = progress or (lambda _: None)
+    table = load_classes(classes) if isinstance(classes, (str, Path)) else check_classes(classes)
+    _check(height, width, scale, logits, refiner, refiner_weights, capacity, threshold)
+    _check_weights(weights, refiner, refiner_weights, random_weights)
+    say(f"load {base}")
+    base_net, info = base_network(base, len(table), weights, seed)
+    refiner_net = None
+    if refiner is not None:
+        say(f"load {refiner}")
+        settings = dict(refiner_settings or {})
+        settings.update({k: v for k, v in (("threshold", threshold), ("upsample", upsample)) if v is not None})
+        refiner_net = refiner_network(len(table), refiner_weights, settings, seed)
+
+    low = (max(1, round(height * scale)), max(1, round(width * scale)))
+    sizes = {"base": low, **({"baseline": (height, width)} if baseline else {})}
+    models, infos, notes = {}, {}, {}
+    for role, size in sizes.items():
+        say(f"export {role} at {size[0]}x{size[1]}")
+        models[f"{role}.onnx"] = model = _export_dense(base_net, size, logits == "native", half_weights)
+        say(f"compare {role} with torch")
+        notes[role] = {**base_net.source, "parity": _dense_parity(base_net, model, role, half_weights)}
+        infos[role] = _net_info(role, size, model, info, base_net.random)
+    files: dict[str, bytes | Path] = {}
+    if baseline:
+        graphs, shared = dense.share_weights(models)
+        files.update(graphs)
+        files[dense.WEIGHTS_FILE] = shared
+    else:
+        files.update({file: dense.to_bytes(model) for file, model in models.items()})
+
+    refiner_info = None
+    if refiner_net is not None:
+        if capacity is None:
+            capacity = math.ceil(CAPACITY_SHARE * height * width)
+        say("export refiner")
+        shape = (len(table), infos["base"].logits_height, infos["base"].logits_width)
+        model = _export_refiner(refiner_net, (height, width), shape, capacity, half_weights)
+        files["refiner.onnx"] = dense.to_bytes(model)
+        say("compare refiner with torch")
+        notes["refiner"] = {**refiner_net.source, "parity": _refiner_parity(refiner_net, half_weights)}
+        refiner_info = _refiner_info(refiner_net, capacity)
+    random = [role for role, net in (("base", base_net), ("refiner", refiner_net)) if net is not None and net.random]
+    say("write bundle")
+    return write_bundle(
+        out,
+        name=name or f"{base}{'+' + refiner if refiner else ''}{' (random weights)' if random else ''}",
+        height=height,
+        width=width,
+        classes=table,
+        base=infos["base"],
+        baseline=infos.get("baseline"),
+        refiner=refiner_info,
+        provenance=_provenance(notes, random, info, scale, half_weights),
+        files=files,
+    )
+
+
+def _check(
+    height: int,
+    width: int,
+    scale: float,
+    logits: str,
+    refiner: str | None,
+    refiner_weights: str | Path | None,
+    capacity: int | None,
+    threshold: float | None,
+) -> None:
+    if min(height, width) < 8 or max(height, width) > 16384:
+        raise InputError(f"size {height}x{width}: expected sides of 8 to 16384 pixels, height first")
+    if not 0 < scale <= 1:
+        raise InputError(f"scale {scale}: expected more than 0 and at most 1")
+    if logits not in ("native", "input"):
+        raise InputError(f"logits {logits!r}: expected native or input")
+    if refiner is not None and refiner not in REFINERS:
+        raise InputError(f"refiner {refiner!r} is unknown: expected {', '.join(REFINERS)} or none")
+    if refiner is None and (refiner_weights is not None or capacity is not None or threshold is not None):
+        raise InputError("refiner weights, threshold or capacity given without a refiner; name one or leave them out")
+    if capacity is not None and not 1 <= capacity <= height * width:
+        raise InputError(f"capacity {capacity}: expected 1 to {height * width} pixels")
+    if threshold is not None and not math.isfinite(threshold):
+        raise InputError(f"threshold {threshold}: expected a finite number of nats, 0 to ln(classes)")
+
+
+def _check_weights(
+    weights: str | Path | None, refiner: str | None, refiner_weights: str | Path | None, random_weights: bool
+) -> None:
+    missing = [] if weights is not None else ["--weights"]
+    if refiner is not None and refiner_weights is None:
+        missing.append("--refiner-weights")
+    if missing and not random_weights:
+        raise InputError(
+            f"no checkpoint: expected {' and '.join(missing)}, found none; give it, or --random-weights for a bundle "
+            "that only measures speed"
+        )
+    if random_weights and not missing:
+        raise InputError("random weights asked for, but every checkpoint is given; leave one of them out")
+
+
+def _export_dense(net: Network, size: tuple[int, int], native: bool, half: bool) -> onnx.ModelProto:
+    model = dense.export_dense(net.module, height=size[0], width=size[1], low_resolution_logits=native)
+    return dense.to_half_weights(model) if half else model
+
+
+def _dense_parity(net: Network, model: onnx.ModelProto, role: str, half: bool) -> dict[str, Any]:
+    found = dense.parity(net.module, model, threads=torch.get_num_threads())
+    gate = GATE_HALF if half else GATE
+    if not found["max_error_std"] <= gate:
+        raise AccuracyGate(
+            f"{role}.onnx: expected logits within {gate:g} of their standard deviation of torch's, found "
+            f"{found['max_error_std']:.3g}; the export is wrong, nothing was written"
+        )
+    return {"hop": "torch -> onnxruntime", "input": "standard normal, seed 0", **_rounded(found)}
+
+
+def _net_info(role: str, size: tuple[int, int], model: onnx.ModelProto, info: BaseInfo, random: bool) -> NetInfo:
+    shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
+    return NetInfo(
+        file=f"{role}.onnx",
+        architecture=info.name,
+        height=size[0],
+        width=size[1],
+        channel_order=info.channel_order,
+        mean=info.mean,
+        std=info.std,
+        resize="antialias",
+        logits_height=shape[2],
+        logits_width=shape[3],
+        upsample=info.upsample,
+        random_weights=random,
+    )
+
+
+def _export_refiner(
+    net: Network, size: tuple[int, int], logits: tuple[int, int, int], capacity: int, half: bool
+) -> onnx.ModelProto:
+    return export_refiner(
+        net.module,
+        height=size[0],
+        width=size[1],
+        logits_shape=logits,
+        capacity=capacity,
+        weights="float16" if half else "float32",
+    )
+
+
+def _refiner_parity(net: Network, half: bool) -> dict[str, Any]:
+    """Compare torch with the portable bodies in ONNX Runtime, on a small frame with about 12 % active pixels."""
+    import onnxruntime as ort
+
+    height, width = _CHECK_SIZE
+    count = net.module.config.num_classes
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    logits = _blobs(rng, count, height // 8, width // 8, net.module)
+    model = _export_refiner(net, (height, width), (count, height // 8, width // 8), height * width, half)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(dense.to_bytes(model), options, providers=["CPUExecutionProvider"])
+    labels, active = session.run(["labels", "count"], {"image": image, "logits": logits})
+    with torch.no_grad():
+        refined = net.module.refine(torch.from_numpy(image)[None], torch.from_numpy(logits))
+        wanted = net.module.labels(refined, torch.from_numpy(logits))[0].numpy()
+    expected = int(refined.mask.sum())
+    agreement = float((labels == wanted).mean())
+    gate = 0.98 if half else 0.999
+    # Entropies that equal the threshold to the last bit may fall on either side.
+    if abs(int(active[0]) - expected) > 2 + expected // 1000 or agreement < gate:
+        raise AccuracyGate(
+            f"refiner.onnx: expected {expected} active pixels and at least {gate:.1%} of torch's labels, found "
+            f"{int(active[0])} and {agreement:.3%}; the export is wrong, nothing was written"
+        )
+    return {
+        "hop": "torch -> onnxruntime (portable bodies)",
+        "input": f"{height}x{width} noise, seed 0",
+        "active": int(active[0]),
+        "active_torch": expected,
+        "labels_agreement": round(agreement, 6),
+    }
+
+
+def _blobs(rng: np.random.Generator, count: int, height: int, width: int, module: Any) -> np.ndarray:
+    # Confident logits, except where the leading class changes to its neighbour within a few cells.
+    best = (np.arange(height)[:, None] * 3 // height + np.arange(width)[None] * 3 // width) % count
+    logits = rng.standard_normal((1, count, height, width)).astype(np.float32)
+    np.put_along_axis(logits, best[None, None], np.float32(12), axis=1)
+    unsure = rng.random((height, width)) < 0.12
+    logits[0][:, unsure] = rng.standard_normal((count, int(unsure.sum()))).astype(np.float32)
+    return logits
+
+
+def _refiner_info(net: Network, capacity: int) -> RefinerInfo:
+    config = net.module.config
+    return RefinerInfo(
+        file="refiner.onnx",
+        kind="sparserefine",
+        contract=CONTRACT,
+        planes=tuple(config.planes),
+        repeats=tuple(config.level_repeats),
+        features=tuple(config.features),
+        extent=config.extent,
+        ensembler=config.ensembler,
+        upsample=config.upsample,
+        threshold=float(config.threshold),
+        capacity=capacity,
+        random_weights=net.random,
+    )
+
+
+def _provenance(
+    notes: Mapping[str, Any], random: Sequence[str], info: BaseInfo, scale: float, half: bool
+) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if random:
+        out["warning"] = (
+            f"RANDOM WEIGHTS: {' and '.join(random)} untrained. For speed studies only; the labels mean nothing."
+        )
+    versions = {name: package_version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")}
+    out["tools"] = {
+        "crispseg": crispseg.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        **versions,
+    }
+    out["scale"] = scale
+    out["weights_precision"] = "float16" if half else "float32"
+    if info.paper:
+        out["paper"] = info.paper
+    out.update(notes)
+    return out
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) and v != 1 else v for k, v in values.items()}
