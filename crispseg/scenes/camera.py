@@ -24,7 +24,16 @@ class View:
     __slots__ = ("width", "height", "focal", "cx", "cy", "d", "eye", "s", "bend", "sin", "cos")
 
     def __init__(
-        self, width: int, height: int, focal: float, horizon: float, d: float, eye: float, s: float, bend: float, yaw: float
+        self,
+        width: int,
+        height: int,
+        focal: float,
+        horizon: float,
+        d: float,
+        eye: float,
+        s: float,
+        bend: float,
+        yaw: float,
     ) -> None:
         self.width = width
         self.height = height

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -69,7 +69,9 @@ class Canvas:
         if label is not None:
             self._ids.ellipse(box, fill=label)
 
-    def ring(self, u: float, v: float, ru: float, rv: float, thick: float, color: Color, label: int, inside: int) -> None:
+    def ring(
+        self, u: float, v: float, ru: float, rv: float, thick: float, color: Color, label: int, inside: int
+    ) -> None:
         """An ellipse's outline; the class ``inside`` is written to the see-through disc."""
         if u + ru < 0 or v + rv < 0 or u - ru > self.width or v - rv > self.height:
             return
@@ -128,7 +130,12 @@ class Canvas:
                 self.ellipse(u, v, width / 2, width / 2, color, label)
 
     def sprite(
-        self, stamp: Tuple[Pyramid, Pyramid], color: Color, box: Tuple[float, float, float, float], label: int, solid: int = 128
+        self,
+        stamp: Tuple[Pyramid, Pyramid],
+        color: Color,
+        box: Tuple[float, float, float, float],
+        label: int,
+        solid: int = 128,
     ) -> None:
         """Paste ``color`` times the stamp's light through its mask, stretched to box (u0, v0, u1, v1).
 
@@ -141,7 +148,9 @@ class Canvas:
         if right - left < 1 or bottom - top < 1 or u1 - u0 < 1 or v1 - v0 < 1:
             return
         level = 0
-        while level + 1 < len(stamp[0]) and stamp[0][level + 1].width >= u1 - u0 and stamp[0][level + 1].height >= v1 - v0:
+        while (
+            level + 1 < len(stamp[0]) and stamp[0][level + 1].width >= u1 - u0 and stamp[0][level + 1].height >= v1 - v0
+        ):
             level += 1
         mask, light = stamp[0][level], stamp[1][level]
         ku, kv = mask.width / (u1 - u0), mask.height / (v1 - v0)

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from crispseg.scenes import texture
 from crispseg.scenes.camera import View
-from crispseg.scenes.canvas import IGNORE, PAVEMENT, ROAD, SKY, SUPER, TREE
+from crispseg.scenes.canvas import PAVEMENT, ROAD, SKY, SUPER, TREE
 from crispseg.scenes.world import Street, between
 
 # An even split of a pixel goes to the thinner thing, and to "undecided" before anything.
@@ -42,7 +42,7 @@ def photograph(image: Image.Image, labels: np.ndarray, view: View, st: Street, t
     r = random.Random(st.seed * 271 + 9)
     pixels = np.array(image.reduce(SUPER), np.float32)
     height, width = labels.shape
-    softness = between(r, 0.0, 0.8) * height / 480.0
+    softness = between(r, 0.0, 0.65) * (height / 480.0) ** 0.5
     factor = _texture(labels, view, st)
     frame = int(round(t * 1000)) & 0xFFFF
     offset = _sensor(height, width, between(r, 0.8, 5.0), st.seed * 17 + frame)
@@ -80,8 +80,11 @@ def _texture(labels: np.ndarray, view: View, st: Street) -> np.ndarray:
         depth = area[labels[top:]]
         fade = np.clip(view.focal / 40.0 / z, 0.0, 1.0)
         near = grain[(s * 36).astype(np.int32) & 255, (d * 36).astype(np.int32) & 255]
+        if view.focal > 1500:
+            fine = np.clip(view.focal / 130.0 / z, 0.0, 1.0)
+            near = near + 0.8 * fine * grain[(s * 117).astype(np.int32) & 255, (d * 117).astype(np.int32) & 255]
         wide = soft[(s * 5).astype(np.int32) & 255, (d * 9).astype(np.int32) & 255]
-        out[top:] += depth * (0.75 * fade * near + 0.25 * wide)
+        out[top:] += depth * (0.7 * fade * near + 0.16 * wide)
     drift = int(st.seed * 53) & 255
     ys = (np.arange(height) * 300 // max(1, height)) & 255
     xs = (np.arange(width) * 300 // max(1, height) + drift) & 255

@@ -14,7 +14,15 @@ KERB = 0.11
 
 
 def strip(
-    c: Canvas, view: View, d0: float, d1: float, s0: float, s1: float, color: Color, label: Optional[int], y: float = 0.0,
+    c: Canvas,
+    view: View,
+    d0: float,
+    d1: float,
+    s0: float,
+    s1: float,
+    color: Color,
+    label: Optional[int],
+    y: float = 0.0,
     alpha: int = 255,
 ) -> None:
     """A band of ground between d0 and d1 from s0 to s1."""
@@ -41,13 +49,28 @@ def horizon(c: Canvas, view: View, st: Street) -> None:
             if r.random() < 0.5:
                 color = shade((110, 116, 120), k)
                 x = u + shift
-                c.polygon([(x, base), (x, base - tall), (x + wide * 0.5, base - tall * between(r, 1, 1.3)),
-                           (x + wide, base - tall), (x + wide, base)], color, BUILDING)
+                c.polygon(
+                    [
+                        (x, base),
+                        (x, base - tall),
+                        (x + wide * 0.5, base - tall * between(r, 1, 1.3)),
+                        (x + wide, base - tall),
+                        (x + wide, base),
+                    ],
+                    color,
+                    BUILDING,
+                )
             else:
                 color = shade([0.6 * a + 45 for a in st.leaf], k)
                 for i in range(4):
-                    c.ellipse(u + shift + wide * (i + 0.5) / 4, base - tall * 0.35, wide * 0.3, tall * between(r, 0.45, 0.8),
-                              color, TREE)
+                    c.ellipse(
+                        u + shift + wide * (i + 0.5) / 4,
+                        base - tall * 0.35,
+                        wide * 0.3,
+                        tall * between(r, 0.45, 0.8),
+                        color,
+                        TREE,
+                    )
             u += wide * between(r, 0.6, 1.0)
     c.polygon([(0, base - 4), (w, base - 4), (w, base + 3), (0, base + 3)], shade(st.grass, 0.8), IGNORE)
 
@@ -89,7 +112,17 @@ def _joints(c: Canvas, view: View, st: Street, inner: float, outer: float) -> No
         if a and b:
             c.line(a[:2], b[:2], min(2.0, 0.02 * a[2]), dark, None)
     for k in (0.35, 0.7):
-        strip(c, view, inner + (outer - inner) * k - 0.01, inner + (outer - inner) * k + 0.01, view.s, view.s + 18, dark, None, KERB)
+        strip(
+            c,
+            view,
+            inner + (outer - inner) * k - 0.01,
+            inner + (outer - inner) * k + 0.01,
+            view.s,
+            view.s + 18,
+            dark,
+            None,
+            KERB,
+        )
 
 
 def _patches(c: Canvas, view: View, st: Street) -> None:
@@ -99,8 +132,18 @@ def _patches(c: Canvas, view: View, st: Street) -> None:
         r = random.Random(st.seed * 917 + index)
         if r.random() < 0.6:
             d, s = between(r, -st.half, st.half - 1), index * 9.0 + between(r, 0, 6)
-            strip(c, view, d, min(st.half, d + between(r, 0.4, 2.5)), s, s + between(r, 0.6, 8), shade(st.asphalt, between(r, 0.6, 1.25)),
-                  None, 0.0, int(between(r, 40, 130)))
+            strip(
+                c,
+                view,
+                d,
+                min(st.half, d + between(r, 0.4, 2.5)),
+                s,
+                s + between(r, 0.6, 8),
+                shade(st.asphalt, between(r, 0.6, 1.25)),
+                None,
+                0.0,
+                int(between(r, 40, 130)),
+            )
         if r.random() < 0.3:
             side, s = pick(r, (-1, 1)), index * 9.0 + 3
             strip(c, view, side * (st.half - 0.5), side * (st.half - 0.1), s, s + 0.5, (35, 35, 36), None)
@@ -147,7 +190,18 @@ def _markings(c: Canvas, view: View, st: Street, things: Sequence[Thing]) -> Non
             c.polygon(view.polygon([(d - 0.45, 0, s + 2.2), (d, 0, s + 4.0), (d + 0.45, 0, s + 2.2)]), white, None, 215)
         elif kind < 0.75:
             for i in range(9):
-                strip(c, view, -st.half * 0.5 + i * 0.4, -st.half * 0.5 + i * 0.4 + 0.12, s, s + 1.6, white, None, 0.0, 205)
+                strip(
+                    c,
+                    view,
+                    -st.half * 0.5 + i * 0.4,
+                    -st.half * 0.5 + i * 0.4 + 0.12,
+                    s,
+                    s + 1.6,
+                    white,
+                    None,
+                    0.0,
+                    205,
+                )
 
 
 def shadows(c: Canvas, view: View, st: Street, things: Sequence[Thing]) -> None:
@@ -177,8 +231,21 @@ def shadows(c: Canvas, view: View, st: Street, things: Sequence[Thing]) -> None:
             elif o.kind in ("lamp", "mast", "sign", "person"):
                 h = o.size
                 a, b = (o.d, 0.05, o.s), (o.d + dx * h, 0.05, o.s + ds * h)
-                c.polygon(view.polygon([(a[0] - 0.07, 0.05, a[2]), (a[0] + 0.07, 0.05, a[2]), b]), (18, 20, 28), None, alpha)
+                c.polygon(
+                    view.polygon([(a[0] - 0.07, 0.05, a[2]), (a[0] + 0.07, 0.05, a[2]), b]), (18, 20, 28), None, alpha
+                )
     for o in things:
         if o.kind == "car":
             for grow, alpha in ((0.25, 70), (0.0, 120)):
-                strip(c, view, o.d - 0.85 - grow, o.d + 0.85 + grow, o.s - grow, o.s + 4.0 + grow, (12, 12, 14), None, 0.02, alpha)
+                strip(
+                    c,
+                    view,
+                    o.d - 0.85 - grow,
+                    o.d + 0.85 + grow,
+                    o.s - grow,
+                    o.s + 4.0 + grow,
+                    (12, 12, 14),
+                    None,
+                    0.02,
+                    alpha,
+                )

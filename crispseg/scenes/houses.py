@@ -15,9 +15,18 @@ from crispseg.scenes.canvas import BUILDING, FENCE, TREE, Canvas, Color, shade
 from crispseg.scenes.world import Street, Thing, between, pick
 
 WALLS = (
-    ((118, 84, 66), "brick"), ((142, 104, 78), "brick"), ((96, 72, 62), "brick"), ((172, 150, 116), "brick"),
-    ((150, 132, 104), "stone"), ((128, 122, 112), "stone"), ((198, 190, 174), "plaster"), ((176, 170, 160), "plaster"),
-    ((214, 208, 196), "plaster"), ((112, 112, 116), "office"), ((146, 148, 150), "office"), ((88, 78, 72), "stone"),
+    ((118, 84, 66), "brick"),
+    ((142, 104, 78), "brick"),
+    ((96, 72, 62), "brick"),
+    ((172, 150, 116), "brick"),
+    ((150, 132, 104), "stone"),
+    ((128, 122, 112), "stone"),
+    ((198, 190, 174), "plaster"),
+    ((176, 170, 160), "plaster"),
+    ((214, 208, 196), "plaster"),
+    ((112, 112, 116), "office"),
+    ((146, 148, 150), "office"),
+    ((88, 78, 72), "stone"),
 )
 ROOFS = ((74, 66, 64), (92, 70, 62), (60, 62, 66), (112, 78, 62))
 
@@ -36,8 +45,16 @@ def _light(st: Street, facing: int) -> float:
 
 
 def _face(
-    c: Canvas, view: View, a: Tuple[float, float], b: Tuple[float, float], h: float, seed: int, color: Color, style: str,
-    light: float, y: float = 0.0,
+    c: Canvas,
+    view: View,
+    a: Tuple[float, float],
+    b: Tuple[float, float],
+    h: float,
+    seed: int,
+    color: Color,
+    style: str,
+    light: float,
+    y: float = 0.0,
 ) -> None:
     """A wall from street point a = (d, s) to b, h metres high, left end first as the viewer sees it."""
     za, zb = view.camera(a[0], 0, a[1])[2], view.camera(b[0], 0, b[1])[2]
@@ -51,7 +68,12 @@ def _face(
         f1 = (near - za) / (zb - za)
     p = (a[0] + (b[0] - a[0]) * f0, a[1] + (b[1] - a[1]) * f0)
     q = (a[0] + (b[0] - a[0]) * f1, a[1] + (b[1] - a[1]) * f1)
-    corners = [view.point(p[0], y + h, p[1]), view.point(q[0], y + h, q[1]), view.point(q[0], y, q[1]), view.point(p[0], y, p[1])]
+    corners = [
+        view.point(p[0], y + h, p[1]),
+        view.point(q[0], y + h, q[1]),
+        view.point(q[0], y, q[1]),
+        view.point(p[0], y, p[1]),
+    ]
     if any(k is None for k in corners):
         return
     quad = [(k[0], k[1]) for k in corners if k is not None]
@@ -100,10 +122,24 @@ def building(c: Canvas, view: View, st: Street, o: Thing) -> None:
     if rise:
         gable = view.polygon([(d, h, s0), (mid, h + rise, s0), (back, h, s0)])
         c.polygon(gable, shade(color, lit), BUILDING)
-        slope = view.polygon([(d - side * 0.3, h - 0.1, s0 - 0.2), (mid, h + rise, s0 - 0.2), (mid, h + rise, s1), (d - side * 0.3, h - 0.1, s1)])
+        slope = view.polygon(
+            [
+                (d - side * 0.3, h - 0.1, s0 - 0.2),
+                (mid, h + rise, s0 - 0.2),
+                (mid, h + rise, s1),
+                (d - side * 0.3, h - 0.1, s1),
+            ]
+        )
         tint = shade(roof, 0.9 * _light(st, -side) + 0.15)
         c.polygon(slope, tint, BUILDING)
-        edge = view.polygon([(d - side * 0.3, h - 0.1, s0 - 0.2), (d - side * 0.3, h + 0.08, s0 - 0.2), (d - side * 0.3, h + 0.08, s1), (d - side * 0.3, h - 0.1, s1)])
+        edge = view.polygon(
+            [
+                (d - side * 0.3, h - 0.1, s0 - 0.2),
+                (d - side * 0.3, h + 0.08, s0 - 0.2),
+                (d - side * 0.3, h + 0.08, s1),
+                (d - side * 0.3, h - 0.1, s1),
+            ]
+        )
     else:
         edge = view.polygon([(d, h, s0), (d, h + 0.35, s0), (d, h + 0.35, s1), (d, h, s1)])
     front = ((d, s1), (d, s0)) if side > 0 else ((d, s0), (d, s1))
@@ -113,9 +149,31 @@ def building(c: Canvas, view: View, st: Street, o: Thing) -> None:
         for s in (s0 + 0.6, s1 - 0.8)[: 1 + int(r.random() * 2)]:
             top = h + rise + between(r, 0.5, 1.2)
             brick = shade(color, 0.75)
-            c.polygon(view.polygon([(mid - 0.4, h + rise - 0.7, s), (mid + 0.4, h + rise - 0.7, s), (mid + 0.4, top, s), (mid - 0.4, top, s)]), brick, BUILDING)
+            c.polygon(
+                view.polygon(
+                    [
+                        (mid - 0.4, h + rise - 0.7, s),
+                        (mid + 0.4, h + rise - 0.7, s),
+                        (mid + 0.4, top, s),
+                        (mid - 0.4, top, s),
+                    ]
+                ),
+                brick,
+                BUILDING,
+            )
             for k in (-0.22, 0.18):
-                c.polygon(view.polygon([(mid + k - 0.1, top, s), (mid + k + 0.1, top, s), (mid + k + 0.08, top + 0.35, s), (mid + k - 0.08, top + 0.35, s)]), shade((150, 92, 66), 0.8), BUILDING)
+                c.polygon(
+                    view.polygon(
+                        [
+                            (mid + k - 0.1, top, s),
+                            (mid + k + 0.1, top, s),
+                            (mid + k + 0.08, top + 0.35, s),
+                            (mid + k - 0.08, top + 0.35, s),
+                        ]
+                    ),
+                    shade((150, 92, 66), 0.8),
+                    BUILDING,
+                )
     if flat is False and o.kind == "terrace" and r.random() < 0.35:
         _dormer(c, view, d, mid, h, rise, (s0 + s1) / 2, roof)
 
@@ -123,8 +181,16 @@ def building(c: Canvas, view: View, st: Street, o: Thing) -> None:
 def _dormer(c: Canvas, view: View, d: float, mid: float, h: float, rise: float, s: float, roof: Color) -> None:
     x = d + (mid - d) * 0.35
     y0, y1 = h + rise * 0.3, h + rise * 0.85
-    c.polygon(view.polygon([(x, y0, s - 0.8), (x, y1, s - 0.8), (x, y1, s + 0.8), (x, y0, s + 0.8)]), shade(roof, 1.3), BUILDING)
-    c.polygon(view.polygon([(x, y0 + 0.1, s - 0.5), (x, y1 - 0.2, s - 0.5), (x, y1 - 0.2, s + 0.5), (x, y0 + 0.1, s + 0.5)]), (52, 58, 64), BUILDING)
+    c.polygon(
+        view.polygon([(x, y0, s - 0.8), (x, y1, s - 0.8), (x, y1, s + 0.8), (x, y0, s + 0.8)]),
+        shade(roof, 1.3),
+        BUILDING,
+    )
+    c.polygon(
+        view.polygon([(x, y0 + 0.1, s - 0.5), (x, y1 - 0.2, s - 0.5), (x, y1 - 0.2, s + 0.5), (x, y0 + 0.1, s + 0.5)]),
+        (52, 58, 64),
+        BUILDING,
+    )
 
 
 def far_block(c: Canvas, view: View, st: Street, o: Thing) -> None:
@@ -195,7 +261,13 @@ def fence(c: Canvas, view: View, st: Street, o: Thing) -> None:
             s = o.s1 + (o.s - o.s1) * (i + 0.5) / n
             p, q = view.point(o.d, low, s), view.point(o.d, h, s)
             if p and q:
-                c.line(p[:2], q[:2], bar * p[2] * max(0.35, abs(a[0] - b[0]) / ((o.s1 - o.s) * p[2])) if bar > 0.05 else bar * p[2], color, FENCE)
+                c.line(
+                    p[:2],
+                    q[:2],
+                    bar * p[2] * max(0.35, abs(a[0] - b[0]) / ((o.s1 - o.s) * p[2])) if bar > 0.05 else bar * p[2],
+                    color,
+                    FENCE,
+                )
     rails = (h - 0.05, 0.5 * h, 0.15) if o.kind == "mesh" else (h - 0.12, 0.2)
     for y in rails:
         p, q = view.point(o.d, y, o.s), view.point(o.d, y, o.s1)

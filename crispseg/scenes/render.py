@@ -42,7 +42,9 @@ _PAINTERS = {
     "tree": roadside.tree,
     "car": traffic.car,
 }
-_SMALL = frozenset(("wall", "hedge", "bars", "pickets", "rails", "mesh", "sign", "lights", "bollard", "bush", "person", "cyclist"))
+_SMALL = frozenset(
+    ("wall", "hedge", "bars", "pickets", "rails", "mesh", "sign", "lights", "bollard", "bush", "person", "cyclist")
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ class Scene:
     def frame(self, t: float = 0.0) -> Tuple[np.ndarray, np.ndarray]:
         """As :func:`render`."""
         return render(self.seed, t, self.height, self.width)
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise InputError for a size that cannot be drawn."""
+    if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
+        raise InputError(
+            f"scene size: expected height and width in {SMALLEST}..{LARGEST}, found {height} x {width}; "
+            "choose another size"
+        )
 
 
 def view_at(st: Street, t: float, height: int, width: int) -> View:
@@ -83,10 +94,7 @@ def render(seed: int, t: float, height: int, width: int) -> Tuple[np.ndarray, np
     Returns the image [height,width,3] uint8 RGB and the labels [height,width] uint8 (0..10, 255 = undecided).
     The same arguments give the same arrays. Raises InputError for a size outside 32..8192.
     """
-    if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
-        raise InputError(
-            f"scene size: expected height and width in {SMALLEST}..{LARGEST}, found {height} x {width}; choose another size"
-        )
+    check_size(height, width)
     seed = int(seed) % (1 << 31)
     st = street(seed)
     view = view_at(st, float(t), height, width)

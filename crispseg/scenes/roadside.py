@@ -65,8 +65,12 @@ def mast(c: Canvas, view: View, st: Street, o: Thing) -> None:
             ends.append(p)
     if len(ends) == 2:
         c.line(ends[0][:2], ends[1][:2], 0.1 * k, color, POLE)
-    goals = [(o.d - 0.7, o.size - 0.35, o.s + 30), (o.d + 0.7, o.size - 0.35, o.s + 30), (o.d - 0.7, o.size - 0.4, o.s - 28),
-             (-o.d * 1.3, between(r, 5, 7), o.s + between(r, -3, 3))]
+    goals = [
+        (o.d - 0.7, o.size - 0.35, o.s + 30),
+        (o.d + 0.7, o.size - 0.35, o.s + 30),
+        (o.d - 0.7, o.size - 0.4, o.s - 28),
+        (-o.d * 1.3, between(r, 5, 7), o.s + between(r, -3, 3)),
+    ]
     for d1, y1, s1 in goals:
         _wire(c, view, (o.d, o.size - 0.3, o.s), (d1, y1, s1))
 
@@ -100,8 +104,16 @@ def sign(c: Canvas, view: View, st: Street, o: Thing) -> None:
         low = v - (y - size - 0.3) * k
         w, h = 0.32 * k * squeeze, 0.16 * k
         c.polygon([(u - w, low - h), (u + w, low - h), (u + w, low + h), (u - w, low + h)], (225, 225, 218), SIGN)
-        c.polygon([(u - w * 0.8, low - h * 0.3), (u + w * 0.8, low - h * 0.3), (u + w * 0.8, low + h * 0.3), (u - w * 0.8, low + h * 0.3)],
-                  (60, 60, 60), None)
+        c.polygon(
+            [
+                (u - w * 0.8, low - h * 0.3),
+                (u + w * 0.8, low - h * 0.3),
+                (u + w * 0.8, low + h * 0.3),
+                (u - w * 0.8, low + h * 0.3),
+            ],
+            (60, 60, 60),
+            None,
+        )
 
 
 def _plate(c: Canvas, u: float, v: float, w: float, h: float, kind: str, r: random.Random, back: bool) -> None:
@@ -112,14 +124,31 @@ def _plate(c: Canvas, u: float, v: float, w: float, h: float, kind: str, r: rand
         if not back:
             c.ellipse(u, v, w * 0.76, h * 0.76, face, None)
             ink = (24, 24, 26) if face == white else white
-            c.polygon([(u - w * 0.5, v - h * 0.12), (u + w * 0.5, v - h * 0.12), (u + w * 0.5, v + h * 0.12), (u - w * 0.5, v + h * 0.12)], ink, None)
+            c.polygon(
+                [
+                    (u - w * 0.5, v - h * 0.12),
+                    (u + w * 0.5, v - h * 0.12),
+                    (u + w * 0.5, v + h * 0.12),
+                    (u - w * 0.5, v + h * 0.12),
+                ],
+                ink,
+                None,
+            )
         return
     if kind == "triangle":
         flip = -1 if r.random() < 0.2 else 1
-        c.polygon([(u, v - flip * h * 1.1), (u + w * 1.1, v + flip * h * 0.8), (u - w * 1.1, v + flip * h * 0.8)], grey if back else red, SIGN)
+        c.polygon(
+            [(u, v - flip * h * 1.1), (u + w * 1.1, v + flip * h * 0.8), (u - w * 1.1, v + flip * h * 0.8)],
+            grey if back else red,
+            SIGN,
+        )
         if not back:
             m = v + flip * h * 0.12
-            c.polygon([(u, m - flip * h * 0.65), (u + w * 0.6, m + flip * h * 0.42), (u - w * 0.6, m + flip * h * 0.42)], white, None)
+            c.polygon(
+                [(u, m - flip * h * 0.65), (u + w * 0.6, m + flip * h * 0.42), (u - w * 0.6, m + flip * h * 0.42)],
+                white,
+                None,
+            )
             c.ellipse(u, m + flip * h * 0.05, w * 0.12, h * 0.3, (20, 20, 22), None)
         return
     face = grey if back else pick(r, (blue, white, (24, 104, 66), (214, 178, 52), (30, 32, 60), (190, 60, 40)))
@@ -147,7 +176,9 @@ def traffic_light(c: Canvas, view: View, st: Street, o: Thing) -> None:
         x = u + shift * k
         h = 1.0 * k
         y = v - top * k
-        c.polygon([(x - 0.17 * k, y), (x + 0.17 * k, y), (x + 0.17 * k, y + h), (x - 0.17 * k, y + h)], (22, 23, 24), SIGN)
+        c.polygon(
+            [(x - 0.17 * k, y), (x + 0.17 * k, y), (x + 0.17 * k, y + h), (x - 0.17 * k, y + h)], (22, 23, 24), SIGN
+        )
         for i, glow in enumerate(((240, 50, 40), (245, 180, 50), (60, 230, 140))):
             tint = glow if i == lit and o.seed % 3 else shade(glow, 0.22)
             c.ellipse(x, y + h * (0.2 + 0.3 * i), 0.11 * k, 0.11 * k, tint, None)
@@ -173,9 +204,26 @@ def shelter(c: Canvas, view: View, st: Street, o: Thing) -> None:
             c.line(p[:2], q[:2], 0.08 * p[2], (60, 64, 68), BUILDING)
     back = view.polygon([(e, 0.3, s0), (e, h, s0), (e, h, s1), (e, 0.3, s1)])
     c.polygon(back, (120, 136, 140), BUILDING, 150)
-    c.polygon(view.polygon([(d - side * 0.2, h, s0), (e, h, s0), (e, h, s1), (d - side * 0.2, h, s1)]), (58, 62, 66), BUILDING)
-    c.polygon(view.polygon([(d - side * 0.2, h, s0), (d - side * 0.2, h + 0.2, s0), (e, h + 0.2, s0), (e, h, s0)]), (84, 88, 92), BUILDING)
-    c.polygon(view.polygon([(d - side * 0.2, h, s0), (d - side * 0.2, h + 0.2, s0), (d - side * 0.2, h + 0.2, s1), (d - side * 0.2, h, s1)]), (74, 80, 84), BUILDING)
+    c.polygon(
+        view.polygon([(d - side * 0.2, h, s0), (e, h, s0), (e, h, s1), (d - side * 0.2, h, s1)]), (58, 62, 66), BUILDING
+    )
+    c.polygon(
+        view.polygon([(d - side * 0.2, h, s0), (d - side * 0.2, h + 0.2, s0), (e, h + 0.2, s0), (e, h, s0)]),
+        (84, 88, 92),
+        BUILDING,
+    )
+    c.polygon(
+        view.polygon(
+            [
+                (d - side * 0.2, h, s0),
+                (d - side * 0.2, h + 0.2, s0),
+                (d - side * 0.2, h + 0.2, s1),
+                (d - side * 0.2, h, s1),
+            ]
+        ),
+        (74, 80, 84),
+        BUILDING,
+    )
 
 
 def bush(c: Canvas, view: View, st: Street, o: Thing) -> None:
@@ -187,7 +235,12 @@ def bush(c: Canvas, view: View, st: Street, o: Thing) -> None:
     u, v, k = foot
     index = int(r.random() * 4)
     h = o.size * k
-    c.sprite(texture.crowns()[index], shade(st.leaf, between(r, 0.7, 1.2)), (u - 0.6 * h, v - h, u + 0.6 * h, v + 0.15 * h), TREE)
+    c.sprite(
+        texture.crowns()[index],
+        shade(st.leaf, between(r, 0.7, 1.2)),
+        (u - 0.6 * h, v - h, u + 0.6 * h, v + 0.15 * h),
+        TREE,
+    )
 
 
 def tree(c: Canvas, view: View, st: Street, o: Thing) -> None:
@@ -209,11 +262,29 @@ def tree(c: Canvas, view: View, st: Street, o: Thing) -> None:
         c.taper((u, v), (u + 0.02 * h, v - 0.5 * h), 0.045 * h, 0.025 * h, bark, TREE)
         if not tall and h > 60:
             for side in (-1, 1):
-                c.taper((u, v - bottom * h), (u + side * wide * 0.45, v - (bottom + 0.25) * h), 0.025 * h, 0.01 * h, bark, TREE)
-        c.sprite(texture.crowns()[index], shade(st.leaf, between(r, 0.75, 1.15)), (u - wide, v - h, u + wide, v - bottom * h), TREE)
+                c.taper(
+                    (u, v - bottom * h),
+                    (u + side * wide * 0.45, v - (bottom + 0.25) * h),
+                    0.025 * h,
+                    0.01 * h,
+                    bark,
+                    TREE,
+                )
+        c.sprite(
+            texture.crowns()[index],
+            shade(st.leaf, between(r, 0.75, 1.15)),
+            (u - wide, v - h, u + wide, v - bottom * h),
+            TREE,
+        )
         return
     index = int(r.random() * 8)
-    c.sprite(texture.haze(index), shade([0.5 * b + 55 for b in bark], 1.0), (u - 0.6 * h, v - 1.05 * h, u + 0.6 * h, v), TREE, HAZE_SOLID)
+    c.sprite(
+        texture.haze(index),
+        shade([0.5 * b + 55 for b in bark], 1.0),
+        (u - 0.6 * h, v - 1.05 * h, u + 0.6 * h, v),
+        TREE,
+        HAZE_SOLID,
+    )
     for x0, y0, x1, y1, width in texture.bare_tree(index):
         w = width * h
         if w < 0.45:

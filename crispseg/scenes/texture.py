@@ -78,8 +78,12 @@ def crowns() -> Tuple[Tuple[Pyramid, Pyramid], ...]:
         field -= 3.0 * np.maximum(0.0, np.maximum(np.abs(xx), np.abs(yy)) - 0.94)
         mask = np.clip(field * 12 + 0.5, 0, 1)
         light = 0.95 - 0.28 * yy - 0.14 * xx + 0.17 * fine + 0.1 * coarse
-        out.append((pyramid(Image.fromarray((mask * 255).astype(np.uint8))),
-                    pyramid(Image.fromarray((np.clip(light, 0.25, 1.9) * 128).astype(np.uint8)))))
+        out.append(
+            (
+                pyramid(Image.fromarray((mask * 255).astype(np.uint8))),
+                pyramid(Image.fromarray((np.clip(light, 0.25, 1.9) * 128).astype(np.uint8))),
+            )
+        )
     return tuple(out)
 
 
@@ -110,10 +114,10 @@ def bare_tree(index: int) -> Tuple[Segment, ...]:
 
 @functools.lru_cache(maxsize=None)
 def haze(index: int) -> Tuple[Pyramid, Pyramid]:
-    """Coverage and light of the finest twigs of a bare tree; the picture spans x -0.6..0.6, y 1.05..0 of the unit tree."""
+    """Coverage and light of the finest twigs of a bare tree; the picture spans x -0.6..0.6, y 1.05..0."""
     image = Image.new("L", (240, 210))
     draw = ImageDraw.Draw(image)
-    for x0, y0, x1, y1, width in bare_tree(index)[-200:]:
+    for x0, y0, x1, y1, _ in bare_tree(index)[-200:]:
         for k in range(3):
             t = (k - 1) * 0.03
             draw.line(((x0 + 0.6) * 200, (1.05 - y0) * 200, (x1 + t + 0.6) * 200, (1.05 - y1 + abs(t)) * 200), fill=150)
@@ -153,7 +157,7 @@ def facade(
         for b in range(bays):
             x0 = (b + 0.5) * bay - ww / 2
             if f == 0 and r.random() < 0.25:
-                door = tuple(int(light * (30 + 110 * r.random())) for _ in range(3))
+                door = _paint(r, 0.8 * light, 0.6)
                 draw.rectangle(_box(x0, height - 2.2, x0 + 1.0, height, scale), fill=door)
                 continue
             glass = 35 + 70 * r.random() ** 2
@@ -177,29 +181,40 @@ def _box(x0: float, y0: float, x1: float, y1: float, scale: float) -> Tuple[floa
     return (x0 * scale, y0 * scale, max(x0, x1) * scale, max(y0, y1) * scale)
 
 
+def _paint(r: random.Random, light: float, color: float) -> Tuple[int, int, int]:
+    """A random colour: dark more often than bright; ``color`` 0..1 says how far from grey."""
+    grey = 30 + 170 * r.random() ** 1.6
+    red, green, blue = (light * (grey + color * (190 * r.random() - 95)) for _ in range(3))
+    return int(max(8, min(255, red))), int(max(8, min(255, green))), int(max(8, min(255, blue)))
+
+
 def _shop(draw: ImageDraw.ImageDraw, r: random.Random, width: float, height: float, scale: float, light: float) -> None:
     """Ground floor with display windows and a name board over them."""
     x = 0.0
     while x < width - 1.0:
         wide = min(width - x, 3.5 + 4.0 * r.random())
-        board = tuple(int(light * (25 + 170 * r.random() ** 1.5)) for _ in range(3))
+        board = _paint(r, light, 0.5)
         draw.rectangle(_box(x, height - 3.5, x + wide, height - 2.8, scale), fill=board)
         ink = (235, 230, 215) if sum(board) < 300 else (30, 30, 40)
         letter = x + wide * 0.25
         while letter < x + wide * 0.75:
-            draw.rectangle(_box(letter, height - 3.32, letter + 0.12 + 0.12 * r.random(), height - 2.98, scale), fill=ink)
+            draw.rectangle(
+                _box(letter, height - 3.32, letter + 0.12 + 0.12 * r.random(), height - 2.98, scale), fill=ink
+            )
             letter += 0.34
         glass = 25 + 60 * r.random()
         draw.rectangle(_box(x + 0.15, height - 2.7, x + wide - 0.15, height - 0.5, scale), fill=(int(glass),) * 3)
         for _ in range(7):
             gx, gy = x + 0.3 + (wide - 0.9) * r.random(), height - 2.5 + 1.4 * r.random()
-            tint = tuple(int(light * (30 + 180 * r.random())) for _ in range(3))
+            tint = _paint(r, light, 0.45)
             draw.rectangle(_box(gx, gy, gx + 0.2 + 0.5 * r.random(), gy + 0.2 + 0.5 * r.random(), scale), fill=tint)
         draw.rectangle(_box(x, height - 2.8, x + 0.15, height, scale), fill=board)
         x += wide
 
 
-def sky(width: int, height: int, top: Sequence[int], low: Sequence[int], clouds: float, shift: float, r: random.Random) -> Image.Image:
+def sky(
+    width: int, height: int, top: Sequence[int], low: Sequence[int], clouds: float, shift: float, r: random.Random
+) -> Image.Image:
     """Sky of width x height pixels, its last row at the horizon: a gradient with clouds that drift by ``shift``."""
     w, h = max(16, width // 8), max(16, height // 8)
     v = np.linspace(0, 1, h, dtype=np.float32)[:, None, None]

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 import random
-from typing import List, Sequence, Tuple
+from typing import Callable, List, Sequence, Tuple
 
 from crispseg.scenes.camera import Point, View, World
 from crispseg.scenes.canvas import BICYCLIST, CAR, IGNORE, PEDESTRIAN, Canvas, Color, shade
 from crispseg.scenes.world import Street, Thing, between, pick
 
 PAINTS = (
-    (28, 30, 34), (46, 50, 56), (120, 124, 128), (172, 176, 180), (212, 214, 214), (224, 224, 220), (36, 48, 92),
-    (124, 28, 30), (160, 34, 34), (34, 72, 56), (60, 88, 128), (142, 122, 92), (88, 92, 98),
+    (28, 30, 34),
+    (46, 50, 56),
+    (120, 124, 128),
+    (172, 176, 180),
+    (212, 214, 214),
+    (224, 224, 220),
+    (36, 48, 92),
+    (124, 28, 30),
+    (160, 34, 34),
+    (34, 72, 56),
+    (60, 88, 128),
+    (142, 122, 92),
+    (88, 92, 98),
 )
 # name: length, width, height, bonnet height, then the cabin as (rear low, rear high, front high, front low) of length 1
 SHAPES = (
@@ -36,9 +47,9 @@ def hull(points: Sequence[Point]) -> List[Point]:
     for ordered in (pts, pts[::-1]):
         side: List[Point] = []
         for p in ordered:
-            while len(side) > 1 and (side[-1][0] - side[-2][0]) * (p[1] - side[-2][1]) <= (side[-1][1] - side[-2][1]) * (
-                p[0] - side[-2][0]
-            ):
+            while len(side) > 1 and (side[-1][0] - side[-2][0]) * (p[1] - side[-2][1]) <= (
+                side[-1][1] - side[-2][1]
+            ) * (p[0] - side[-2][0]):
                 side.pop()
             side.append(p)
         halves.append(side[:-1])
@@ -48,7 +59,9 @@ def hull(points: Sequence[Point]) -> List[Point]:
 def car(c: Canvas, view: View, st: Street, o: Thing) -> None:
     """A car, van, lorry or bus; o.speed < 0 means that it comes towards the camera."""
     r = random.Random(o.seed)
-    long, wide, tall, belt, cabin = SHAPES[int(r.random() * 5)] if r.random() < 0.9 or abs(o.speed) < 0.5 else pick(r, SHAPES[5:])
+    long, wide, tall, belt, cabin = (
+        SHAPES[int(r.random() * 5)] if r.random() < 0.9 or abs(o.speed) < 0.5 else pick(r, SHAPES[5:])
+    )
     paint = shade(pick(r, PAINTS), between(r, 0.85, 1.1))
     if tall > 3:
         paint = pick(r, ((172, 30, 34), (206, 204, 196), (40, 80, 130), (60, 110, 84), (190, 160, 60)))
@@ -76,24 +89,43 @@ def car(c: Canvas, view: View, st: Street, o: Thing) -> None:
     for f in (0.18, 0.82):
         for w in (-seen, seen):
             _wheel(c, view, d + w * (half - 0.1), at(f), wheel)
-    solid([(0.0, low, half), (0.0, belt * 0.95, half * 0.96), (1.0, low, half), (1.0, belt * 0.8, half * 0.95)], shade(paint, sides))
+    solid(
+        [(0.0, low, half), (0.0, belt * 0.95, half * 0.96), (1.0, low, half), (1.0, belt * 0.8, half * 0.95)],
+        shade(paint, sides),
+    )
     if belt < tall:
         top = half * (0.82 if tall < 2 else 0.95)
-        solid([(r0, belt, half * 0.95), (r1, tall, top), (f1, tall, top), (f0, belt, half * 0.95)], shade(paint, sides * 0.97))
+        solid(
+            [(r0, belt, half * 0.95), (r1, tall, top), (f1, tall, top), (f0, belt, half * 0.95)],
+            shade(paint, sides * 0.97),
+        )
     for f in (0.18, 0.82):
         _wheel(c, view, d + seen * (half + 0.005), at(f), wheel)
     _glass(c, view, d, half, seen, at, tall, belt, cabin, nearest)
-    _face(c, view, d, half, at(nearest), tall, belt, paint, inward > 0, r)
+    _face(c, view, d, half, at(nearest), belt, paint, inward > 0, r)
 
 
 def _wheel(c: Canvas, view: View, d: float, s: float, radius: float) -> None:
     rim = [(d, radius + radius * math.sin(a * 0.5236), s + radius * math.cos(a * 0.5236)) for a in range(12)]
     c.polygon(view.polygon(rim), (20, 20, 21), CAR)
-    hub = [(d, radius + 0.58 * radius * math.sin(a * 0.7854), s + 0.58 * radius * math.cos(a * 0.7854)) for a in range(8)]
+    hub = [
+        (d, radius + 0.58 * radius * math.sin(a * 0.7854), s + 0.58 * radius * math.cos(a * 0.7854)) for a in range(8)
+    ]
     c.polygon(view.polygon(hub), (112, 114, 116), None)
 
 
-def _glass(c, view, d, half, seen, at, tall, belt, cabin, nearest):  # type: ignore[no-untyped-def]
+def _glass(
+    c: Canvas,
+    view: View,
+    d: float,
+    half: float,
+    seen: int,
+    at: Callable[[float], float],
+    tall: float,
+    belt: float,
+    cabin: Tuple[float, float, float, float],
+    nearest: float,
+) -> None:
     """Side windows on the side that is seen and the front or rear screen."""
     r0, r1, f1, f0 = cabin
     dark = (34, 40, 46)
@@ -124,10 +156,17 @@ def _glass(c, view, d, half, seen, at, tall, belt, cabin, nearest):  # type: ign
     flat = view.polygon(quad)
     c.polygon(flat, (52, 60, 66), None)
     if len(flat) == 4:
-        c.polygon([flat[1], flat[2], ((flat[2][0] + flat[3][0]) / 2, (flat[2][1] + flat[3][1]) / 2), flat[1]], (120, 132, 140), None, 90)
+        c.polygon(
+            [flat[1], flat[2], ((flat[2][0] + flat[3][0]) / 2, (flat[2][1] + flat[3][1]) / 2), flat[1]],
+            (120, 132, 140),
+            None,
+            90,
+        )
 
 
-def _face(c, view, d, half, s, tall, belt, paint, rear, r):  # type: ignore[no-untyped-def]
+def _face(
+    c: Canvas, view: View, d: float, half: float, s: float, belt: float, paint: Color, rear: bool, r: random.Random
+) -> None:
     """The near end: bumper, lights, number plate, under-shadow."""
     s -= 0.02
 
@@ -148,7 +187,17 @@ def _face(c, view, d, half, s, tall, belt, paint, rear, r):  # type: ignore[no-u
     box(-half * 0.9, half * 0.9, 0.14, 0.28, (14, 14, 15))
 
 
-CLOTHES = ((32, 34, 40), (58, 60, 68), (44, 56, 86), (118, 42, 44), (150, 140, 122), (84, 90, 76), (196, 192, 186), (172, 120, 60), (30, 26, 26))
+CLOTHES = (
+    (32, 34, 40),
+    (58, 60, 68),
+    (44, 56, 86),
+    (118, 42, 44),
+    (150, 140, 122),
+    (84, 90, 76),
+    (196, 192, 186),
+    (172, 120, 60),
+    (30, 26, 26),
+)
 SKIN = ((206, 164, 138), (178, 130, 102), (122, 84, 62), (226, 186, 160))
 
 
@@ -175,7 +224,9 @@ def person(c: Canvas, view: View, st: Street, o: Thing, t: float) -> None:
         knee = (x + step * 0.6, v - 0.25 * h)
         ankle = (x + step * 0.9, v - (0.04 * h if side * stride < 0 else 0.0) - 0.01 * h)
         c.limb(((x, hip), knee, ankle), 0.085 * h, legs if not skirt else skin, PEDESTRIAN)
-        c.line(ankle, (ankle[0] + 0.035 * h * (1 if o.speed >= 0 else -1), ankle[1]), 0.05 * h, (24, 22, 22), PEDESTRIAN)
+        c.line(
+            ankle, (ankle[0] + 0.035 * h * (1 if o.speed >= 0 else -1), ankle[1]), 0.05 * h, (24, 22, 22), PEDESTRIAN
+        )
     for side in (-1, 1):
         swing = -side * stride * turn * 0.8
         shoulder = (u + side * wide * 0.95, neck + 0.03 * h)
@@ -188,10 +239,25 @@ def person(c: Canvas, view: View, st: Street, o: Thing, t: float) -> None:
     c.polygon([(u - wide, neck), (u + wide, neck), (u + wide * flare, low), (u - wide * flare, low)], coat, PEDESTRIAN)
     if r.random() < 0.35:
         bag = shade(pick(r, CLOTHES), 0.8)
-        c.polygon([(u + wide * 0.7, hip - 0.1 * h), (u + wide * 1.7, hip - 0.1 * h), (u + wide * 1.6, hip + 0.1 * h), (u + wide * 0.8, hip + 0.1 * h)],
-                  bag, PEDESTRIAN)
+        c.polygon(
+            [
+                (u + wide * 0.7, hip - 0.1 * h),
+                (u + wide * 1.7, hip - 0.1 * h),
+                (u + wide * 1.6, hip + 0.1 * h),
+                (u + wide * 0.8, hip + 0.1 * h),
+            ],
+            bag,
+            PEDESTRIAN,
+        )
     c.line((u, neck), (u, v - 0.88 * h), 0.06 * h, skin, PEDESTRIAN)
-    c.ellipse(u, v - 0.93 * h, 0.06 * h, 0.072 * h, pick(r, ((42, 32, 26), (92, 66, 42), (150, 130, 100), (30, 28, 28))), PEDESTRIAN)
+    c.ellipse(
+        u,
+        v - 0.93 * h,
+        0.06 * h,
+        0.072 * h,
+        pick(r, ((42, 32, 26), (92, 66, 42), (150, 130, 100), (30, 28, 28))),
+        PEDESTRIAN,
+    )
     if r.random() < 0.5:
         c.ellipse(u, v - 0.915 * h, 0.045 * h, 0.055 * h, skin, None)
 
@@ -217,11 +283,17 @@ def cyclist(c: Canvas, view: View, st: Street, o: Thing, t: float) -> None:
             q = (x + math.cos(a * 1.05) * rw * abs(side) * 0.95, v - rw + math.sin(a * 1.05) * rw * 0.95)
             c.line((x, v - rw), q, 0.008 * k, (120, 120, 120), BICYCLIST)
     seat, bars, crank = (u - 0.22 * gap, v - 0.92 * k), (u + 0.75 * gap, v - 1.02 * k), (u - 0.05 * gap, v - 0.32 * k)
-    for p, q in (((u - gap, v - rw), crank), (crank, seat), (crank, (u + 0.7 * gap, v - 0.85 * k)), (seat, (u + 0.7 * gap, v - 0.85 * k)),
-                 ((u + gap, v - rw), bars), ((u - gap, v - rw), seat)):
+    for p, q in (
+        ((u - gap, v - rw), crank),
+        (crank, seat),
+        (crank, (u + 0.7 * gap, v - 0.85 * k)),
+        (seat, (u + 0.7 * gap, v - 0.85 * k)),
+        ((u + gap, v - rw), bars),
+        ((u - gap, v - rw), seat),
+    ):
         c.line(p, q, 0.04 * k, frame, BICYCLIST)
     c.line((bars[0] - 0.2 * k, bars[1]), (bars[0] + 0.2 * k, bars[1]), 0.035 * k, (30, 30, 32), BICYCLIST)
-    if o.speed == 0 and r.random() < 0.35:
+    if abs(o.d) > st.half and r.random() < 0.5:
         return
     coat, legs = shade(pick(r, CLOTHES + ((214, 220, 60), (220, 110, 40))), 1.0), shade(pick(r, CLOTHES[:5]), 0.8)
     turn = 7.0 * t + 6.28 * r.random()
@@ -233,14 +305,37 @@ def cyclist(c: Canvas, view: View, st: Street, o: Thing, t: float) -> None:
         c.limb((hip, knee, pedal), 0.13 * k, legs, BICYCLIST)
     neck = (seat[0] + 0.45 * k * side, seat[1] - 0.52 * k)
     w0 = 0.2 * k
-    c.polygon([(seat[0] - w0 * 0.8, seat[1] + 0.04 * k), (seat[0] + w0 * 0.8, seat[1] + 0.04 * k), (neck[0] + w0, neck[1]), (neck[0] - w0, neck[1])],
-              coat, BICYCLIST)
+    c.polygon(
+        [
+            (seat[0] - w0 * 0.8, seat[1] + 0.04 * k),
+            (seat[0] + w0 * 0.8, seat[1] + 0.04 * k),
+            (neck[0] + w0, neck[1]),
+            (neck[0] - w0, neck[1]),
+        ],
+        coat,
+        BICYCLIST,
+    )
     for w in (-1, 1):
-        c.limb(((neck[0] + w * w0 * 0.9, neck[1] + 0.06 * k), (neck[0] + w * w0 * 1.2 + 0.1 * k * side, neck[1] + 0.25 * k), (bars[0] + w * 0.18 * k, bars[1])),
-               0.09 * k, shade(coat, 0.88), BICYCLIST)
+        c.limb(
+            (
+                (neck[0] + w * w0 * 0.9, neck[1] + 0.06 * k),
+                (neck[0] + w * w0 * 1.2 + 0.1 * k * side, neck[1] + 0.25 * k),
+                (bars[0] + w * 0.18 * k, bars[1]),
+            ),
+            0.09 * k,
+            shade(coat, 0.88),
+            BICYCLIST,
+        )
     head = (neck[0] + 0.05 * k * side, neck[1] - 0.17 * k)
     c.line(neck, head, 0.1 * k, pick(r, SKIN), BICYCLIST)
-    c.ellipse(head[0], head[1], 0.11 * k, 0.14 * k, pick(r, ((40, 32, 28), (200, 200, 196), (170, 40, 40), (92, 66, 42))), BICYCLIST)
+    c.ellipse(
+        head[0],
+        head[1],
+        0.11 * k,
+        0.14 * k,
+        pick(r, ((40, 32, 28), (200, 200, 196), (170, 40, 40), (92, 66, 42))),
+        BICYCLIST,
+    )
 
 
 def points_of(view: View, points: Sequence[World]) -> List[Point]:

@@ -94,11 +94,11 @@ def street(seed: int) -> Street:
     if sunny > 0:
         top, low = (90 + int(90 * blue), 150 + int(60 * blue), 215 + int(35 * blue)), (225, 240, 252)
     else:
-        g = int(between(r, 185, 255))
+        g = int(between(r, 205, 255))
         top, low = (g - 12, g - 5, min(255, g + 2)), (min(255, g + 22), min(255, g + 25), min(255, g + 28))
     grey = between(r, 62, 125)
     warm = between(r, -6, 6)
-    weights = [r.random() ** 2 + 0.05, r.random() ** 2 * 0.8, r.random() ** 3 * 0.9, r.random() ** 3 * 0.5, 0.1]
+    weights = [r.random() ** 2 + 0.05, r.random() ** 2 * 0.8, r.random() ** 2 * 0.8, r.random() ** 3 * 0.5, 0.08]
     total = sum(weights)
     dusk = r.random() < 0.14
     return Street(
@@ -128,7 +128,7 @@ def street(seed: int) -> Street:
         haze=between(r, 0.0, 0.9),
         district=tuple(w / total for w in weights),
         traffic=between(r, 0.1, 1.0),
-        parked=between(r, 0.0, 0.9) if r.random() < 0.7 else 0.0,
+        parked=between(r, 0.1, 1.0) if r.random() < 0.75 else 0.0,
         people=between(r, 0.2, 1.0),
         gain=between(r, 0.3, 0.6) if dusk else between(r, 0.75, 1.12),
         contrast=between(r, 0.9, 1.35),
@@ -185,13 +185,23 @@ def _lot(st: Street, r: random.Random, side: int, s0: float, s1: float, edge: fl
             s += SLOT
     if kind == "house":
         out.append(
-            Thing("house", s0 + between(r, 0.3, 1.5), side * (edge + between(r, 3, 7)), _new(r), s1 - between(r, 0.3, 2.0),
-                  between(r, 5.0, 7.5))
+            Thing(
+                "house",
+                s0 + between(r, 0.3, 1.5),
+                side * (edge + between(r, 3, 7)),
+                _new(r),
+                s1 - between(r, 0.3, 2.0),
+                between(r, 5.0, 7.5),
+            )
         )
         for _ in range(int(r.random() * 3)):
-            out.append(Thing("tree", between(r, s0, s1), side * (edge + between(r, 1, 3)), _new(r), 0, between(r, 2.5, 7)))
+            out.append(
+                Thing("tree", between(r, s0, s1), side * (edge + between(r, 1, 3)), _new(r), 0, between(r, 2.5, 7))
+            )
         for _ in range(int(r.random() * 4)):
-            out.append(Thing("bush", between(r, s0, s1), side * (edge + between(r, 0.8, 2)), _new(r), 0, between(r, 0.8, 1.8)))
+            out.append(
+                Thing("bush", between(r, s0, s1), side * (edge + between(r, 0.8, 2)), _new(r), 0, between(r, 0.8, 1.8))
+            )
         return out
     if kind == "yard":
         out.append(Thing("far", s0, side * (edge + between(r, 9, 20)), _new(r), s1, between(r, 5, 14)))
@@ -200,7 +210,9 @@ def _lot(st: Street, r: random.Random, side: int, s0: float, s1: float, edge: fl
         return out
     out.append(Thing("woods", s0, side * (edge + between(r, 14, 26)), _new(r), s1, between(r, 6, 12)))
     for _ in range(1 + int(r.random() * 5)):
-        out.append(Thing("tree", between(r, s0, s1), side * (edge + between(r, 1.0, 14)), _new(r), 0, between(r, 4, 13)))
+        out.append(
+            Thing("tree", between(r, s0, s1), side * (edge + between(r, 1.0, 14)), _new(r), 0, between(r, 4, 13))
+        )
     return out
 
 
@@ -213,7 +225,16 @@ def _furniture(st: Street, r: random.Random, side: int, s0: float, walk: float) 
         return s0 + CHUNK * r.random()
 
     if r.random() < 0.75:
-        out.append(Thing("lamp", at(), side * (kerb if r.random() < 0.7 else st.half + walk - 0.2), _new(r), 0, between(r, 5, 9.5)))
+        out.append(
+            Thing(
+                "lamp",
+                at(),
+                side * (kerb if r.random() < 0.7 else st.half + walk - 0.2),
+                _new(r),
+                0,
+                between(r, 5, 9.5),
+            )
+        )
     if r.random() < 0.35:
         out.append(Thing("mast", at(), side * (st.half + walk - 0.25), _new(r), 0, between(r, 6, 9)))
     for _ in range(int(r.random() * 3.4)):
@@ -228,8 +249,8 @@ def _furniture(st: Street, r: random.Random, side: int, s0: float, walk: float) 
         first = at()
         for i in range(3):
             out.append(Thing("rails", first + SLOT * i, side * (st.half + 0.25), st.seed + 5, first + SLOT * (i + 1)))
-    if walk > 2.2 and r.random() < 0.45 * st.leafy:
-        out.append(Thing("tree", at(), side * (kerb + 0.4), _new(r), 0, between(r, 4.5, 9)))
+    if walk > 1.8 and r.random() < 0.3 + 0.3 * st.leafy:
+        out.append(Thing("tree", at(), side * (kerb + 0.4), _new(r), 0, between(r, 5, 11)))
     if r.random() < 0.05:
         out.append(Thing("shelter", at(), side * (kerb + 0.6), _new(r)))
     for i in range(4):
@@ -237,8 +258,15 @@ def _furniture(st: Street, r: random.Random, side: int, s0: float, walk: float) 
             out.append(Thing("car", s0 + 6.0 * i + between(r, 0, 1.2), side * (st.half - 1.05), _new(r)))
     for _ in range(int(r.random() * 4.5 * st.people)):
         out.append(
-            Thing("person", at(), side * (st.half + between(r, 0.5, max(0.7, walk - 0.3))), _new(r), 0, between(r, 1.5, 1.9),
-                  between(r, 0.5, 1.6) * pick(r, (-1, 1, 0)))
+            Thing(
+                "person",
+                at(),
+                side * (st.half + between(r, 0.5, max(0.7, walk - 0.3))),
+                _new(r),
+                0,
+                between(r, 1.5, 1.9),
+                between(r, 0.5, 1.6) * pick(r, (-1, 1, 0)),
+            )
         )
     if r.random() < 0.12 * st.people:
         out.append(Thing("person", at(), between(r, -st.half, st.half), _new(r), 0, between(r, 1.5, 1.9), 0.3))

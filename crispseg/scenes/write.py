@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from crispseg.errors import EnvironmentMismatch, InputError
-from crispseg.scenes.render import LARGEST, SMALLEST, render
+from crispseg.scenes.render import check_size, render
 
 
 def write_scenes(
@@ -38,7 +38,9 @@ def write_scenes(
         images.mkdir(parents=True, exist_ok=True)
         labels_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: expected a folder to write to, found {error.strerror}; choose another folder") from error
+        raise InputError(
+            f"{out}: expected a folder to write to, found {error.strerror}; choose another folder"
+        ) from error
     clip = _Clip(out / "clip.mp4", height, width, fps) if video else None
     digits = max(4, len(str(count - 1)))
     totals = np.zeros(256, np.int64)
@@ -55,7 +57,9 @@ def write_scenes(
         if clip is not None:
             clip.finish()
     except OSError as error:
-        raise InputError(f"{out}: expected to write there, found {error}; free space or choose another folder") from error
+        raise InputError(
+            f"{out}: expected to write there, found {error}; free space or choose another folder"
+        ) from error
     finally:
         if clip is not None:
             clip.drop()
@@ -77,10 +81,7 @@ def write_scenes(
 def _check(count: int, height: int, width: int, video: bool, fps: int, image_format: str) -> None:
     if count < 1:
         raise InputError(f"scene count: expected at least 1, found {count}; give a positive number")
-    if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
-        raise InputError(
-            f"scene size: expected height and width in {SMALLEST}..{LARGEST}, found {height} x {width}; choose another size"
-        )
+    check_size(height, width)
     if video and (height % 2 or width % 2):
         raise InputError(f"clip size: H.264 needs even height and width, found {height} x {width}; add or drop a pixel")
     if not 1 <= fps <= 240:
@@ -110,7 +111,9 @@ class _Clip:
         try:
             import av
         except ImportError as error:
-            raise EnvironmentMismatch("a clip needs the package av (PyAV), which is not installed: pip install av") from error
+            raise EnvironmentMismatch(
+                "a clip needs the package av (PyAV), which is not installed: pip install av"
+            ) from error
         self._av = av
         self._path = path
         self._partial: Optional[Path] = path.with_name(path.name + ".partial")
