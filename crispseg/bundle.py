@@ -40,6 +40,7 @@ __all__ = [
     "NetInfo",
     "RefinerInfo",
     "bundle_hash",
+    "check_target",
     "describe_files",
     "load_bundle",
     "write_bundle",
@@ -81,6 +82,18 @@ def bundle_hash(bundle: Bundle) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
+def check_target(target: Union[str, Path]) -> None:
+    """Raise InputError unless :func:`write_bundle` may write to ``target``: nothing there, empty, or a bundle."""
+    target = Path(target)
+    if os.path.lexists(str(target)):
+        empty = target.is_dir() and not any(target.iterdir())
+        if target.is_symlink() or not (empty or (target.is_dir() and (target / MANIFEST).is_file())):
+            raise InputError(
+                "output %s: expected a new directory or an existing bundle, found something else; choose "
+                "another name or remove it" % target
+            )
+
+
 def write_bundle(
     target: Union[str, Path],
     *,
@@ -101,13 +114,7 @@ def write_bundle(
     non-empty directory is refused. Raises InputError (place, disk) or BundleError (inconsistent content).
     """
     target = Path(target)
-    if os.path.lexists(str(target)):
-        empty = target.is_dir() and not any(target.iterdir())
-        if target.is_symlink() or not (empty or (target.is_dir() and (target / MANIFEST).is_file())):
-            raise InputError(
-                "output %s: expected a new directory or an existing bundle, found something else; choose "
-                "another name or remove it" % target
-            )
+    check_target(target)
     for item in files:
         plain_name(item, "files", "write_bundle")
     partial = target.with_name(target.name + ".partial")

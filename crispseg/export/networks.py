@@ -118,7 +118,8 @@ def infer_structure(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         return tuple(state[key].shape)
 
     num_classes = shape("classifier.weight", 2)[0]
-    planes, repeats = [], []
+    planes: list[int] = []
+    repeats: list[int] = []
     here = "backbone.net.1"
     while len(planes) < _MAX_LEVELS:
         planes.append(shape(f"{here}.0.1.2.kernel", 3)[2])

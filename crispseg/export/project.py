@@ -17,7 +17,7 @@ import onnx
 import torch
 
 import crispseg
-from crispseg.bundle import CONTRACT, Bundle, NetInfo, RefinerInfo, write_bundle
+from crispseg.bundle import CONTRACT, Bundle, NetInfo, RefinerInfo, check_target, write_bundle
 from crispseg.classes import ClassInfo, check_classes, load_classes
 from crispseg.environment import commit, package_version
 from crispseg.errors import AccuracyGate, InputError
@@ -99,6 +99,7 @@ def export_bundle(
     table = load_classes(classes) if isinstance(classes, (str, Path)) else check_classes(classes)
     _check(height, width, scale, logits, refiner, refiner_weights, capacity, threshold)
     _check_weights(weights, refiner, refiner_weights, random_weights)
+    check_target(out)  # now, not after minutes of export
     say(f"load {base}")
     base_net, info = base_network(base, len(table), weights, seed)
     refiner_net = None
