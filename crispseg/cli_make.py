@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import typer
 
@@ -21,13 +21,15 @@ class What(str, Enum):
 
 BASE = typer.Argument(..., metavar="BASE", help="architecture of the base: sfnet_lite_r18, small, ...")
 WEIGHTS = typer.Option(None, "--weights", help="checkpoint of the base", show_default=False)
-REFINER = typer.Option(None, "--refiner", help="sparserefine, or nothing: the base alone")
+REFINER = typer.Option("sparserefine", "--refiner", help="sparserefine, or none: the base alone")
 REFINER_WEIGHTS = typer.Option(None, "--refiner-weights", help="checkpoint of the refiner", show_default=False)
 SCALE = typer.Option(0.5, "--scale", min=0.05, max=1.0, help="size of the frame that the base sees / full size")
 CLASSES = typer.Option("cityscapes", "--classes", help="cityscapes, camvid, or a file of names and colours")
 THRESHOLD = typer.Option(None, "--threshold", help="entropy (nats) above which a pixel is refined")
-CAPACITY = typer.Option(None, "--capacity", min=1, help="most pixels refined in a frame; default: all")
+CAPACITY = typer.Option(None, "--capacity", min=1, help="most pixels refined in a frame; default: a quarter")
 PLANES = typer.Option(None, "--planes", help="channels of the refiner's levels, for example 32,64,128")
+REPEATS = typer.Option(None, "--repeats", help="blocks of each level on either side, one number or one a level")
+LOGITS = typer.Option("native", "--logits", help="base logits at their native stride, or at the size of its input")
 RANDOM = typer.Option(False, "--random-weights", help="no checkpoints: for speed studies only")
 HALF = typer.Option(False, "--half", help="store weights as float16 (half the size, float32 arithmetic)")
 NAME = typer.Option(None, "--name", help="name of the bundle")
@@ -50,6 +52,8 @@ DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or cuda:1")
 RESUME = typer.Option(False, "--resume", help="continue the run in -o")
 FIT_OUT = typer.Option(..., "-o", "--out", help="folder for best.pt and last.pt", show_default=False)
 BASE_FILE = typer.Option(None, "--base", help="base checkpoint (refiner only)", show_default=False)
+FEATURES = typer.Option("rgb", "--features", help="inputs of the refiner: rgb,xy,p,p>0.5 (refiner only)")
+EXTENT = typer.Option("image", "--extent", help="bound of the coarser levels: image or active (refiner only)")
 ENSEMBLER = typer.Option("gated", "--ensembler", help="gated or entropy (refiner only)")
 DENSITY = typer.Option(0.12, "--density", help="share of active pixels that sets the threshold (refiner only)")
 VALIDATE_EVERY = typer.Option(400, "--validate-every", min=1, help="steps between validations")
@@ -59,7 +63,7 @@ VALIDATE_EVERY = typer.Option(400, "--validate-every", min=1, help="steps betwee
 def export(
     base: str = BASE,
     weights: Optional[Path] = WEIGHTS,
-    refiner: Optional[str] = REFINER,
+    refiner: str = REFINER,
     refiner_weights: Optional[Path] = REFINER_WEIGHTS,
     size: str = SIZE,
     scale: float = SCALE,
@@ -67,6 +71,8 @@ def export(
     threshold: Optional[float] = THRESHOLD,
     capacity: Optional[int] = CAPACITY,
     planes: Optional[str] = PLANES,
+    repeats: Optional[str] = REPEATS,
+    logits: str = LOGITS,
     baseline: bool = BASELINE,
     half: bool = HALF,
     random_weights: bool = RANDOM,
@@ -82,21 +88,15 @@ def export(
 
     def work(progress):  # type: ignore[no-untyped-def]
         height, width = parse_size(size)
-        levels = parse_integers(planes, "--planes") if planes else None
-        if weights is None and not random_weights:
-            raise InputError("--weights: expected the base's checkpoint, found none; give it, or --random-weights")
-        if refiner and refiner_weights is None and not random_weights:
-            raise InputError(
-                "--refiner-weights: expected the refiner's checkpoint, found none; give it, or --random-weights"
-            )
+        settings = levels(planes, repeats, 2)
         from crispseg.export.project import export_bundle
         from crispseg.runtime.describe import describe
 
         export_bundle(
             base,
-            out=out,
+            out,
             weights=weights,
-            refiner=refiner,
+            refiner=None if refiner == "none" else refiner,
             refiner_weights=refiner_weights,
             height=height,
             width=width,
@@ -104,12 +104,13 @@ def export(
             classes=classes,
             threshold=threshold,
             capacity=capacity,
-            planes=levels,
+            logits=logits,
             baseline=baseline,
-            half=half,
             random_weights=random_weights,
+            half_weights=half,
+            refiner_settings=settings,
             name=name,
-            progress=progress,
+            progress=lambda text: progress(text=text),
         )
         return {**describe(out), "kind": "export"}
 
@@ -164,6 +165,9 @@ def fit(
     classes: str = CLASSES,
     base: Optional[Path] = BASE_FILE,
     planes: Optional[str] = PLANES,
+    repeats: Optional[str] = REPEATS,
+    features: str = FEATURES,
+    extent: str = EXTENT,
     ensembler: str = ENSEMBLER,
     density: float = DENSITY,
     threshold: Optional[float] = THRESHOLD,
@@ -194,10 +198,6 @@ def fit(
         from crispseg.report import new_report
 
         height, width = parse_size(size)
-        extra = {}
-        if planes:
-            extra["planes"] = parse_integers(planes, "--planes")
-            extra["repeats"] = (1,) * len(extra["planes"])
         options = FitOptions(
             out=out,
             height=height,
@@ -220,7 +220,9 @@ def fit(
             ensembler=ensembler,
             density=density,
             threshold=threshold,
-            **extra,
+            features=split(features),
+            extent=extent,
+            **levels(planes, repeats, 1),
         )
         if what is What.refiner:
             from crispseg.fit.refine import fit_refiner as train
@@ -240,4 +242,12 @@ def fit(
     execute(work, json=json, title="training")
 
 
-__all__ = ["export", "fit", "split", "verify"]
+def levels(planes: Optional[str], repeats: Optional[str], default: int) -> Dict[str, Tuple[int, ...]]:
+    """The refiner's levels as settings; empty when neither is given. One number of repeats stands for all levels."""
+    result: Dict[str, Tuple[int, ...]] = {}
+    if planes:
+        result["planes"] = parse_integers(planes, "--planes")
+    if repeats or planes:
+        counts = parse_integers(repeats, "--repeats") if repeats else (default,)
+        result["repeats"] = counts * len(result["planes"]) if len(counts) == 1 and planes else counts
+    return result

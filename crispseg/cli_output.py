@@ -104,7 +104,7 @@ def failure(error: BaseException) -> Optional[Dict[str, Any]]:
     elif isinstance(error, KeyboardInterrupt) or kind == "Abort":
         text, code = "interrupted", 130
     elif hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the parser's own errors
-        text, code = " ".join(error.format_message().split()), error.exit_code
+        text, code = " ".join(error.format_message().replace("Value error, ", "").split()), error.exit_code
         context = getattr(error, "ctx", None)
         text = text.rstrip(".") + (f"; see {context.command_path} --help" if context else "")
     elif isinstance(error, BrokenPipeError):
@@ -154,7 +154,8 @@ def show_doctor(result: Dict[str, Any]) -> Any:
 
     lines: List[Text] = [Text("This machine can", style="bold")]
     for item in result["can"]:
-        lines.append(_mark(item["ok"], item["what"], True))
+        needs = f": needs {', '.join(item['missing'])}" if item["missing"] else ""
+        lines.append(_mark(item["ok"], item["what"] + needs, True))
     lines.append(Text("\nFound", style="bold"))
     for check in result["checks"]:
         line = _mark(check["ok"], f"{check['name']}: {check['found']}", check["needed"])

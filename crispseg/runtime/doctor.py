@@ -122,13 +122,13 @@ def diagnose(progress: Optional[Callable[[int, int], None]] = None) -> List[dict
 
 
 def abilities(checks: List[dict]) -> List[dict]:
-    """What the machine can do: list of {what, ok, why}, from the checks."""
+    """What the machine can do: list of {what, ok, missing, why}, from the checks."""
     by_name = {check["name"]: check for check in checks}
     result = []
     for what, needs in _USES:
         missing = [name for name in needs if not by_name[name]["ok"]]
         why = "; ".join(f"{name}: {by_name[name]['found']}" for name in missing)
-        result.append({"what": what, "ok": not missing, "why": why or None})
+        result.append({"what": what, "ok": not missing, "missing": missing, "why": why or None})
     return result
 
 
