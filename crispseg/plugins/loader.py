@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 import weakref
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any, List, Optional
 
@@ -89,6 +89,7 @@ PROTOTYPES = {
     "cs_ensemble_entropy": (c_int, [_P, _P, c_int64, _P, c_int64, c_int32, c_int, _P, c_int64]),
     # ctx, labels, confidence, H, W, coords, n, logits, ld, C
     "cs_scatter_labels": (c_int, [_P, _P, _P, c_int, c_int, _P, c_int32, _P, c_int64, c_int]),
+    "cs_fma_loop": (c_double, [_P, c_int64]),
 }
 
 _library: Optional[ctypes.CDLL] = None

@@ -111,6 +111,11 @@ CS_API int cs_ensemble_entropy(cs_context *ctx, const float *yi, int64_t ldi, co
 CS_API int cs_scatter_labels(cs_context *ctx, uint8_t *labels, uint8_t *confidence, int H, int W, const int32_t *coords,
                              int32_t n, const float *logits, int64_t ld, int C);
 
+/* ---- measurement -------------------------------------------------------------------------------------------- */
+/* Runs `rounds` rounds of independent multiply-adds in registers on the calling thread, with the context's instruction
+ * set; returns the number of floating point operations. Timed by the caller, it gives the arithmetic peak of a core. */
+CS_API double cs_fma_loop(cs_context *ctx, int64_t rounds);
+
 #ifdef __cplusplus
 }
 #endif

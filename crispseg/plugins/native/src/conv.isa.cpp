@@ -55,7 +55,7 @@ __attribute__((noinline)) void accumulate(const float *const *rows, uint32_t tap
       for (int v = 0; v < NV; ++v) bv[v] = *reinterpret_cast<const vecf *>(b + c * width + v * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const vecf av = vecf{} + a[r][c];
+        const float av = a[r][c];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) s[r][v] += av * bv[v];
       }
