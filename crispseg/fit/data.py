@@ -43,7 +43,7 @@ def read_pairs(images: Path, labels: Path, num_classes: int) -> list[Pair]:
         if not label_file.is_file():
             raise InputError(f"{label_file}: expected the label map of {file.name}, found nothing")
         try:
-            image = np.asarray(Image.open(file).convert("RGB"))
+            image = np.array(Image.open(file).convert("RGB"))
             label = np.array(Image.open(label_file))
         except OSError as error:
             raise InputError(f"{file}: cannot be read as image and label: {error}") from None
@@ -162,6 +162,6 @@ def batches(
 
 def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...], device: str) -> torch.Tensor:
     """uint8 [B, h, w, 3] RGB -> float32 [B, 3, h, w] (channels last in memory), (x - mean) / std in 0..255 units."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device).float()
+    x = torch.tensor(images, device=device).float()
     x = (x - torch.tensor(mean, device=device)) / torch.tensor(std, device=device)
     return x.permute(0, 3, 1, 2)

@@ -102,6 +102,8 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         average.values = state["average"]
         start, best, history = state["step"], state["best"], state["history"]
+        if "rng" in state:
+            torch.set_rng_state(state["rng"].cpu())
     began = time.monotonic()
     stream = data(start)
     running = 0.0
@@ -133,6 +135,7 @@ def train(
                 )
             state = {"config": config, "model": module.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"average": average.values, "step": done, "best": best, "history": history}
+            state["rng"] = torch.get_rng_state()
             save_atomically(state, last)
     return {
         "steps": options.steps,

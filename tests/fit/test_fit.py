@@ -1,0 +1,212 @@
+"""Training: data, resume, checkpoints, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from crispseg.errors import CheckpointError, InputError  # noqa: E402
+from crispseg.fit.data import batches, class_weights, random_crop, read_pairs  # noqa: E402
+from crispseg.fit.options import FitOptions  # noqa: E402
+from crispseg.fit.refine import find_threshold, fit_refiner, load_base  # noqa: E402
+from crispseg.fit.train import confusion, fit_base, miou  # noqa: E402
+from crispseg.models.bases.small import SmallNet, from_config  # noqa: E402
+from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict  # noqa: E402
+
+H, W, C = 64, 96, 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Six pictures whose class is told by the colour: ground below a slanted line, a bright disc."""
+    images, labels = tmp_path / "set" / "images", tmp_path / "set" / "labels"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    yy, xx = np.mgrid[:H, :W]
+    for i in range(6):
+        rng = np.random.default_rng(i)
+        label = (yy > 30 + 0.2 * xx * (-1) ** i).astype(np.uint8)
+        cy, cx = rng.integers(12, 50), rng.integers(12, 80)
+        label[(yy - cy) ** 2 + (xx - cx) ** 2 < 60] = 2
+        label[:2] = 255
+        colours = np.array([[90, 120, 200], [70, 70, 70], [230, 200, 40]])
+        image = colours[np.where(label == 255, 0, label)] + rng.normal(0, 8, (H, W, 3))
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(images / f"{i}.png")
+        Image.fromarray(label).save(labels / f"{i}.png")
+    return images, labels
+
+
+def options(pair, out, **changes) -> FitOptions:
+    values = {
+        "out": out,
+        "height": H,
+        "width": W,
+        "num_classes": C,
+        "folders": (pair,),
+        "validation": pair,
+        "steps": 6,
+        "batch": 2,
+        "warmup": 2,
+        "validate_every": 3,
+        "ema": 0.5,
+        "threads": 1,
+        "scale_range": (0.5, 1.0),
+    }
+    return FitOptions(**{**values, **changes})
+
+
+def test_base_learns_and_resumes_exactly(folders, tmp_path):
+    whole = fit_base(options(folders, tmp_path / "whole"))
+    assert whole["steps"] == 6
+    assert len(whole["history"]) == 2
+    assert whole["options"]["folders"] == [["set", "labels"]]
+
+    # The same run, broken after step 3 and resumed, ends with the same weights to the last bit.
+    # The state of step 3 is written after its report, so stop at the first report of step 4 and later.
+    def late_stop(event):
+        if event["step"] > 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_base(options(folders, tmp_path / "broken"), late_stop)
+    fit_base(options(folders, tmp_path / "broken", resume=True))
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "broken"))
+    assert a["step"] == b["step"] == 6
+    for key, value in a["model"].items():
+        assert torch.equal(value, b["model"][key]), key
+
+
+def test_best_checkpoint_loads_strictly(folders, tmp_path):
+    fit_base(options(folders, tmp_path / "run", steps=2, validate_every=2))
+    path = tmp_path / "run" / "best.pt"
+    module = from_config(load_config(path))
+    load_strict(module, load_checkpoint(path))
+    assert module(torch.zeros(1, 3, 33, 47)).shape == (1, C, 33, 47)
+
+
+def test_resume_of_another_network_is_refused(folders, tmp_path):
+    fit_base(options(folders, tmp_path / "run", steps=1))
+    with pytest.raises(CheckpointError, match="use another -o"):
+        fit_base(options(folders, tmp_path / "run", steps=2, num_classes=4, resume=True))
+
+
+def test_refiner_beats_its_base(folders, tmp_path):
+    fit_base(options(folders, tmp_path / "base", steps=40, lr=3e-3, ema=0.8))
+    refine = options(
+        folders,
+        tmp_path / "refiner",
+        base=tmp_path / "base" / "best.pt",
+        planes=(8, 12),
+        repeats=(1, 1),
+        features=("rgb", "p"),
+        density=0.3,
+        steps=40,
+        lr=5e-3,
+        ema=0.8,
+        scale_range=(1.0, 1.0),
+    )
+    record = fit_refiner(refine)
+    last = record["history"][-1]
+    assert last["miou"] > last["miou_base"] + 2
+    assert 10 < last["density"] < 60
+    config = load_config(tmp_path / "refiner" / "best.pt")
+    assert config["planes"] == [8, 12]
+    assert config["threshold"] == record["threshold"]
+
+
+def test_threshold_selects_the_density(folders, tmp_path):
+    module = SmallNet(C).eval()
+    with torch.no_grad():
+        for p in module.classifier.parameters():
+            p.normal_(0, 0.3)
+    pairs = read_pairs(*folders, C)
+
+    def base(images):
+        x = torch.from_numpy(images).float().permute(0, 3, 1, 2) / 60 - 2
+        with torch.no_grad():
+            return module.forward_logits(x)
+
+    from crispseg.sparse.select import entropy
+
+    threshold = find_threshold(base, pairs, 0.25)
+    share = [
+        (entropy(torch.nn.functional.interpolate(base(i[None]), size=(H, W), mode="bilinear"), 1) > threshold)
+        for i, _ in pairs
+    ]
+    assert abs(torch.stack(share).float().mean() - 0.25) < 0.03
+
+
+def test_batches_depend_on_seed_and_step_alone(folders):
+    pairs = [(1.0, read_pairs(*folders, C))]
+    o = options(folders, "unused")
+    first = batches(pairs, o, (32, 48), 0)
+    next(first)
+    second = next(first)
+    again = next(batches(pairs, o, (32, 48), 1))
+    other = next(batches(pairs, dataclasses.replace(o, seed=1), (32, 48), 1))
+    assert np.array_equal(second[0], again[0])
+    assert np.array_equal(second[1], again[1])
+    assert not np.array_equal(second[0], other[0])
+
+
+def test_crop_pads_with_ignore(folders):
+    pair = read_pairs(*folders, C)[0]
+    image, label = random_crop(pair, 0.25, (32, 48), np.random.default_rng(0))
+    assert image.shape == (32, 48, 3)
+    assert label.shape == (32, 48)
+    assert (label == 255).sum() > 32 * 48 // 2
+
+
+def test_confusion_and_miou_by_hand():
+    matrix = confusion(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 0, 255]), 3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert miou(matrix) == pytest.approx(50.0)
+
+
+def test_class_weights_favour_the_rare():
+    label = np.zeros((10, 10), np.uint8)
+    label[0, :5] = 1
+    weights = class_weights([(np.zeros((10, 10, 3), np.uint8), label)], 2, 0.5)
+    assert weights[1] > 3 * weights[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"folders": (), "scenes": 0}, "no training data"),
+        ({"steps": 0}, "at least 1"),
+        ({"scale": 2.0}, "--scale"),
+        ({"device": "cuda:7"}, "cuda:7"),
+    ],
+)
+def test_bad_options(folders, tmp_path, changes, text):
+    with pytest.raises(InputError, match=text):
+        fit_base(options(folders, tmp_path / "x", **changes))
+
+
+def test_bad_data(folders, tmp_path):
+    images, labels = folders
+    with pytest.raises(InputError, match="found none"):
+        read_pairs(tmp_path / "nothing", labels, C)
+    with pytest.raises(InputError, match="expected ids below 2 or 255, found"):
+        bad = np.full((H, W), 7, np.uint8)
+        Image.fromarray(bad).save(labels / "0.png")
+        read_pairs(images, labels, 2)
+    (labels / "1.png").unlink()
+    with pytest.raises(InputError, match=r"1\.png"):
+        read_pairs(images, labels, 12)
+    with pytest.raises(InputError, match="--base"):
+        load_base(options(folders, tmp_path, base=None))
