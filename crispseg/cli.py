@@ -53,6 +53,9 @@ THREADS = typer.Option(0, "--threads", min=0, help="0 = all usable CPUs")
 FIT = typer.Option(Fit.auto, "--fit", help="frames of another size: auto = resize, letterbox if the aspect differs")
 LIMIT = typer.Option(None, "--limit", min=1, help="stop after this many frames")
 ALPHA = typer.Option(0.5, "--alpha", min=0.0, max=1.0, help="opacity of the overlay")
+OUTLINE = typer.Option(False, "--outline", help="draw the outline of the refined pixels into the overlay")
+LEGEND = typer.Option(False, "--legend", help="draw a table of the classes into the overlay")
+REFINE = typer.Option(True, "--refine/--no-refine", help="--no-refine: the base alone")
 JSON = typer.Option(False, "--json", help="print one JSON document")
 REPORT = typer.Option(None, "--report", help="also write the report: FILE.json or FILE.html", show_default=False)
 FRAMES_FROM = typer.Option(None, "--input", help="image, folder, glob or video; else rendered scenes")
@@ -97,6 +100,9 @@ def run(
     fit: Fit = FIT,
     limit: Optional[int] = LIMIT,
     alpha: float = ALPHA,
+    outline: bool = OUTLINE,
+    legend: bool = LEGEND,
+    refine: bool = REFINE,
     report: Optional[Path] = REPORT,
     json: bool = JSON,
 ) -> None:
@@ -113,17 +119,22 @@ def run(
             bundle,
             input,
             out,
-            save=split(save),
+            save=save,
             backend=backend.value,
             provider=provider,
             threads=threads,
             fit=fit.value,
             limit=limit,
             alpha=alpha,
+            outline=outline,
+            legend=legend,
+            refine=refine,
             progress=progress,
         )
 
-    execute(work, json=json, title="segmenting", report_file=report)
+    result = execute(work, json=json, title="segmenting", report_file=report)
+    if result.get("interrupted"):
+        raise typer.Exit(130)
 
 
 @app.command()
@@ -236,14 +247,14 @@ def inspect(bundle: Path = BUNDLE, hashes: bool = HASHES, json: bool = JSON) -> 
 
     Example: crispseg inspect demo/bundle
     """
-    from crispseg.cli_output import execute
+    from crispseg.cli_output import execute, show_bundle
 
     def work(progress):  # type: ignore[no-untyped-def]
         from crispseg.runtime.describe import describe
 
         return describe(bundle, verify=hashes)
 
-    execute(work, json=json, title="reading")
+    execute(work, json=json, title="reading", show=show_bundle)
 
 
 @app.command()

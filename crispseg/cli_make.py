@@ -84,7 +84,7 @@ def export(
 
     Example: crispseg export sfnet_lite_r18 --weights base.pth --refiner sparserefine --refiner-weights r.ckpt -o b
     """
-    from crispseg.cli_output import execute
+    from crispseg.cli_output import execute, show_bundle
 
     def work(progress):  # type: ignore[no-untyped-def]
         height, width = parse_size(size)
@@ -114,7 +114,7 @@ def export(
         )
         return {**describe(out), "kind": "export"}
 
-    execute(work, json=json, title="exporting")
+    execute(work, json=json, title="exporting", show=show_bundle)
 
 
 @app.command()

@@ -165,6 +165,35 @@ def show_doctor(result: Dict[str, Any]) -> Any:
     return Group(*lines)
 
 
+def show_bundle(result: Dict[str, Any]) -> Any:
+    """The report of inspect and export in a screenful; --json has the rest (all settings, hashes, provenance)."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from crispseg.report import format_value
+
+    bundle, refiner = result["bundle"], result["settings"].get("refiner")
+    parts: List[Any] = [Text(f"{text}", style="bold white on red") for text in result["warnings"]]
+    parts.append(Text(f"{bundle['name']}: frames of {bundle['size']}, {bundle['mib']:.1f} MiB", style="bold"))
+    parts.append(Text(f"{bundle['path']}, hash {bundle['hash'][:16]}"))
+    table = Table("part", "architecture", "input", "parameters", "operators", "file", "MiB", box=box.SIMPLE_HEAD)
+    sizes = {item["file"]: item["mib"] for item in result["files"]}
+    for row in result["networks"]:
+        parameters = "-" if row["parameters"] is None else f"{row['parameters']:,}"
+        cells = (row["architecture"], row["size"], parameters, format_value(row["nodes"]), row["file"])
+        table.add_row(row["part"], *cells, format_value(sizes.pop(row["file"], None)))
+    for name, mib in sizes.items():
+        table.add_row("", "", "", "", "", name, format_value(mib))
+    parts.append(table)
+    if refiner:
+        keys = ("planes", "repeats", "features", "extent", "ensembler", "upsample", "threshold", "capacity")
+        parts.append(Text("refiner: " + "; ".join(f"{key} {format_value(refiner[key])}" for key in keys)))
+    parts.append(Text(f"{len(result['classes'])} classes: " + ", ".join(item["name"] for item in result["classes"])))
+    return Group(*parts)
+
+
 def _mark(ok: bool, text: str, needed: bool) -> Any:
     from rich.text import Text
 

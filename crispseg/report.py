@@ -66,6 +66,15 @@ DEFINITIONS = {
     "overflow_frames": "frames with more uncertain pixels than the capacity, of which only the most uncertain were "
     "refined",
 }
+UNITS = {
+    "density": "%",
+    "density_range": "%",
+    "coefficient_of_variation": "%",
+    "ignored_pixels": "%",
+    "throughput_fps": "frames/s",
+    "peak_memory_mib": "MiB",
+    "mib": "MiB",
+}
 ACCURACY_PARTS = ("base", "refined", "baseline")
 
 
@@ -128,6 +137,8 @@ def format_value(value: object) -> str:
         number = float(value)
         if not math.isfinite(number):
             return "-"
+        if 0 < abs(number) < 0.01:
+            return f"{number:.2g}"
         return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.1f}" if abs(number) >= 100 else f"{number:.2f}"
     if isinstance(value, (list, tuple)):
         return ", ".join(format_value(item) for item in value)
@@ -164,7 +175,7 @@ def sections(report: dict) -> list:
             rows = [[format_value(item.get(column)) for column in columns] for item in items]
             tables.append((name.replace("_", " ").capitalize(), columns, rows))
             shown.add(name)
-    rows = [[name, format_value(value)] for name, value in _flat(report) if name.split(".")[0] not in shown]
+    rows = [[_label(name), format_value(value)] for name, value in _flat(report) if name.split(".")[0] not in shown]
     if rows:
         tables.append(("Summary", ("", ""), rows))
     if isinstance(report.get("environment"), dict):
@@ -174,6 +185,7 @@ def sections(report: dict) -> list:
 
 def render_table(report: dict, environment: bool = False) -> Any:
     """The report as a rich renderable for the terminal; the environment on request."""
+    from rich import box
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
@@ -182,7 +194,7 @@ def render_table(report: dict, environment: bool = False) -> Any:
     for title, columns, rows in sections(report):
         if title == "Environment" and not environment:
             continue
-        table = Table(show_header=any(columns))
+        table = Table(show_header=any(columns), box=box.SIMPLE_HEAD)
         for position, column in enumerate(columns):
             table.add_column(
                 escape(column), justify="left" if position == 0 or not any(columns) else "right", overflow="fold"
@@ -210,6 +222,11 @@ def _terms(value: object) -> set:
     if isinstance(value, (list, tuple)):
         return set().union(*(_terms(item) for item in value)) if value else set()
     return set()
+
+
+def _label(name: str) -> str:
+    unit = UNITS.get(name.rsplit(".", 1)[-1])
+    return f"{name}, {unit}" if unit else name
 
 
 def _flat(value: dict, prefix: str = "") -> list:
