@@ -85,13 +85,16 @@ def bundle_hash(bundle: Bundle) -> str:
 def check_target(target: Union[str, Path]) -> None:
     """Raise InputError unless :func:`write_bundle` may write to ``target``: nothing there, empty, or a bundle."""
     target = Path(target)
-    if os.path.lexists(str(target)):
-        empty = target.is_dir() and not any(target.iterdir())
-        if target.is_symlink() or not (empty or (target.is_dir() and (target / MANIFEST).is_file())):
-            raise InputError(
-                "output %s: expected a new directory or an existing bundle, found something else; choose "
-                "another name or remove it" % target
-            )
+    try:
+        bundle = target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
+        free = not os.path.lexists(str(target)) or (bundle and not target.is_symlink())
+    except (OSError, ValueError) as error:
+        raise InputError("output %s: cannot be used: %s; choose another place" % (target, _reason(error))) from None
+    if not free:
+        raise InputError(
+            "output %s: expected a new directory or an existing bundle, found something else; choose "
+            "another name or remove it" % target
+        )
 
 
 def write_bundle(

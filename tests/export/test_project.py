@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import fill_bases  # noqa: E402
 
 from crispseg.bundle import load_bundle  # noqa: E402
 from crispseg.errors import AccuracyGate, BundleError, CheckpointError, InputError, UnsupportedOp  # noqa: E402
@@ -327,17 +332,22 @@ def test_altered_weight_file_is_noticed(bundle, tmp_path):
         load_bundle(copy)
 
 
-@pytest.mark.slow
-def test_sfnet_lite_with_official_keys(tmp_path):
+def test_official_base_checkpoint_gives_the_official_logits(tmp_path):
+    arch = "sfnet_lite_r18"
+    facts = fill_bases.manifest(arch)
+    filled = fill_bases.fill(facts["keys"], facts["gains"])
+    state = {"module." + k: torch.from_numpy(v) for k, v in filled.items()}
+    torch.save({"state_dict": state, "epoch": 1, "mean_iu": np.float64(0.8), "command": "x"}, tmp_path / "o.pth")
     made = project.export_bundle(
-        "sfnet-lite-r18",
-        tmp_path / "s",
-        height=134,
-        width=250,
-        random_weights=True,
-        baseline=True,
-        refiner_settings=REFINER,
+        "sfnet-lite-r18", tmp_path / "b", weights=tmp_path / "o.pth", height=144, width=240, refiner=None
     )
+    assert (made.base.logits_height, made.base.logits_width) == (18, 30)
     assert made.base.upsample == "bilinear_corners"
-    assert (made.base.logits_height, made.base.logits_width) == (17, 32)
-    assert made.provenance["baseline"]["parity"]["max_error_std"] < 1e-4
+    assert made.provenance["base"]["dropped"] == {"keys": 16, "groups": ["head.dsn", "head.fpn_in"]}
+    assert made.provenance["base"]["parity"]["max_error_std"] < 1e-4
+    session = ort.InferenceSession(str(made.file("base.onnx")), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": fill_bases.image(arch, 72, 120)[0]})
+    full = torch.nn.functional.interpolate(torch.from_numpy(logits), (72, 120), mode="bilinear", align_corners=True)
+    extra = facts["extra_72x120"]
+    error = np.abs(full.numpy().reshape(-1)[extra["flat_index"]] - np.array(extra["value"])).max()
+    assert error <= 2e-4 * extra["std"]
