@@ -1,8 +1,8 @@
 """Weights of the refiner's golden files, made again from nothing but the name and shape of each tensor.
 
-Every tensor has its own generator: PCG64 seeded with the CRC-32 of its key, one float64 draw of the whole shape. BatchNorm
-variances and scales are uniform in 0.5 .. 1.5; means and biases normal with deviation 0.1; kernels and matrices normal
-with variance 2 / fan-in; counters zero.
+Every tensor has its own generator: PCG64 seeded with the CRC-32 of its key, one float64 draw of the whole shape.
+BatchNorm variances and scales are uniform in 0.5 .. 1.5; means and biases normal with deviation 0.1; kernels and
+matrices normal with variance 2 / fan-in; counters zero.
 """
 
 from __future__ import annotations
