@@ -163,8 +163,8 @@ class Canvas:
         size = (right - left, bottom - top)
         if part[2] - part[0] < 1e-3 or part[3] - part[1] < 1e-3:
             return
-        cover = mask.resize(size, Image.BILINEAR, box=part)
-        grey = np.asarray(light.resize(size, Image.BILINEAR, box=part))
+        cover = mask.resize(size, Image.Resampling.BILINEAR, box=part)
+        grey = np.asarray(light.resize(size, Image.Resampling.BILINEAR, box=part))
         self.image.paste(Image.fromarray(_tints(color)[grey]), (left, top), cover)
         amount = np.asarray(cover)
         if solid < 128:
@@ -172,7 +172,7 @@ class Canvas:
         self.labels.paste(label, (left, top), Image.fromarray(amount >= solid))
 
     def warp(self, texture: Image.Image, quad: Sequence[Point], label: Optional[int]) -> None:
-        """Paste a flat texture into a perspective quad (its corners: top left, top right, bottom right, bottom left)."""
+        """Paste a flat texture into a perspective quad (top left, top right, bottom right, bottom left)."""
         if self._outside(quad):
             return
         us, vs = [p[0] for p in quad], [p[1] for p in quad]
@@ -189,7 +189,7 @@ class Canvas:
         size = (right - left, bottom - top)
         if data is None:
             return
-        paint = texture.transform(size, Image.PERSPECTIVE, data, Image.NEAREST)
+        paint = texture.transform(size, Image.Transform.PERSPECTIVE, data, Image.Resampling.NEAREST)
         hole = Image.new("1", size)
         ImageDraw.Draw(hole).polygon(moved, fill=1)
         self.image.paste(paint, (left, top), hole)

@@ -96,8 +96,8 @@ def _texture(labels: np.ndarray, view: View, st: Street) -> np.ndarray:
 def _veil(labels: np.ndarray) -> np.ndarray:
     """How bright the surroundings of each pixel are because of the sky, [H,W] float32 0..255."""
     height, width = labels.shape
-    bright = Image.fromarray((labels == SKY).astype(np.uint8) * 255).resize((48, 36), Image.BOX)
-    bright = bright.filter(ImageFilter.GaussianBlur(2.5)).resize((width, height), Image.BILINEAR)
+    bright = Image.fromarray((labels == SKY).astype(np.uint8) * 255).resize((48, 36), Image.Resampling.BOX)
+    bright = bright.filter(ImageFilter.GaussianBlur(2.5)).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(bright, np.float32)
 
 

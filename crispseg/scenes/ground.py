@@ -11,6 +11,7 @@ from crispseg.scenes.canvas import BUILDING, IGNORE, PAVEMENT, ROAD, TREE, Canva
 from crispseg.scenes.world import Street, Thing, between, pick
 
 KERB = 0.11
+DARK = (18, 20, 28)
 
 
 def strip(
@@ -147,7 +148,7 @@ def _patches(c: Canvas, view: View, st: Street) -> None:
         if r.random() < 0.3:
             side, s = pick(r, (-1, 1)), index * 9.0 + 3
             strip(c, view, side * (st.half - 0.5), side * (st.half - 0.1), s, s + 0.5, (35, 35, 36), None)
-    lane = st.half * 0.5
+    lane = st.lane
     for d in (lane - 0.8, lane + 0.8, -lane - 0.8, -lane + 0.8):
         strip(c, view, d - 0.25, d + 0.25, view.s - 3, view.s + 60, shade(st.asphalt, 0.8), None, 0.0, 40)
 
@@ -211,6 +212,8 @@ def shadows(c: Canvas, view: View, st: Street, things: Sequence[Thing]) -> None:
         reach = 0.75
         dx, ds = math.cos(st.sun) * reach, math.sin(st.sun) * reach
         for o in things:
+            if o.s - view.s > 90:
+                continue
             if o.kind in ("terrace", "house", "far"):
                 h, d = o.size, o.d
                 if (d > 0) == (dx > 0):
@@ -218,7 +221,7 @@ def shadows(c: Canvas, view: View, st: Street, things: Sequence[Thing]) -> None:
                 ss = view.along(o.s, o.s1)
                 if ss:
                     points = [(d, 0.05, s) for s in ss] + [(d + dx * h, 0.05, s + ds * h) for s in reversed(ss)]
-                    c.polygon(view.polygon(points), (18, 20, 28), None, alpha)
+                    c.polygon(view.polygon(points), DARK, None, alpha)
             elif o.kind == "tree":
                 h = o.size
                 middle = (o.d + dx * h * 0.8, o.s + ds * h * 0.8)
@@ -227,15 +230,13 @@ def shadows(c: Canvas, view: View, st: Street, things: Sequence[Thing]) -> None:
                     a, q = r.random() * 6.28, 0.28 * h * r.random() ** 0.5
                     m = (middle[0] + q * math.cos(a), middle[1] + q * math.sin(a))
                     round_ = [(m[0] + 0.14 * h * math.cos(k), 0.05, m[1] + 0.14 * h * math.sin(k)) for k in range(0, 7)]
-                    c.polygon(view.polygon(round_), (18, 20, 28), None, alpha // 2)
+                    c.polygon(view.polygon(round_), DARK, None, alpha // 2)
             elif o.kind in ("lamp", "mast", "sign", "person"):
                 h = o.size
-                a, b = (o.d, 0.05, o.s), (o.d + dx * h, 0.05, o.s + ds * h)
-                c.polygon(
-                    view.polygon([(a[0] - 0.07, 0.05, a[2]), (a[0] + 0.07, 0.05, a[2]), b]), (18, 20, 28), None, alpha
-                )
+                thin = [(o.d - 0.07, 0.05, o.s), (o.d + 0.07, 0.05, o.s), (o.d + dx * h, 0.05, o.s + ds * h)]
+                c.polygon(view.polygon(thin), DARK, None, alpha)
     for o in things:
-        if o.kind == "car":
+        if o.kind == "car" and o.s - view.s < 90:
             for grow, alpha in ((0.25, 70), (0.0, 120)):
                 strip(
                     c,

@@ -80,7 +80,7 @@ def view_at(st: Street, t: float, height: int, width: int) -> View:
         height * SUPER,
         st.focal * height * SUPER,
         (st.horizon + nod) * height * SUPER,
-        st.lane + sway,
+        st.lane + st.keep * st.drift + sway,
         st.eye,
         st.start + st.speed * seconds,
         st.bend,

@@ -24,7 +24,7 @@ def noise(kind: int = 0, octaves: int = 6, falloff: float = 0.6) -> np.ndarray:
         grid = rng.standard_normal((cells, cells)).astype(np.float32)
         wide = np.pad(grid, 4, mode="wrap")
         step = TILE // cells
-        image = Image.fromarray(wide).resize((wide.shape[1] * step, wide.shape[0] * step), Image.BICUBIC)
+        image = Image.fromarray(wide).resize((wide.shape[1] * step, wide.shape[0] * step), Image.Resampling.BICUBIC)
         total += weight * np.asarray(image)[4 * step : 4 * step + TILE, 4 * step : 4 * step + TILE]
         weight *= falloff
     total -= total.mean()
@@ -228,4 +228,4 @@ def sky(
         grey = 255 - 45 * r.random() * np.clip(tile[(ys[:, None] + 9) % TILE, xs[None, :]], 0, 1)[..., None]
         base = base * (1 - cover) + grey * cover
     image = Image.fromarray(np.clip(base, 0, 255).astype(np.uint8))
-    return image.resize((width, max(1, height)), Image.BICUBIC)
+    return image.resize((width, max(1, height)), Image.Resampling.BILINEAR)

@@ -6,7 +6,7 @@ import math
 import random
 from typing import Callable, List, Sequence, Tuple
 
-from crispseg.scenes.camera import Point, View, World
+from crispseg.scenes.camera import NEAR, Point, View, World
 from crispseg.scenes.canvas import BICYCLIST, CAR, IGNORE, PEDESTRIAN, Canvas, Color, shade
 from crispseg.scenes.world import Street, Thing, between, pick
 
@@ -67,9 +67,12 @@ def car(c: Canvas, view: View, st: Street, o: Thing) -> None:
         paint = pick(r, ((172, 30, 34), (206, 204, 196), (40, 80, 130), (60, 110, 84), (190, 160, 60)))
     inward = 1.0 if o.speed > 0 or (o.speed == 0 and r.random() < 0.65) else -1.0
     s0, d = o.s, o.d
-    if view.camera(d, 0, s0)[2] < 1.2 or view.s > s0 - 1.0:
+    x0, _, z0 = view.camera(d, 0, s0)
+    x1, _, z1 = view.camera(d, 0, s0 + long)
+    reach = 0.5 * view.width / view.focal
+    if max(z0, z1) < NEAR or min(abs(x0) - z0 * reach, abs(x1) - z1 * reach) > 4.0 + long:
         return
-    if abs(view.camera(d, 0, s0)[0]) > 3.0 * view.width / view.focal * view.camera(d, 0, s0)[2] + 12:
+    if z0 < 1.5 and abs(x0) < wide / 2 + 0.6:
         return
 
     def at(f: float) -> float:
@@ -86,9 +89,8 @@ def car(c: Canvas, view: View, st: Street, o: Thing) -> None:
     sides = 1.0 + 0.12 * st.sunny * (1 if (math.cos(st.sun) > 0) == (seen > 0) else -1)
     r0, r1, f1, f0 = cabin
     wheel = 0.31 if tall < 2.6 else 0.48
-    for f in (0.18, 0.82):
-        for w in (-seen, seen):
-            _wheel(c, view, d + w * (half - 0.1), at(f), wheel)
+    for f in (0.18, 0.82) if z0 < 30 else ():
+        _wheel(c, view, d - seen * (half - 0.1), at(f), wheel)
     solid(
         [(0.0, low, half), (0.0, belt * 0.95, half * 0.96), (1.0, low, half), (1.0, belt * 0.8, half * 0.95)],
         shade(paint, sides),
@@ -99,7 +101,7 @@ def car(c: Canvas, view: View, st: Street, o: Thing) -> None:
             [(r0, belt, half * 0.95), (r1, tall, top), (f1, tall, top), (f0, belt, half * 0.95)],
             shade(paint, sides * 0.97),
         )
-    for f in (0.18, 0.82):
+    for f in (0.18, 0.82) if z0 < 70 else ():
         _wheel(c, view, d + seen * (half + 0.005), at(f), wheel)
     _glass(c, view, d, half, seen, at, tall, belt, cabin, nearest)
     _face(c, view, d, half, at(nearest), belt, paint, inward > 0, r)
@@ -108,6 +110,8 @@ def car(c: Canvas, view: View, st: Street, o: Thing) -> None:
 def _wheel(c: Canvas, view: View, d: float, s: float, radius: float) -> None:
     rim = [(d, radius + radius * math.sin(a * 0.5236), s + radius * math.cos(a * 0.5236)) for a in range(12)]
     c.polygon(view.polygon(rim), (20, 20, 21), CAR)
+    if s - view.s > 30:
+        return
     hub = [
         (d, radius + 0.58 * radius * math.sin(a * 0.7854), s + 0.58 * radius * math.cos(a * 0.7854)) for a in range(8)
     ]
@@ -339,10 +343,10 @@ def cyclist(c: Canvas, view: View, st: Street, o: Thing, t: float) -> None:
 
 
 def points_of(view: View, points: Sequence[World]) -> List[Point]:
-    """Projected points; those behind the camera are left out."""
+    """Projected points. Those behind the near plane are moved onto it, which is right for edges along the view."""
     out = []
     for p in points:
-        q = view.point(*p)
-        if q:
-            out.append((q[0], q[1]))
+        x, up, z = view.camera(*p)
+        k = view.focal / max(z, NEAR)
+        out.append((view.cx + x * k, view.cy - up * k))
     return out

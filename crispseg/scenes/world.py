@@ -39,6 +39,7 @@ class Street:
     walk_right: float
     keep: int
     lane: float
+    drift: float
     focal: float
     horizon: float
     eye: float
@@ -60,6 +61,7 @@ class Street:
     district: Tuple[float, ...]
     traffic: float
     parked: float
+    parked_side: int
     people: float
     gain: float
     contrast: float
@@ -87,8 +89,13 @@ LOTS = ("terrace", "house", "park", "yard", "side")
 def street(seed: int) -> Street:
     """The street of a seed."""
     r = random.Random(seed * 7919 + 13)
-    half = between(r, 3.0, 4.6) if r.random() < 0.75 else between(r, 4.6, 8.0)
+    parked = between(r, 0.1, 1.0) if r.random() < 0.6 else 0.0
+    lines = pick(r, (-1, 1, 1, 0, 0))
+    half = between(r, 3.0, 4.6) if r.random() < 0.7 else between(r, 4.6, 8.0)
     keep = -1 if r.random() < 0.7 else 1
+    if parked > 0:
+        half = max(half + 0.8, 4.1)
+    lane = keep * max(0.95, 0.5 * (half - (2.0 if parked > 0 else 0.3)))
     sunny = between(r, 0.4, 1.0) if r.random() < 0.55 else 0.0
     blue = r.random()
     if sunny > 0:
@@ -100,14 +107,15 @@ def street(seed: int) -> Street:
     warm = between(r, -6, 6)
     weights = [r.random() ** 2 + 0.05, r.random() ** 2 * 0.8, r.random() ** 2 * 0.8, r.random() ** 3 * 0.5, 0.08]
     total = sum(weights)
-    dusk = r.random() < 0.14
+    dusk = r.random() < 0.12
     return Street(
         seed=seed,
         half=half,
-        walk_left=between(r, 1.4, 4.2),
-        walk_right=between(r, 1.4, 4.2),
+        walk_left=between(r, 1.6, 5.2),
+        walk_right=between(r, 1.6, 5.2),
         keep=keep,
-        lane=keep * half * between(r, 0.3, 0.55) if r.random() < 0.85 else between(r, -0.6, 0.6) * half,
+        lane=lane,
+        drift=between(r, -0.35, 0.25),
         focal=between(r, 1.0, 1.45),
         horizon=between(r, 0.44, 0.58),
         eye=between(r, 1.1, 1.7),
@@ -128,9 +136,10 @@ def street(seed: int) -> Street:
         haze=between(r, 0.0, 0.9),
         district=tuple(w / total for w in weights),
         traffic=between(r, 0.1, 1.0),
-        parked=between(r, 0.1, 1.0) if r.random() < 0.75 else 0.0,
+        parked=parked,
+        parked_side=lines,
         people=between(r, 0.2, 1.0),
-        gain=between(r, 0.3, 0.6) if dusk else between(r, 0.75, 1.12),
+        gain=between(r, 0.4, 0.7) if dusk else between(r, 0.75, 1.12),
         contrast=between(r, 0.9, 1.35),
         balance=(int(between(r, 92, 108)), 100, int(between(r, 92, 110))),
         marks=int(r.random() * 8),
@@ -176,7 +185,7 @@ def _lot(st: Street, r: random.Random, side: int, s0: float, s1: float, edge: fl
     if kind == "side":
         out.append(Thing("far", s0, side * (edge + 22), _new(r), s1, between(r, 6, 12)))
         return out
-    border = pick(r, ("bars", "pickets", "hedge", "wall", "bars", "rails", "mesh", "none"))
+    border = pick(r, ("bars", "pickets", "hedge", "wall", "bars", "pickets", "rails", "mesh"))
     if border != "none":
         s = s0
         while s < s1 - 0.1:
@@ -245,18 +254,18 @@ def _furniture(st: Street, r: random.Random, side: int, s0: float, walk: float) 
         first = at()
         for i in range(2 + int(r.random() * 4)):
             out.append(Thing("bollard", first + 1.6 * i, side * (kerb - 0.1), st.seed, 0, 1.0))
-    if r.random() < 0.12:
+    if r.random() < 0.18:
         first = at()
-        for i in range(3):
+        for i in range(4):
             out.append(Thing("rails", first + SLOT * i, side * (st.half + 0.25), st.seed + 5, first + SLOT * (i + 1)))
     if walk > 1.8 and r.random() < 0.3 + 0.3 * st.leafy:
         out.append(Thing("tree", at(), side * (kerb + 0.4), _new(r), 0, between(r, 5, 11)))
     if r.random() < 0.05:
         out.append(Thing("shelter", at(), side * (kerb + 0.6), _new(r)))
     for i in range(4):
-        if st.half > 3.2 and r.random() < st.parked * 0.8:
+        if st.parked_side in (0, side) and r.random() < st.parked * 0.8:
             out.append(Thing("car", s0 + 6.0 * i + between(r, 0, 1.2), side * (st.half - 1.05), _new(r)))
-    for _ in range(int(r.random() * 4.5 * st.people)):
+    for _ in range(int(r.random() * 7.5 * st.people)):
         out.append(
             Thing(
                 "person",
@@ -282,7 +291,8 @@ def moving(st: Street, t: float, camera: float) -> List[Thing]:
     r = random.Random(st.seed * 65537 + 3)
     out: List[Thing] = []
     span = 190.0
-    lane = st.keep * st.half * 0.5
+    lane = st.lane
+    edge = st.half - (2.0 if st.parked > 0 else 0.0)
     for _ in range(int(st.traffic * 6 * r.random() + 0.5)):
         first, speed = span * r.random(), -between(r, 5, 12)
         where = (first + speed * t - (camera - st.start)) % span
@@ -293,7 +303,7 @@ def moving(st: Street, t: float, camera: float) -> List[Thing]:
         out.append(Thing("car", camera + gap + between(r, 8, 30), lane, _new(r), 0, 1.0, 1.0))
     for _ in range(int(r.random() * 2.6)):
         gap = between(r, 6, 40) + 1.0 * math.sin(0.4 * t + 6 * r.random())
-        out.append(Thing("cyclist", camera + gap, st.keep * (st.half - between(r, 0.5, 1.3)), _new(r), 0, 1.0, 4.0))
+        out.append(Thing("cyclist", camera + gap, st.keep * (edge - between(r, 0.3, 0.9)), _new(r), 0, 1.0, 4.0))
     return out
 
 
