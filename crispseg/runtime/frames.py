@@ -79,6 +79,11 @@ class Source:
             "fps": None if self.fps is None else float(self.fps),
         }
 
+    def stop(self) -> None:
+        """Ask a live source to end; takes no lock, so a signal handler may call it."""
+        if hasattr(self._counters, "stop"):
+            self._counters.stop = True
+
     def close(self) -> None:
         """Free decoder, camera and threads."""
         if self._close is not None:

@@ -23,7 +23,8 @@ class LatestFrame:
     """Runs ``read`` in a thread; iterating gives (image, seconds since the first frame) of the newest frame.
 
     ``read() -> uint8 [H,W,3] RGB, or None at the end`` may block. ``dropped`` counts frames that were replaced before
-    anybody took them. An exception in ``read`` is raised in the iterating thread.
+    anybody took them. An exception in ``read`` is raised in the iterating thread. ``stop`` may be set to True without a
+    lock (from a signal handler): the iteration ends within 0.2 s.
     """
 
     def __init__(self, read: Callable[[], Optional[np.ndarray]], name: str, first_frame_s: float = _FIRST_FRAME_S):
@@ -33,7 +34,7 @@ class LatestFrame:
         self._first_frame_s = first_frame_s
         self._slot: Optional[Tuple[np.ndarray, float]] = None
         self._change = threading.Condition()
-        self._stop = False
+        self.stop = False
         self._ended = False
         self._error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._loop, name="crispseg-live", daemon=True)
@@ -43,7 +44,7 @@ class LatestFrame:
         first: Optional[float] = None
         error: Optional[BaseException] = None
         try:
-            while not self._stop:
+            while not self.stop:
                 image = self._read()
                 if image is None:
                     break
@@ -67,7 +68,7 @@ class LatestFrame:
         while True:
             with self._change:
                 # A short wait keeps Ctrl-C alive on every platform.
-                while self._slot is None and not self._ended and not self._stop:
+                while self._slot is None and not self._ended and not self.stop:
                     self._change.wait(0.2)
                     if not taken and time.monotonic() > deadline:
                         raise InputError(
@@ -75,10 +76,10 @@ class LatestFrame:
                             % (self._name, self._first_frame_s)
                         )
                 item, self._slot = self._slot, None
-                if item is None and self._error is not None and not self._stop:
+                if item is None and self._error is not None and not self.stop:
                     raise self._error
             if item is None:
-                if not taken and not self._stop:
+                if not taken and not self.stop:
                     raise InputError("%s: expected at least one frame, found none; check that it sends" % self._name)
                 return
             taken += 1
@@ -87,7 +88,7 @@ class LatestFrame:
     def close(self) -> None:
         """Stop the thread (a read that blocks longer than 2 s is left behind; the thread is a daemon)."""
         with self._change:
-            self._stop = True
+            self.stop = True
             self._change.notify_all()
         self._thread.join(2.0)
 

@@ -222,7 +222,7 @@ def test_live_errors_reach_the_consumer():
         list(frames.live_source("fake", broken, lambda: None, Fraction(30)))
     with pytest.raises(InputError, match="at least one frame"):
         list(frames.live_source("fake", lambda: None, lambda: None, Fraction(30)))
-    silent = live.LatestFrame(lambda: time.sleep(0.05) or (None if silent._stop else np.zeros(0)), "x")
+    silent = live.LatestFrame(lambda: time.sleep(0.05) or (None if silent.stop else np.zeros(0)), "x")
     silent.close()
     stuck = live.LatestFrame(lambda: time.sleep(3), "stuck", first_frame_s=0.1)
     with pytest.raises(InputError, match=r"within 0\.1 s"):

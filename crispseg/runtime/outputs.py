@@ -1,0 +1,112 @@
+"""What a run leaves on disk: one file a frame, or one video, for each thing that is saved.
+
+OUT/labels/NAME.png        8-bit class ids at the frame's size (always pictures: a video codec would alter ids)
+OUT/overlay/NAME.png       or OUT/overlay.mp4 when the source is a video or a camera; so color and confidence
+OUT/report.json            written last
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence, Union
+
+import numpy as np
+
+from crispseg.bundle import Bundle
+from crispseg.errors import InputError
+from crispseg.runtime import overlay
+from crispseg.runtime.frames import Frame, Source
+from crispseg.runtime.pipeline import FrameResult
+from crispseg.runtime.sinks import VideoWriter, make_folder, write_png
+
+SAVE = ("labels", "overlay", "color", "confidence")
+
+
+def parse_save(save: Union[str, Sequence[str]]) -> List[str]:
+    """Check what to save: a list, or one comma-separated string. Raises InputError."""
+    items = [item.strip() for item in save.split(",")] if isinstance(save, str) else list(save)
+    items = [item for item in items if item]
+    for item in items:
+        if item not in SAVE:
+            raise InputError("save %r: expected any of %s" % (item, ", ".join(SAVE)))
+    return sorted(set(items), key=SAVE.index)
+
+
+class Outputs:
+    """Draws and writes the results of a run under ``out``. Used by one thread (the encoder)."""
+
+    def __init__(
+        self,
+        out: Path,
+        save: Sequence[str],
+        source: Source,
+        bundle: Bundle,
+        alpha: float = 0.5,
+        outline: bool = False,
+        legend: bool = False,
+    ) -> None:
+        if not 0.0 <= alpha <= 1.0:
+            raise InputError("alpha %r: expected a number from 0 to 1" % alpha)
+        self.out = out
+        self.videos: Dict[str, VideoWriter] = {}
+        self._folders: List[str] = []
+        self._bundle = bundle
+        self._table = overlay.palette(bundle.classes)
+        self._alpha = alpha
+        self._outline = outline
+        self._legend = bundle.classes if legend else None
+        self.want = ["labels"]
+        self.want += ["confidence"] if "confidence" in save else []
+        self.want += ["active"] if "overlay" in save and outline else []
+        draw: Dict[str, Callable[[Frame, FrameResult], np.ndarray]] = {
+            "labels": lambda frame, result: result.labels,
+            "overlay": self._overlay,
+            "color": lambda frame, result: overlay.colorize(result.labels, self._table),
+            "confidence": lambda frame, result: self._certain(result),
+        }
+        self._draw = {item: draw[item] for item in save}
+        make_folder(out)
+        for item in save:
+            if source.kind == "images" or item == "labels":
+                make_folder(out / item)
+                self._folders.append(item)
+            else:
+                self.videos[item] = VideoWriter(out / (item + ".mp4"), source.fps or 25)
+
+    def _overlay(self, frame: Frame, result: FrameResult) -> np.ndarray:
+        return overlay.blend(
+            frame.image, result.labels, self._table, self._alpha, result.active if self._outline else None, self._legend
+        )
+
+    def _certain(self, result: FrameResult) -> np.ndarray:
+        assert result.confidence is not None
+        return overlay.confidence_image(result.confidence) if "confidence" in self.videos else result.confidence
+
+    def write(self, frame: Frame, result: FrameResult) -> None:
+        """Write everything of one frame. Raises InputError."""
+        for item, draw in self._draw.items():
+            picture = draw(frame, result)
+            if item in self.videos:
+                self.videos[item].write(picture, frame.time_s)
+            else:
+                write_png(self.out / item / (frame.name + ".png"), picture)
+
+    def close(self) -> None:
+        """Finish the videos; they get their names. Raises InputError (the others are finished all the same)."""
+        failed = None
+        for video in self.videos.values():
+            try:
+                video.close()
+            except InputError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def abort(self) -> None:
+        """Remove unfinished videos; pictures that were written stay."""
+        for video in self.videos.values():
+            video.abort()
+
+    def describe(self) -> Dict[str, str]:
+        """What was saved -> folder or file, relative to ``out``."""
+        return {item: item + ".mp4" if item in self.videos else item for item in self._draw}

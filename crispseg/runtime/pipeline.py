@@ -1,0 +1,243 @@
+"""The pipeline: frame -> preprocess -> base -> refiner -> label map at the frame's own size, each stage timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from crispseg.bundle import Bundle, NetInfo, load_bundle
+from crispseg.engines import ort
+from crispseg.engines.spec import EngineSpec
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError
+from crispseg.runtime.dense_labels import NativeLabels, NumpyLabels
+from crispseg.runtime.geometry import FITS, Placement, placement, resize_image, to_canvas, to_frame
+
+NETWORKS = ("base", "baseline")
+WANT = ("labels", "confidence", "active")
+
+
+@dataclass(frozen=True, eq=False)
+class FrameResult:
+    """What one frame gave; the arrays belong to the caller.
+
+    ``labels``: uint8 [H0, W0] class ids at the frame's own size. ``confidence``: uint8 [H0, W0], 255 = certain, when
+    wanted. ``active``: bool [H0, W0], the refined pixels, when wanted. ``count``: refined pixels; ``found``: pixels
+    above the threshold (more than ``count`` when the capacity was exceeded); ``density``: count / pixels of the canvas,
+    0..1. ``times``: stage -> ms, "total" last.
+    """
+
+    labels: np.ndarray
+    confidence: Optional[np.ndarray] = None
+    active: Optional[np.ndarray] = None
+    count: int = 0
+    found: int = 0
+    density: float = 0.0
+    times: Dict[str, float] = field(default_factory=dict)
+
+
+def open_pipeline(
+    bundle: Union[Bundle, str, Path],
+    *,
+    backend: str = "native",
+    provider: str = "CPUExecutionProvider",
+    threads: int = 0,
+    refine: bool = True,
+    network: str = "base",
+    fit: str = "auto",
+) -> Pipeline:
+    """Open the engines of a bundle (a loaded one, or its directory).
+
+    Args:
+        bundle: what to run.
+        backend: "native" (refiner and label upsampling in the native library, dense networks in ONNX Runtime) or
+            "onnxruntime" (everything in ONNX Runtime; without a refiner the labels come from numpy).
+        provider: ONNX Runtime's execution provider; it must be there, nothing else is taken instead.
+        threads: 0 = all usable CPUs.
+        refine: False = the dense network alone; so it is for a bundle without refiner and for the baseline.
+        network: "base", or "baseline" = the same network at full resolution.
+        fit: how a frame of another size is brought to the bundle's: "auto", "resize" or "letterbox".
+
+    Raises:
+        InputError, BundleError, EnvironmentMismatch, UnsupportedOp.
+    """
+    if network not in NETWORKS:
+        raise InputError("network %r: expected %s" % (network, " or ".join(NETWORKS)))
+    if fit not in FITS:
+        raise InputError("fit %r: expected %s" % (fit, " or ".join(FITS)))
+    refiner_spec = EngineSpec(backend, provider, threads)
+    dense_spec = EngineSpec("onnxruntime", provider, threads)
+    if not isinstance(bundle, Bundle):
+        bundle = load_bundle(bundle)
+    net = bundle.base if network == "base" else bundle.baseline
+    if net is None:
+        raise InputError("bundle %s: has no full-resolution baseline; export it with --baseline" % bundle.path)
+    opened: List[Any] = []
+    try:
+        dense = ort.load(bundle.file(net.file), dense_spec)
+        opened.append(dense)
+        _check_net(bundle, net, dense)
+        tail = _open_refiner(bundle, refiner_spec) if refine and network == "base" and bundle.refiner else None
+        if tail is None:
+            kind = NativeLabels if backend == "native" else NumpyLabels
+            tail = kind(bundle.height, bundle.width, net.upsample, dense_spec.thread_count)
+            return Pipeline(bundle, net, dense, None, tail, fit)
+        return Pipeline(bundle, net, dense, tail, None, fit)
+    except BaseException:
+        for engine in opened:
+            engine.close()
+        raise
+
+
+def _open_refiner(bundle: Bundle, spec: EngineSpec) -> Any:
+    assert bundle.refiner is not None
+    path = bundle.file(bundle.refiner.file)
+    if spec.backend == "onnxruntime":
+        return ort.load(path, spec)
+    try:
+        from crispseg.engines import native
+    except ImportError as error:
+        raise EnvironmentMismatch(
+            "backend native: %s; pip install onnx, or use --backend onnxruntime" % error
+        ) from None
+    return native.load(path, spec)
+
+
+def _check_net(bundle: Bundle, net: NetInfo, engine: Any) -> None:
+    """The graph and the manifest must tell the same story, else a frame would be segmented at a wrong scale."""
+    wanted = (
+        {"image": [1, 3, net.height, net.width]},
+        {"logits": [1, len(bundle.classes), net.logits_height, net.logits_width]},
+    )
+    for ports, want, what in ((engine.inputs, wanted[0], "input"), (engine.outputs, wanted[1], "output")):
+        found = {name: list(shape) for name, (_, shape) in ports.items()}
+        if found != want:
+            raise BundleError(
+                "bundle %s: %s: expected %s %s as bundle.json says, found %s; export the bundle again"
+                % (bundle.path, net.file, what, want, found)
+            )
+
+
+class Pipeline:
+    """Engines and buffers for one stream of frames. Used by one thread at a time; close it when done."""
+
+    def __init__(self, bundle: Bundle, net: NetInfo, dense: Any, refiner: Any, labels: Any, fit: str) -> None:
+        self.bundle = bundle
+        self.net = net
+        self.refined = refiner is not None
+        self._dense = dense
+        self._refiner = refiner
+        self._labels = labels
+        self._fit = fit
+        self._place: Optional[Placement] = None
+        self._input = np.empty((1, 3, net.height, net.width), np.float32)
+        mean = [int(round(min(255.0, max(0.0, value)))) for value in net.mean]
+        # Bars have the colour that normalises to about zero, in the image's own channel order.
+        self._pad = (mean[0], mean[1], mean[2]) if net.channel_order == "rgb" else (mean[2], mean[1], mean[0])
+
+    def run(self, frame: np.ndarray, want: Sequence[str] = ("labels",)) -> FrameResult:
+        """Segment one frame, uint8 [H0, W0, 3] RGB. ``want``: any of "labels", "confidence", "active".
+
+        Raises:
+            InputError: the frame has another dtype or shape, or ``want`` names something else.
+        """
+        start = time.perf_counter()
+        self._check(frame, want)
+        times: Dict[str, float] = {}
+        if self._place is None or self._place.frame != frame.shape[:2]:
+            self._place = placement(
+                (frame.shape[0], frame.shape[1]), (self.bundle.height, self.bundle.width), self._fit
+            )
+        place = self._place
+        canvas = np.ascontiguousarray(to_canvas(frame, place, self._pad))
+        self._normalise(resize_image(canvas, self.net.height, self.net.width))
+        last = _lap(times, "preprocess", start)
+        logits = self._dense.run({"image": self._input}, ("logits",))["logits"]
+        last = _lap(times, "base", last)
+        if self._refiner is not None:
+            values, count, found = self._refine(canvas, logits, want, times)
+        else:
+            labels, confidence = self._labels.run(logits, "confidence" in want)
+            values, count, found = {"labels": labels, "confidence": confidence}, 0, 0
+        last = _lap(times, "select" if self._refiner is None else "refine", last)
+        active = None
+        if "active" in want:
+            active = np.zeros(place.canvas, bool)
+            if count:
+                active[values["coords"][:count, 0], values["coords"][:count, 1]] = True
+            active = to_frame(active, place)
+        result = FrameResult(
+            labels=to_frame(values["labels"], place),
+            confidence=to_frame(values["confidence"], place) if "confidence" in want else None,
+            active=active, count=count, found=found, density=count / float(place.canvas[0] * place.canvas[1]),
+            times=times,
+        )  # fmt: skip
+        _lap(times, "post", last)
+        _lap(times, "total", start)
+        return result
+
+    def _refine(
+        self, canvas: np.ndarray, logits: np.ndarray, want: Sequence[str], times: Dict[str, float]
+    ) -> Tuple[Dict[str, np.ndarray], int, int]:
+        outputs = ["labels", "count", "found"]
+        outputs += ["confidence"] if "confidence" in want else []
+        outputs += ["coords"] if "active" in want else []
+        values = self._refiner.run({"image": canvas, "logits": logits}, outputs)
+        if values["labels"].shape != canvas.shape[:2]:
+            raise BundleError(
+                "bundle %s: refiner: expected labels of %s, found %s; export the bundle again"
+                % (self.bundle.path, canvas.shape[:2], values["labels"].shape)
+            )
+        for name, ms in self._refiner.stage_times.items():
+            if name not in ("run", "total"):
+                times[name] = ms
+        return values, int(values["count"][0]), int(values["found"][0])
+
+    def _normalise(self, image: np.ndarray) -> None:
+        """uint8 [h, w, 3] -> self._input f32 [1, 3, h, w]; output channel c uses mean[c] and std[c]."""
+        for c in range(3):
+            source = image[:, :, c if self.net.channel_order == "rgb" else 2 - c]
+            out = self._input[0, c]
+            np.subtract(source, np.float32(self.net.mean[c]), out=out, dtype=np.float32)
+            np.divide(out, np.float32(self.net.std[c]), out=out)
+
+    @staticmethod
+    def _check(frame: np.ndarray, want: Sequence[str]) -> None:
+        ok = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+        if not ok or not frame.size:
+            found = "%s %s" % (getattr(frame, "dtype", type(frame).__name__), getattr(frame, "shape", ""))
+            raise InputError("frame: expected uint8 [H, W, 3] RGB, found %s" % found)
+        for item in want:
+            if item not in WANT:
+                raise InputError("want %r: expected any of %s" % (item, ", ".join(WANT)))
+
+    def describe(self) -> Dict[str, Any]:
+        """JSON-able facts about the engines for the report."""
+        return {
+            "network": "baseline" if self.net is self.bundle.baseline else "base",
+            "fit": self._fit,
+            "dense": self._dense.describe(),
+            "refiner": None if self._refiner is None else self._refiner.describe(),
+            "labels": None if self._labels is None else self._labels.describe(),
+        }
+
+    def close(self) -> None:
+        """Free the engines."""
+        for engine in (self._dense, self._refiner, self._labels):
+            if engine is not None:
+                engine.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+
+def _lap(times: Dict[str, float], stage: str, since: float) -> float:
+    now = time.perf_counter()
+    times[stage] = (now - since) * 1e3
+    return now

@@ -1,0 +1,245 @@
+"""``crispseg run``: decode, infer and encode at the same time, through bounded queues, and report what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+
+from crispseg.bundle import Bundle, bundle_hash, load_bundle
+from crispseg.environment import environment, peak_memory_mib
+from crispseg.errors import InputError
+from crispseg.report import new_report, summarise, write_json
+from crispseg.runtime.frames import Frame, Source, open_source
+from crispseg.runtime.interrupt import Interrupt
+from crispseg.runtime.outputs import Outputs, parse_save
+from crispseg.runtime.pipeline import FrameResult, Pipeline, open_pipeline
+from crispseg.runtime.queues import Channel, Worker
+
+_QUEUE = 3
+
+
+def run(
+    bundle: Union[Bundle, str, Path],
+    source: Union[str, Path],
+    out: Union[str, Path],
+    save: Union[str, Sequence[str]] = ("labels", "overlay"),
+    *,
+    backend: str = "native",
+    provider: str = "CPUExecutionProvider",
+    threads: int = 0,
+    refine: bool = True,
+    network: str = "base",
+    fit: str = "auto",
+    alpha: float = 0.5,
+    outline: bool = False,
+    legend: bool = False,
+    limit: Optional[int] = None,
+    progress: Optional[Callable[..., None]] = None,
+    pipeline: Optional[Pipeline] = None,
+    opened_source: Optional[Source] = None,
+) -> Dict[str, Any]:
+    """Segment ``source`` and write the results to the folder ``out``; returns the report, which is also in report.json.
+
+    Args:
+        bundle: directory of a bundle, or a loaded one.
+        source: picture, folder, glob, video file, ``camera:N``, stream address or GStreamer pipeline.
+        out: output folder, created when missing; see ``runtime/outputs.py`` for the files.
+        save: any of labels, overlay, color, confidence (list or comma-separated).
+        backend: as in :func:`open_pipeline`, so provider, threads, refine, network, fit.
+        provider: ONNX Runtime's execution provider, required.
+        threads: 0 = all usable CPUs.
+        refine: False = base alone.
+        network: "base" or "baseline".
+        fit: "auto", "resize" or "letterbox".
+        alpha: weight of the class colours in the overlay, 0..1.
+        outline: draw the outline of the refined pixels into the overlay.
+        legend: draw a table of the classes into the overlay.
+        limit: stop after so many frames.
+        progress: called as ``progress(frames_done, frames_in_all_or_None)`` after each frame.
+        pipeline: an open pipeline to use instead of opening one; stays open.
+        opened_source: an open source to use instead of opening ``source``; it is closed.
+
+    Ctrl-C stops reading, finishes the frames that are under way and the files, and returns the report with
+    ``interrupted`` true (a second one drops the frame under way, a third one while files are finished breaks off). Raises the errors of the parts (InputError, BundleError, ...); then unfinished videos are gone
+    and there is no report.
+    """
+    items = parse_save(save)
+    folder = Path(out)
+    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    with contextlib.ExitStack() as stack:
+        frames = opened_source or open_source(source, limit)
+        stack.callback(frames.close)
+        pipe = pipeline
+        if pipe is None:
+            pipe = open_pipeline(
+                loaded, backend=backend, provider=provider, threads=threads, refine=refine, network=network, fit=fit
+            )
+            stack.callback(pipe.close)
+        outputs = Outputs(folder, items, frames, loaded, alpha, outline, legend)
+        _drop_old_report(folder)
+        decoded = Channel(_QUEUE)
+        record = Record()
+
+        def stop() -> None:
+            decoded.cancelled = True
+            frames.stop()
+
+        try:
+            with Interrupt(stop) as interrupt:
+                _stream(frames, pipe, outputs, record, decoded, progress)
+                start = time.perf_counter()
+                outputs.close()
+                record.finish_ms = (time.perf_counter() - start) * 1e3
+            record.interrupted |= interrupt.hit
+        except BaseException:
+            outputs.abort()
+            raise
+        report = _report(loaded, pipe, frames, outputs, record, backend, threads)
+    write_json(folder / "report.json", report)
+    return report
+
+
+class Record:
+    """What is measured during a run."""
+
+    def __init__(self) -> None:
+        self.stages: Dict[str, List[float]] = {}
+        self.densities: List[float] = []
+        self.counts: List[int] = []
+        self.overflow = 0
+        self.written = 0
+        self.interrupted = False
+        self.seconds = 0.0
+        self.finish_ms = 0.0
+
+    def time(self, stage: str, ms: float) -> None:
+        """Keep one measured time. Each stage is written by one thread."""
+        self.stages.setdefault(stage, []).append(ms)
+
+    def add(self, result: FrameResult) -> None:
+        """Keep the figures of one frame."""
+        for stage, ms in result.times.items():
+            self.time(stage, ms)
+        self.densities.append(100.0 * result.density)
+        self.counts.append(result.count)
+        self.overflow += int(result.found > result.count)
+
+
+def _stream(
+    source: Source,
+    pipeline: Pipeline,
+    outputs: Outputs,
+    record: Record,
+    decoded: Channel,
+    progress: Optional[Callable[..., None]],
+) -> None:
+    """Decode -> infer -> encode. Inference stays in the calling thread, which is where Ctrl-C arrives."""
+    encoded = Channel(_QUEUE)
+
+    def decode() -> None:
+        for frame, ms in _timed(source):
+            record.time("decode", ms)
+            decoded.put(frame)
+        decoded.close()
+
+    def encode() -> None:
+        for frame, result in encoded:
+            start = time.perf_counter()
+            outputs.write(frame, result)
+            record.time("encode", (time.perf_counter() - start) * 1e3)
+            record.written += 1
+
+    # A live source has its own thread; a queue behind it would only make its frames older.
+    live = source.kind == "live"
+    reader = None if live else Worker(decode, "decode", decoded.fail)
+    writer = Worker(encode, "encode", lambda error: encoded.cancel())
+    start = time.perf_counter()
+    try:
+        try:
+            frames: Iterable[Frame] = iter(source) if live else decoded
+            for frame in frames:
+                result = pipeline.run(frame.image, outputs.want)
+                record.add(result)
+                encoded.put((frame, result))
+                if progress is not None:
+                    progress(len(record.counts), source.count)
+                if writer.error is not None:
+                    break
+        except KeyboardInterrupt:
+            record.interrupted = True
+        decoded.cancel()
+        encoded.close()
+        writer.join()
+    except BaseException:
+        if writer.error is None:
+            raise
+    finally:
+        decoded.cancel()
+        encoded.cancel()
+        writer.join()
+        if reader is not None:
+            reader.join()
+        record.seconds = time.perf_counter() - start
+    if writer.error is not None:
+        raise writer.error
+
+
+def _timed(source: Source) -> Iterable[Tuple[Frame, float]]:
+    frames = iter(source)
+    while True:
+        start = time.perf_counter()
+        frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame, (time.perf_counter() - start) * 1e3
+
+
+def _report(
+    bundle: Bundle, pipeline: Pipeline, source: Source, outputs: Outputs, record: Record, backend: str, threads: int
+) -> Dict[str, Any]:
+    last = [name for name in ("encode", "total") if name in record.stages]
+    names = [name for name in record.stages if name not in last] + last
+    names.sort(key=lambda name: 0 if name == "decode" else 1)
+    return new_report(
+        "run",
+        bundle={"name": bundle.name, "sha256": bundle_hash(bundle), "height": bundle.height, "width": bundle.width,
+                "random_weights": any(net is not None and net.random_weights
+                                      for net in (bundle.base, bundle.baseline, bundle.refiner))},
+        input=source.describe(),
+        output=outputs.describe(),
+        frames=record.written,
+        dropped=source.dropped,
+        damaged_packets=source.damaged,
+        interrupted=record.interrupted,
+        seconds=round(record.seconds, 3),
+        throughput_fps=round(record.written / record.seconds, 3) if record.seconds else None,
+        finish_ms=round(record.finish_ms, 3),
+        density=_mean(record.densities),
+        density_range=[round(min(record.densities), 4), round(max(record.densities), 4)] if record.counts else None,
+        count=_mean(record.counts),
+        overflow_frames=record.overflow,
+        stages={name: summarise(record.stages[name]) for name in names},
+        peak_memory_mib=peak_memory_mib(),
+        pipeline=pipeline.describe(),
+        environment=environment(threads, backend=backend),
+    )  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> Optional[float]:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def _drop_old_report(folder: Path) -> None:
+    """A report of an earlier run must not stand beside files of this one."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            (folder / "report.json").unlink()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise InputError(
+                "output %s: cannot be written: %s; choose another folder"
+                % (folder / "report.json", error.strerror or error)
+            ) from None

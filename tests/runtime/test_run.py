@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from crispseg.errors import BundleError, InputError
+
+for name in ("onnx", "onnxruntime", "PIL.Image", "av"):
+    pytest.importorskip(name)
+import toy  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from crispseg.runtime import frames  # noqa: E402
+from crispseg.runtime.pipeline import open_pipeline  # noqa: E402
+from crispseg.runtime.queues import Channel, Closed, Worker  # noqa: E402
+from crispseg.runtime.run import run  # noqa: E402
+from crispseg.runtime.sinks import VideoWriter  # noqa: E402
+
+ORT = {"backend": "onnxruntime", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return toy.write_toy(tmp_path_factory.mktemp("b") / "toy")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    writer = VideoWriter(tmp_path / "clip.mp4", Fraction(30000, 1001))
+    image, _ = toy.colour_blocks(48, 64)
+    for i in range(12):
+        writer.write(np.roll(image, 3 * i, axis=1))
+    writer.close()
+    return tmp_path / "clip.mp4"
+
+
+def decoded(path):
+    with frames.open_source(path) as source:
+        return source.fps, list(source)
+
+
+class Slow:
+    """A pipeline that takes its time, and may do something at frame ``at``."""
+
+    def __init__(self, inner, seconds=0.0, at=None, action=None):
+        self.inner, self.seconds, self.at, self.action, self.done = inner, seconds, at, action, 0
+
+    def run(self, frame, want=("labels",)):
+        time.sleep(self.seconds)
+        if self.done == self.at:
+            self.action()
+        self.done += 1
+        return self.inner.run(frame, want)
+
+    def describe(self):
+        return {}
+
+
+def test_video(bundle, clip, tmp_path):
+    out = tmp_path / "out"
+    steps = []
+    report = run(bundle.path, clip, out, "overlay,labels,color,confidence", progress=lambda *a: steps.append(a), **ORT)
+    assert sorted(os.listdir(str(out))) == ["color.mp4", "confidence.mp4", "labels", "overlay.mp4", "report.json"]
+    assert sorted(os.listdir(str(out / "labels"))) == ["%06d.png" % i for i in range(12)]
+    for name in ("color", "overlay", "confidence"):
+        fps, got = decoded(out / (name + ".mp4"))
+        assert fps == Fraction(30000, 1001)
+        assert len(got) == 12
+        assert got[0].image.shape == (48, 64, 3)
+    _, want = toy.colour_blocks(48, 64)
+    labels = np.asarray(Image.open(out / "labels" / "000002.png"))
+    assert (labels == np.roll(want, 6, axis=1)).mean() > 0.85
+    assert json.loads((out / "report.json").read_text())["frames"] == 12
+    assert report["frames"] == 12
+    assert report["dropped"] == 0
+    assert not report["interrupted"]
+    assert report["throughput_fps"] > 0
+    assert list(report["stages"]) == ["decode", "preprocess", "base", "select", "post", "encode", "total"]
+    assert set(report["stages"]["base"]) >= {"p50", "p90", "p99", "max"}
+    assert len(report["bundle"]["sha256"]) == 64
+    assert report["peak_memory_mib"] > 0
+    assert steps[-1] == (12, 12)
+
+
+def test_pictures(bundle, tmp_path):
+    image, _ = toy.colour_blocks(48, 64)
+    for i, shape in enumerate([(48, 64), (31, 45)]):
+        Image.fromarray(image[: shape[0], : shape[1]]).save(tmp_path / ("p%d.png" % i))
+    out = tmp_path / "out"
+    report = run(bundle, tmp_path, out, ["labels", "overlay", "confidence"], legend=True, outline=True, **ORT)
+    assert report["frames"] == 2
+    for folder in ("labels", "overlay", "confidence"):
+        assert sorted(os.listdir(str(out / folder))) == ["p0.png", "p1.png"]
+        assert Image.open(out / folder / "p1.png").size == (45, 31)
+    assert Image.open(out / "labels" / "p1.png").mode == "L"
+    assert Image.open(out / "confidence" / "p1.png").mode == "L"
+
+
+def test_ctrl_c_leaves_a_playable_file(bundle, clip, tmp_path):
+    out = tmp_path / "out"
+    before = signal.getsignal(signal.SIGINT)
+    with open_pipeline(bundle, **ORT) as inner:
+        pipe = Slow(inner, 0.0, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        report = run(bundle, clip, out, "overlay,labels", pipeline=pipe)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert report["interrupted"]
+    assert report["frames"] == 5, "the frame under way is finished"
+    assert sorted(os.listdir(str(out))) == ["labels", "overlay.mp4", "report.json"]
+    assert len(decoded(out / "overlay.mp4")[1]) == 5
+    assert len(os.listdir(str(out / "labels"))) == 5
+
+
+def test_keyboard_interrupt_as_an_exception(bundle, clip, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with open_pipeline(bundle, **ORT) as inner:
+        report = run(bundle, clip, tmp_path / "out", "overlay", pipeline=Slow(inner, 0.0, 3, interrupt))
+    assert report["interrupted"]
+    assert report["frames"] == 3
+    assert len(decoded(tmp_path / "out" / "overlay.mp4")[1]) == 3
+
+
+def test_second_ctrl_c_drops_the_frame_under_way(bundle, clip, tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    out = tmp_path / "out"
+    with open_pipeline(bundle, **ORT) as inner:
+        report = run(bundle, clip, out, "overlay", pipeline=Slow(inner, 0.0, 3, twice))
+    assert report["interrupted"]
+    assert sorted(os.listdir(str(out))) == ["overlay.mp4", "report.json"]
+    assert len(decoded(out / "overlay.mp4")[1]) == 3
+
+
+def test_live_source_drops_and_counts(bundle, tmp_path):
+    image, _ = toy.colour_blocks(48, 64)
+    sent = []
+
+    def read():
+        if len(sent) == 30:
+            return None
+        time.sleep(0.005)
+        sent.append(1)
+        return image
+
+    source = frames.live_source("fake", read, lambda: None, Fraction(30))
+    with open_pipeline(bundle, **ORT) as inner:
+        report = run(bundle, "fake", tmp_path / "out", "overlay", pipeline=Slow(inner, 0.03), opened_source=source)
+    assert report["dropped"] > 5
+    assert report["frames"] + report["dropped"] == 30
+    assert len(decoded(tmp_path / "out" / "overlay.mp4")[1]) == report["frames"]
+
+
+def test_ctrl_c_ends_a_live_source_that_sends_nothing_more(bundle, tmp_path):
+    image, _ = toy.colour_blocks(48, 64)
+    sent = []
+
+    def read():
+        if sent:
+            time.sleep(1.0)
+        sent.append(1)
+        return image
+
+    source = frames.live_source("fake", read, lambda: None, Fraction(30))
+    timer = threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with open_pipeline(bundle, **ORT) as inner:
+        report = run(bundle, "fake", tmp_path / "out", "overlay", pipeline=Slow(inner), opened_source=source)
+    assert report["interrupted"]
+    assert report["frames"] >= 1
+
+
+def test_decode_error_reaches_the_caller(bundle, tmp_path):
+    image, _ = toy.colour_blocks(48, 64)
+    for i in range(5):
+        Image.fromarray(image).save(tmp_path / ("p%d.png" % i))
+    (tmp_path / "p3.png").write_bytes(b"junk")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text("old")
+    with pytest.raises(InputError, match=r"p3\.png"):
+        run(bundle, tmp_path, out, "labels", **ORT)
+    assert "report.json" not in os.listdir(str(out))
+    assert threads_left() == []
+
+
+def test_inference_error_reaches_the_caller(bundle, clip, tmp_path):
+    def fail():
+        raise BundleError("broken in the middle")
+
+    with open_pipeline(bundle, **ORT) as inner, pytest.raises(BundleError, match="in the middle"):
+        run(bundle, clip, tmp_path / "out", "overlay,labels", pipeline=Slow(inner, 0.0, 4, fail))
+    assert os.listdir(str(tmp_path / "out")) == ["labels"]
+    assert threads_left() == []
+
+
+def test_encode_error_reaches_the_caller(bundle, clip, tmp_path, monkeypatch):
+    from crispseg.runtime import outputs
+
+    real = outputs.write_png
+
+    def fail(path, array):
+        if path.name == "000002.png":
+            raise InputError("disk full")
+        real(path, array)
+
+    monkeypatch.setattr(outputs, "write_png", fail)
+    with pytest.raises(InputError, match="disk full"):
+        run(bundle, clip, tmp_path / "out", "overlay,labels", **ORT)
+    assert os.listdir(str(tmp_path / "out")) == ["labels"]
+    assert threads_left() == []
+
+
+def threads_left():
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        left = [t.name for t in threading.enumerate() if t.name.startswith("crispseg-")]
+        if not left:
+            return left
+        time.sleep(0.05)
+    return left
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"save": "labels,shapes"}, "save 'shapes': expected"),
+    ({"alpha": 2.0}, "alpha"),
+    ({"source": "nowhere.mp4"}, "found nothing there"),
+    ({"bundle": "nowhere"}, "found nothing"),
+    ({"backend": "magic"}, "backend 'magic'"),
+    ({"limit": 0}, "at least 1"),
+])  # fmt: skip
+def test_bad_arguments_write_nothing(bundle, clip, tmp_path, changes, message):
+    arguments = {"bundle": bundle, "source": clip, "out": tmp_path / "out", **ORT, **changes}
+    with pytest.raises((InputError, BundleError), match=message):
+        run(**arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unwritable_output(bundle, clip, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for save in ("labels", "overlay"):
+        with pytest.raises(InputError, match="cannot be written"):
+            run(bundle, clip, tmp_path / "file" / "out", save, **ORT)
+
+
+def test_channel():
+    channel = Channel(2)
+    worker = Worker(lambda: [channel.put(i) for i in range(5)] and channel.close(), "test", channel.fail)
+    channel_items = list(zip(channel, range(5)))
+    assert [item for item, _ in channel_items] == list(range(5))
+    channel.cancel()
+    worker.join()
+    with pytest.raises(Closed):
+        channel.put(1)
+    failing = Channel(2)
+    failing.put("before")
+    failing.fail(InputError("later"))
+    items = iter(failing)
+    assert next(items) == "before"
+    with pytest.raises(InputError, match="later"):
+        next(items)

@@ -1,0 +1,88 @@
+"""A toy bundle: the base maps colours to classes with one strided convolution; and a fake refiner engine."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from crispseg.bundle import NetInfo, RefinerInfo, write_bundle
+from crispseg.classes import ClassInfo
+
+# Class c lights up where its colour channel is the brightest.
+CLASSES = (ClassInfo("red", (250, 0, 0)), ClassInfo("green", (0, 250, 0)), ClassInfo("blue", (0, 0, 250)))
+STRIDE = 4
+
+
+def dense_onnx(height, width, stride=STRIDE, swap=False):
+    weight = np.zeros((3, 3, stride, stride), np.float32)
+    for c in range(3):
+        weight[c, 2 - c if swap else c] = 4.0 / stride**2
+    x = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, height, width])
+    y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3, height // stride, width // stride])
+    node = helper.make_node("Conv", ["image", "w"], ["logits"], strides=[stride, stride])
+    graph = helper.make_graph([node], "toy", [x], [y], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    return model.SerializeToString()
+
+
+def net(file, height, width, order="rgb", **changes):
+    values = {
+        "file": file, "architecture": "toy", "height": height, "width": width, "channel_order": order,
+        "mean": (100.0, 110.0, 120.0), "std": (50.0, 55.0, 60.0), "resize": "antialias",
+        "logits_height": height // STRIDE, "logits_width": width // STRIDE, "upsample": "nearest",
+        "random_weights": False,
+    }  # fmt: skip
+    values.update(changes)
+    return NetInfo(**values)
+
+
+def write_toy(target, height=48, width=64, refiner=False, order="rgb", **changes):
+    files = {
+        "base.onnx": dense_onnx(height // 2, width // 2, swap=order == "bgr"),
+        "baseline.onnx": dense_onnx(height, width, swap=order == "bgr"),
+    }
+    info = None
+    if refiner:
+        info = RefinerInfo("refiner.onnx", "sparserefine", 1, (8,), (1,), ("rgb",), "active", "gated", "nearest", 0.3,
+                           height * width)  # fmt: skip
+        files["refiner.onnx"] = b"not read by the fake engine"
+    return write_bundle(
+        target, name="toy", height=height, width=width, classes=CLASSES,
+        base=net("base.onnx", height // 2, width // 2, order, **changes),
+        baseline=net("baseline.onnx", height, width, order), refiner=info, provenance={}, files=files,
+    )  # fmt: skip
+
+
+class FakeRefiner:
+    """Refines the top left 2 x 3 pixels to class 2; reuses its buffers as the native engine does."""
+
+    def __init__(self, height, width):
+        self.labels = np.zeros((height, width), np.uint8)
+        self.confidence = np.full((height, width), 200, np.uint8)
+        self.stage_times = {"select": 1.0, "maps": 2.0, "conv": 3.0}
+        self.seen = []
+        self.closed = False
+
+    def run(self, inputs, outputs=None):
+        self.seen.append((inputs["image"].copy(), sorted(outputs)))
+        self.labels[:] = 0
+        self.labels[:2, :3] = 2
+        coords = np.array([(y, x) for y in range(2) for x in range(3)], np.int32)
+        values = {"labels": self.labels, "confidence": self.confidence, "coords": coords,
+                  "count": np.array([6], np.int32), "found": np.array([9], np.int32)}  # fmt: skip
+        return {name: values[name] for name in outputs}
+
+    def describe(self):
+        return {"backend": "fake"}
+
+    def close(self):
+        self.closed = True
+
+
+def colour_blocks(height, width):
+    """Thirds of red, green and blue, left to right, and the labels that belong to it."""
+    image = np.full((height, width, 3), 10, np.uint8)
+    labels = np.minimum(np.arange(width) * 3 // width, 2)
+    for c in range(3):
+        image[:, labels == c, c] = 240
+    return image, np.broadcast_to(labels.astype(np.uint8), (height, width))
