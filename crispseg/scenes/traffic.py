@@ -98,7 +98,14 @@ def car(c: Canvas, view: View, st: Street, o: Thing) -> None:
     if belt < tall:
         top = half * (0.82 if tall < 2 else 0.95)
         solid(
-            [(r0, belt, half * 0.95), (r1, tall, top), (f1, tall, top), (f0, belt, half * 0.95)],
+            [
+                (r0, 0.75 * belt, half * 0.95),
+                (r0, belt, half * 0.95),
+                (r1, tall, top),
+                (f1, tall, top),
+                (f0, belt, half * 0.95),
+                (f0, 0.75 * belt, half * 0.95),
+            ],
             shade(paint, sides * 0.97),
         )
     for f in (0.18, 0.82) if z0 < 70 else ():
