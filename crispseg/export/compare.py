@@ -1,0 +1,157 @@
+"""Comparing the tensors of one network as two engines compute them, op by op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+
+from crispseg.plugins.ops import BY_NAME, DOMAIN
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor of a refiner graph: its name, and the node and op that make it."""
+
+    tensor: str
+    node: str
+    op: str
+    dtype: str
+
+
+@dataclass
+class Hop:
+    """What a comparison of two engines found, the worst over all frames."""
+
+    network: str
+    hop: str
+    tolerance: float
+    agreement_floor: float = 0.999
+    frames: int = 0
+    max_error: float = 0.0
+    max_error_relative: float = 0.0
+    agreement: float = 1.0
+    sites_different: int = 0
+    sites: int = 0
+    first_difference: dict[str, Any] | None = None
+    skipped: str | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def tensors(self, order: Iterable[Made], found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
+        """Take in one frame's tensors, in the order in which they are made; the first above tolerance is named.
+
+        uint8 tensors are class maps and confidences, which ``classes`` compares: a tie may fall either way.
+        """
+        for made in order:
+            if made.tensor not in found or made.tensor not in wanted or made.dtype == "uint8":
+                continue
+            absolute, relative = difference(found[made.tensor], wanted[made.tensor])
+            self.errors[made.tensor] = max(self.errors.get(made.tensor, 0.0), relative)
+            self.max_error_relative = max(self.max_error_relative, relative)
+            self.max_error = max(self.max_error, absolute)
+            if self.first_difference is None and not relative <= self.tolerance:
+                error = float(f"{relative:.3g}")
+                self.first_difference = {"node": made.node, "op": made.op, "tensor": made.tensor, "error": error}
+
+    def classes(self, found: np.ndarray, wanted: np.ndarray) -> None:
+        """Take in one frame's class maps."""
+        agreement = float((found == wanted).mean()) if found.shape == wanted.shape else 0.0
+        self.agreement = min(self.agreement, agreement)
+
+    def coords(self, found: np.ndarray, wanted: np.ndarray) -> None:
+        """Take in one frame's active pixels: how many are in one set alone."""
+        a, b = ({tuple(site) for site in sites.tolist()} for sites in (found, wanted))
+        self.sites_different = max(self.sites_different, len(a ^ b))
+        self.sites = max(self.sites, len(b))
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether everything is within tolerance; None for a hop that was skipped."""
+        if self.skipped is not None:
+            return None
+        # An entropy that equals the threshold to the last bit may fall on either side of it.
+        sites_agree = self.sites_different <= 2 + self.sites // 1000
+        return sites_agree and self.first_difference is None and self.agreement >= self.agreement_floor
+
+    def row(self) -> dict[str, Any]:
+        """One line of the report."""
+        if self.skipped is not None:
+            return {"network": self.network, "hop": self.hop, "passed": None, "skipped": self.skipped}
+        return {
+            "network": self.network,
+            "hop": self.hop,
+            "passed": self.passed,
+            "tensors": len(self.errors),
+            "max_error": float(f"{self.max_error:.3g}"),
+            "max_error_relative": float(f"{self.max_error_relative:.3g}"),
+            "tolerance": self.tolerance,
+            "argmax_agreement": round(100 * self.agreement, 4),
+            "sites_different": self.sites_different,
+            "first_difference": self.first_difference,
+        }
+
+
+def difference(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """Largest absolute difference, and the same divided by the largest magnitude of ``wanted``.
+
+    Integers are 0 or at least 1 apart in both; another shape, or NaN on one side alone, is infinite.
+    """
+    if found.shape != wanted.shape:
+        return float("inf"), float("inf")
+    if not wanted.size:
+        return 0.0, 0.0
+    if np.issubdtype(wanted.dtype, np.integer):
+        largest = int(np.abs(found.astype(np.int64) - wanted.astype(np.int64)).max())
+        return float(largest), float(largest)
+    if not np.array_equal(np.isfinite(found), np.isfinite(wanted)):
+        return float("inf"), float("inf")
+    gap = np.abs(found - wanted)
+    largest = float(np.nanmax(np.where(np.isfinite(gap), gap, 0.0)))
+    scale = float(np.nanmax(np.where(np.isfinite(wanted), np.abs(wanted), 0.0)))
+    return largest, largest / max(scale, 1e-9)
+
+
+def tensors_of(model: ModelProto) -> list[Made]:
+    """Every tensor that the crispseg ops of a refiner make, in graph order."""
+    out = []
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            continue
+        for role, name in zip(BY_NAME[node.op_type].outputs, node.output):
+            if name:
+                out.append(Made(name, node.name, node.op_type, role.dtype))
+    return out
+
+
+def expose(model: ModelProto, tensors: Sequence[Made]) -> ModelProto:
+    """A copy of the model with these tensors as outputs, too."""
+    model = ModelProto.FromString(model.SerializeToString())
+    have = {value.name for value in model.graph.output} | {value.name for value in model.graph.input}
+    for made in tensors:
+        if made.tensor not in have:
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(made.dtype))
+            model.graph.output.append(helper.make_tensor_value_info(made.tensor, kind, None))
+    return model
+
+
+def without_selection(model: ModelProto) -> ModelProto:
+    """A copy of a refiner whose SelectPixels is gone and whose results are inputs instead.
+
+    Fed with the selection of another engine, the rest of the graph is compared row by row even when an entropy that
+    sits on the threshold fell on the other side.
+    """
+    model = ModelProto.FromString(model.SerializeToString())
+    (select,) = (node for node in model.graph.node if node.op_type == "SelectPixels" and node.domain == DOMAIN)
+    roles = dict(zip(select.output, BY_NAME["SelectPixels"].outputs))
+    for name, role in roles.items():
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(role.dtype))
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * role.rank))
+    outputs = [value for value in model.graph.output if value.name not in roles]
+    copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
+    del model.graph.output[:]
+    model.graph.output.extend(copies)
+    model.graph.node.remove(select)
+    return model

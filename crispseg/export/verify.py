@@ -1,0 +1,308 @@
+"""Compare a bundle's networks hop by hop on frames: PyTorch, ONNX Runtime with portable bodies, native engine.
+
+Every hop takes the same inputs, so that errors do not add up over hops, and names the first op whose result differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from crispseg.bundle import Bundle, NetInfo, load_bundle
+from crispseg.engines import ort
+from crispseg.engines.spec import EngineSpec
+from crispseg.errors import BundleError, CrispsegError, EnvironmentMismatch, InputError
+from crispseg.export.compare import Hop, Made, expose, tensors_of, without_selection
+
+TOLERANCE = 1e-4
+# float16 weights against the float32 weights of a checkpoint.
+TOLERANCE_HALF, AGREEMENT_HALF = 5e-2, 0.97
+
+DEFINITIONS = {
+    "hop": "two engines that compute the same network from the same inputs",
+    "tensors": "results compared: for the native engine, those of every op",
+    "max_error": "largest absolute difference of any compared tensor, over all frames",
+    "max_error_relative": "largest absolute difference of a tensor / largest magnitude of that tensor",
+    "argmax_agreement": "pixels (base: logit pixels) with the same class, percent, lowest frame",
+    "sites_different": "active pixels that only one of the two engines selected, highest frame",
+    "first_difference": "first op in graph order with a result above the tolerance; none when all are within",
+}
+
+Progress = Callable[..., None]
+_ENDS = frozenset({"SelectPixels", "LogitsAt", "EnsembleLogits", "ScatterLabels"})
+
+
+def verify_bundle(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    weights: Any = None,
+    refiner_weights: Any = None,
+    frames: int = 2,
+    threads: int = 0,
+    tolerance: float = TOLERANCE,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare the engines that can run a bundle.
+
+    Args:
+        path: the bundle.
+        images: picture, folder or video; None draws street scenes.
+        weights: checkpoint of the base, or the torch module; without it the base is not compared with torch.
+        refiner_weights: checkpoint of the refiner, or the torch module.
+        frames: how many frames to compare on.
+        threads: of every engine, 0 = all usable CPUs.
+        tolerance: largest allowed relative error of a tensor.
+        progress: called with (done, total, text).
+
+    Returns:
+        A report of kind "verify": one entry a hop under ``hops`` (``passed`` is None where a hop was skipped, with the
+        reason), the frames, and ``passed``: no hop failed and at least one ran.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        InputError: frames that cannot be read.
+        CheckpointError: a checkpoint of another network.
+    """
+    from crispseg.environment import environment
+    from crispseg.report import new_report
+
+    if frames < 1:
+        raise InputError(f"frames: expected at least 1, found {frames}")
+    bundle = load_bundle(path)
+    say = progress or (lambda *_, **__: None)
+    say(0, frames, "open engines")
+    checks: list[Any] = [_Base(bundle, bundle.base, weights, threads, tolerance)]
+    if bundle.refiner is not None:
+        checks.append(_Refiner(bundle, refiner_weights, threads, tolerance))
+    listed = []
+    for done, (label, canvas) in enumerate(_frames(bundle, images, frames)):
+        say(done, frames, label)
+        facts: dict[str, Any] = {"frame": label}
+        logits = checks[0].compare(canvas, done)
+        for check in checks[1:]:
+            facts.update(check.compare(canvas, logits, done))
+        listed.append(facts)
+    hops = [hop for check in checks for hop in check.hops]
+    report = new_report(
+        "verify",
+        bundle=str(bundle.path),
+        name=bundle.name,
+        passed=all(hop.passed is not False for hop in hops) and any(hop.passed for hop in hops),
+        hops=[hop.row() for hop in hops],
+        frames_compared=listed,
+        environment=environment(threads=EngineSpec("onnxruntime", threads=threads).thread_count),
+    )
+    report["definitions"].update(DEFINITIONS)
+    return report
+
+
+def _frames(bundle: Bundle, images: str | Path | None, count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Canvases uint8 [H,W,3] RGB of the bundle's size."""
+    from crispseg.runtime.geometry import placement, to_canvas
+
+    size = (bundle.height, bundle.width)
+    if images is None:
+        from crispseg.scenes import render
+
+        for index in range(count):
+            drawn = (min(max(size[0], 64), 2048), min(max(size[1], 64), 4096))
+            picture = render(index, 10.0 * index, *drawn)[0]
+            yield f"scene {index}", np.ascontiguousarray(to_canvas(picture, placement(drawn, size), (0, 0, 0)))
+        return
+    from crispseg.runtime.frames import open_source
+
+    with open_source(images, limit=count) as source:
+        for frame in source:
+            picture = frame.image
+            place = placement((picture.shape[0], picture.shape[1]), size)
+            yield str(frame.name), np.ascontiguousarray(to_canvas(picture, place, (0, 0, 0)))
+
+
+def _normalised(canvas: np.ndarray, net: NetInfo) -> np.ndarray:
+    """uint8 [H,W,3] -> float32 [1,3,h,w] as the pipeline feeds the base."""
+    from crispseg.runtime.geometry import resize_image
+
+    small = resize_image(canvas, net.height, net.width).astype(np.float32)
+    small = small if net.channel_order == "rgb" else small[..., ::-1]
+    small = (small - np.asarray(net.mean, np.float32)) / np.asarray(net.std, np.float32)
+    return np.ascontiguousarray(small.transpose(2, 0, 1)[None], np.float32)
+
+
+def _half(bundle: Bundle, file: str) -> bool:
+    model = onnx.load(str(bundle.file(file)), load_external_data=False)
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+
+
+def _tolerances(bundle: Bundle, file: str, tolerance: float) -> dict[str, float]:
+    if _half(bundle, file):
+        return {"tolerance": max(tolerance, TOLERANCE_HALF), "agreement_floor": AGREEMENT_HALF}
+    return {"tolerance": tolerance}
+
+
+def _torch_reason(random: bool) -> str:
+    if random:
+        return "random weights are in no checkpoint"
+    return "no checkpoint given: --weights, --refiner-weights"
+
+
+class _Base:
+    """Hop torch -> ONNX Runtime of the base; gives the logits that the refiner's hops start from."""
+
+    def __init__(self, bundle: Bundle, net: NetInfo, weights: Any, threads: int, tolerance: float) -> None:
+        self.net = net
+        self.engine = ort.load(bundle.file(net.file), EngineSpec("onnxruntime", threads=threads))
+        self.module = weights
+        self.hop = Hop("base", "torch -> onnxruntime", **_tolerances(bundle, net.file, tolerance))
+        self.hops = [self.hop]
+        if weights is None:
+            self.hop.skipped = _torch_reason(net.random_weights)
+        elif isinstance(weights, (str, Path)):
+            from crispseg.export.networks import base_network
+
+            self.module = base_network(net.architecture, len(bundle.classes), weights)[0].module
+
+    def compare(self, canvas: np.ndarray, index: int) -> np.ndarray:
+        x = _normalised(canvas, self.net)
+        logits = self.engine.run({"image": x}, ["logits"])["logits"]
+        if self.module is not None:
+            import torch
+
+            module = self.module.eval()
+            with torch.no_grad():
+                wanted = getattr(module, "forward_logits", module)(torch.from_numpy(x)).numpy()
+                if wanted.shape != logits.shape:
+                    wanted = module(torch.from_numpy(x)).numpy()
+            self.hop.frames += 1
+            self.hop.tensors([Made("logits", "logits", "base", "float32")], {"logits": logits}, {"logits": wanted})
+            self.hop.classes(logits.argmax(1), wanted.argmax(1))
+        return logits
+
+
+class _Refiner:
+    """Hops torch -> ONNX Runtime and ONNX Runtime -> native of the refiner."""
+
+    def __init__(self, bundle: Bundle, weights: Any, threads: int, tolerance: float) -> None:
+        info = bundle.refiner
+        assert info is not None
+        self.bundle, self.info, self.threads, self.module = bundle, info, threads, weights
+        self.path = bundle.file(info.file)
+        try:
+            self.model = onnx.load(str(self.path))
+            self.order = tensors_of(self.model)
+        except CrispsegError:
+            raise
+        except Exception as error:
+            raise BundleError(f"{self.path}: expected a refiner in ONNX, found {error}; export it again") from None
+        self.torch_hop = Hop("refiner", "torch -> onnxruntime", **_tolerances(bundle, info.file, tolerance))
+        self.native_hop = Hop("refiner", "onnxruntime -> native", tolerance)
+        self.hops = [self.torch_hop, self.native_hop]
+        if weights is None:
+            self.torch_hop.skipped = _torch_reason(info.random_weights)
+        elif isinstance(weights, (str, Path)):
+            self.module = self._load(weights)
+        self.native = self._open_native()
+        self.portable = self._session(expose(self.model, self.order))
+        self.tail = self._session(expose(without_selection(self.model), self.order)) if self.native else None
+
+    def _load(self, weights: str | Path) -> Any:
+        from crispseg.export.networks import refiner_network
+
+        info = self.info
+        settings = {
+            "features": info.features,
+            "extent": info.extent,
+            "ensembler": info.ensembler,
+            "upsample": info.upsample,
+            "threshold": info.threshold,
+        }
+        return refiner_network(len(self.bundle.classes), weights, settings).module
+
+    def _open_native(self) -> Any:
+        try:
+            from crispseg.engines import native
+
+            return native.load(self.path, EngineSpec("native", threads=self.threads))
+        except (EnvironmentMismatch, ImportError) as error:
+            self.native_hop.skipped = str(error)
+            return None
+
+    def _session(self, model: onnx.ModelProto) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = EngineSpec("onnxruntime", threads=self.threads).thread_count
+        options.log_severity_level = 4
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def _run(self, session: Any, feeds: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+        known = {port.name for port in session.get_inputs()}
+        return dict(zip(names, session.run(names, {k: v for k, v in feeds.items() if k in known})))
+
+    def compare(self, canvas: np.ndarray, logits: np.ndarray, index: int) -> dict[str, Any]:
+        """One frame. Every op is compared on the first frame, the results alone on the others."""
+        order = self.order if index == 0 else [m for m in self.order if m.op in _ENDS]
+        names = [made.tensor for made in order]
+        feeds = {"image": canvas, "logits": logits}
+        found = self._run(self.portable, feeds, names)
+        if self.module is not None:
+            self._torch(feeds, found)
+        if self.native is not None:
+            self._native(feeds, found, order)
+        active = int(found["count"][0])
+        return {
+            "count": active,
+            "found": int(found["found"][0]),
+            "density": round(100 * active / (canvas.shape[0] * canvas.shape[1]), 3),
+        }
+
+    def _native(self, feeds: dict[str, np.ndarray], portable: dict[str, np.ndarray], order: list[Made]) -> None:
+        hop, names = self.native_hop, [made.tensor for made in order]
+        native = self.native.run(feeds, names)
+        hop.frames += 1
+        hop.coords(native["coords"], portable["coords"])
+        hop.classes(native["labels"], portable["labels"])
+        select = [made.tensor for made in order if made.op == "SelectPixels"]
+        rest = [made for made in order if made.op != "SelectPixels"]
+        wanted = self._run(self.tail, {**feeds, **{n: native[n] for n in select}}, [made.tensor for made in rest])
+        hop.tensors(rest, native, wanted)
+
+    def _torch(self, feeds: dict[str, np.ndarray], portable: dict[str, np.ndarray]) -> None:
+        import torch
+
+        from crispseg.models.refiners.sparserefine import Refined
+
+        hop, module = self.torch_hop, self.module.eval()
+        image, logits = torch.from_numpy(feeds["image"])[None], torch.from_numpy(feeds["logits"])
+        coords = portable["coords"].astype(np.int64)
+        probes: dict[str, np.ndarray] = {}
+        with torch.no_grad():
+            mask = torch.zeros(image.shape[:3], dtype=torch.bool)
+            mask[0, torch.from_numpy(coords[:, 0]), torch.from_numpy(coords[:, 1])] = True
+            if int(portable["found"][0]) == len(coords):  # over capacity torch selects more than the graph holds
+                hop.coords(coords, torch.nonzero(module.select(image, logits)[0]).numpy())
+            sites = torch.nonzero(mask)
+            x, yi = module.rows(image, logits, sites)
+            size = (image.shape[1], image.shape[2])
+            yo, ye = module.forward_rows(
+                x, yi, sites, size, probe=lambda name, rows: probes.update({name: rows.numpy()})
+            )
+            wanted = {"yi": yi.numpy(), "x": x.numpy(), **self._renamed(probes), "yo": yo.numpy(), "ye": ye.numpy()}
+            labels = module.labels(Refined(mask, sites, yi, yo, ye), logits)[0].numpy()
+        hop.frames += 1
+        hop.tensors([made for made in self.order if made.tensor in wanted], portable, wanted)
+        hop.classes(portable["labels"], labels)
+
+    def _renamed(self, probes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Torch names a level's last block "enc0"; the graph numbers the blocks."""
+        renamed = {}
+        for name, rows in probes.items():
+            if name[:3] in ("enc", "dec"):
+                # The last level has no decoder: its result is that of its encoder, told under both names.
+                name = f"{name}.{self.info.repeats[int(name[3:])] - 1}"
+            renamed[name] = rows
+        return renamed

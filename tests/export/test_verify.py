@@ -1,0 +1,208 @@
+"""Verification of a bundle: passes when engines agree, and names the op when they do not."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+import golden
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+
+from crispseg.bundle import load_bundle, write_bundle
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError
+from crispseg.export.compare import difference, expose, tensors_of
+from crispseg.export.project import export_bundle
+from crispseg.export.verify import verify_bundle
+from crispseg.models.bases.small import SmallNet
+from crispseg.report import to_json
+
+torch.set_num_threads(1)
+
+
+class Pretender:
+    """Takes the place of the native engine: ONNX Runtime, with one tensor changed on its way out."""
+
+    def __init__(self, path, change):
+        model = onnx.load(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        source = expose(model, tensors_of(model)).SerializeToString()
+        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self.change = change
+
+    def run(self, inputs, outputs=None):
+        found = dict(zip(outputs, self.session.run(list(outputs), inputs)))
+        self.change(found)
+        return found
+
+
+def pretend(monkeypatch, change):
+    module = types.ModuleType("crispseg.engines.native")
+    module.load = lambda path, spec: Pretender(path, change)
+    monkeypatch.setitem(sys.modules, "crispseg.engines.native", module)
+    monkeypatch.setattr("crispseg.engines.native", module, raising=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A bundle, and the checkpoints it was made from."""
+    root = tmp_path_factory.mktemp("verify")
+    torch.manual_seed(3)
+    base = SmallNet(11, (8, 12, 16, 16), (1, 1, 1, 1), 8)
+    torch.save({"config": {**base.config}, "state_dict": base.state_dict()}, root / "base.pt")
+    refiner = golden.network(
+        num_classes=11, planes=(4, 6, 8), repeats=(2, 1, 1), threshold=2.3, channel_order="rgb", upsample="bilinear"
+    )
+    config = {"architecture": "sparserefine"}
+    config.update({k: list(v) if isinstance(v, tuple) else v for k, v in vars(refiner.config).items()})
+    torch.save({"config": config, "state_dict": refiner.state_dict()}, root / "refiner.pt")
+    export_bundle(
+        "small",
+        root / "bundle",
+        weights=root / "base.pt",
+        refiner_weights=root / "refiner.pt",
+        height=64,
+        width=96,
+        capacity=64 * 96,
+        classes="camvid",
+    )
+    return root
+
+
+def verify(made, **more):
+    options = {"weights": made / "base.pt", "refiner_weights": made / "refiner.pt", "threads": 1, **more}
+    return verify_bundle(options.pop("path", made / "bundle"), **options)
+
+
+def hops(report):
+    return {(hop["network"], hop["hop"]): hop for hop in report["hops"]}
+
+
+def test_engines_that_agree(made, monkeypatch):
+    pretend(monkeypatch, lambda found: None)
+    seen = []
+    report = verify(made, progress=lambda *args: seen.append(args))
+    assert report["passed"] is True
+    found = hops(report)
+    assert set(found) == {
+        ("base", "torch -> onnxruntime"),
+        ("refiner", "torch -> onnxruntime"),
+        ("refiner", "onnxruntime -> native"),
+    }
+    for hop in found.values():
+        assert hop["passed"] is True
+        assert hop["first_difference"] is None
+    names = ["x", "yi", "stem", "enc0.1", "down1", "enc1.0", "down2", "up1", "up0", "final", "yo", "ye"]
+    assert found["refiner", "torch -> onnxruntime"]["tensors"] == len(names)
+    assert found["refiner", "onnxruntime -> native"]["tensors"] > 30
+    assert found["refiner", "onnxruntime -> native"]["max_error"] == 0
+    assert 0 < found["refiner", "torch -> onnxruntime"]["max_error_relative"] < 1e-4
+    assert all(0 < frame["density"] <= 100 and frame["count"] == frame["found"] for frame in report["frames_compared"])
+    assert len(report["frames_compared"]) == len(seen) - 1 == 2
+    json.loads(to_json(report))
+    assert "first_difference" in report["definitions"]
+
+
+@pytest.mark.parametrize("tensor", ["map1", "enc1.0.mid", "up0", "final", "yo"])
+def test_the_first_op_that_differs_is_named(made, monkeypatch, tensor):
+    model = onnx.load(made / "bundle" / "refiner.onnx")
+    all_tensors = {m.tensor: m for m in tensors_of(model)}
+    later = [m.tensor for m in tensors_of(model)]
+    later = later[later.index(tensor) :]
+
+    def change(found):
+        for name in later:
+            if name in found and all_tensors[name].dtype != "uint8" and found[name].size:
+                found[name] = found[name].copy()
+                found[name].flat[0] += 1 + found[name].max()
+
+    pretend(monkeypatch, change)
+    report = verify(made, frames=1)
+    hop = hops(report)["refiner", "onnxruntime -> native"]
+    assert report["passed"] is False
+    assert hop["passed"] is False
+    assert hop["first_difference"]["tensor"] == tensor
+    assert hop["first_difference"]["op"] == all_tensors[tensor].op
+
+
+def test_another_selection_and_other_labels_fail(made, monkeypatch):
+    def shift(found):
+        found["coords"] = found["coords"][:-40]
+        found["labels"] = 10 - found["labels"]
+
+    pretend(monkeypatch, lambda found: shift(found) if "labels" in found else None)
+    hop = hops(verify(made, frames=1))["refiner", "onnxruntime -> native"]
+    assert hop["sites_different"] == 40
+    assert hop["passed"] is False
+
+
+def test_altered_weights_are_found_against_the_checkpoint(made, tmp_path, monkeypatch):
+    pretend(monkeypatch, lambda found: None)
+    bundle = load_bundle(made / "bundle")
+    model = onnx.load(bundle.file("refiner.onnx"))
+    (node,) = (n for n in model.graph.node if n.output[0] == "down2")
+    (tensor,) = (t for t in model.graph.initializer if t.name == node.input[3])
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+    files = {name: bundle.file(name) for name in bundle.files}
+    files["refiner.onnx"] = model.SerializeToString()
+    kept = ("name", "height", "width", "classes", "base", "baseline", "refiner", "provenance")
+    write_bundle(tmp_path / "b", files=files, **{name: getattr(bundle, name) for name in kept})
+    report = verify(made, path=tmp_path / "b", frames=1)
+    found = hops(report)
+    assert found["refiner", "torch -> onnxruntime"]["first_difference"]["tensor"] == "down2"
+    assert found["refiner", "onnxruntime -> native"]["passed"] is True
+    assert found["base", "torch -> onnxruntime"]["passed"] is True
+    assert report["passed"] is False
+
+
+def test_hops_without_checkpoint_or_library_say_why(made, monkeypatch):
+    def missing(path, spec):
+        raise EnvironmentMismatch("library libcrispseg: none found; build it")
+
+    pretend(monkeypatch, lambda found: None)
+    sys.modules["crispseg.engines.native"].load = missing
+    report = verify(made, weights=None, refiner_weights=None, frames=1)
+    assert all(hop["passed"] is None and hop["skipped"] for hop in report["hops"])
+    assert report["passed"] is False, "a comparison of nothing is no success"
+
+
+def test_pictures_of_another_size(made, tmp_path, monkeypatch):
+    from PIL import Image
+
+    pretend(monkeypatch, lambda found: None)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (50, 40, 3)).astype(np.uint8)).save(tmp_path / f"p{i}.png")
+    report = verify(made, images=tmp_path, frames=2)
+    assert report["passed"] is True
+    assert [frame["frame"] for frame in report["frames_compared"]] == ["p0", "p1"]
+
+
+def test_wrong_inputs(made, tmp_path):
+    with pytest.raises(InputError):
+        verify(made, frames=0)
+    with pytest.raises(InputError):
+        verify(made, images=tmp_path / "none")
+    with pytest.raises(BundleError):
+        verify(made, path=tmp_path)
+
+
+def test_difference():
+    a = np.array([1.0, -4.0], np.float32)
+    assert difference(a, a) == (0, 0)
+    assert difference(a + 1, a) == (1, 0.25)
+    assert difference(a[:1], a)[1] == np.inf
+    assert difference(np.array([np.nan, -4]), a)[1] == np.inf
+    assert difference(np.array([np.nan, -4]), np.array([np.nan, -4])) == (0, 0)
+    assert difference(np.array([3], np.uint8), np.array([5], np.uint8)) == (2, 2)
+    assert difference(a[:0], a[:0]) == (0, 0)
