@@ -44,10 +44,19 @@ class NativeFrontEnd:
         self.coords = np.empty((height * width, 2), np.int32)
         self.count, self.found = np.zeros(1, np.int32), np.zeros(1, np.int32)
         self.arguments = (
-            logits.ctypes.data, *logits.shape, height, width, UPSAMPLE[upsample], threshold, height * width,
-            self.labels.ctypes.data, self.confidence.ctypes.data if confidence else None, self.coords.ctypes.data,
-            self.count.ctypes.data, self.found.ctypes.data,
-        )  # fmt: skip
+            logits.ctypes.data,
+            *logits.shape,
+            height,
+            width,
+            UPSAMPLE[upsample],
+            threshold,
+            height * width,
+            self.labels.ctypes.data,
+            self.confidence.ctypes.data if confidence else None,
+            self.coords.ctypes.data,
+            self.count.ctypes.data,
+            self.found.ctypes.data,
+        )
 
     def __call__(self):
         self.native.call("cs_select_pixels", *self.arguments)
@@ -112,7 +121,9 @@ def main() -> None:
         print(f"{name:40s}", "  ".join(f"{k} {v:8.3f}" for k, v in row.items()))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"classes": options.classes, "low": list(options.low), "size": list(size), "rows": rows}, file, indent=1)
+            json.dump(
+                {"classes": options.classes, "low": list(options.low), "size": list(size), "rows": rows}, file, indent=1
+            )
 
 
 if __name__ == "__main__":

@@ -79,9 +79,20 @@ class Selection:
         context = contextlib.nullcontext(native) if native else Native(threads, isa)
         with context as n:
             n.call(
-                "cs_select_pixels", logits.ctypes.data, *logits.shape, height, width, UPSAMPLE[rule], threshold, capacity,
-                labels.pointer, sure.pointer if confidence else None, coords.pointer, numbers.pointer, numbers.pointer + 4,
-            )  # fmt: skip
+                "cs_select_pixels",
+                logits.ctypes.data,
+                *logits.shape,
+                height,
+                width,
+                UPSAMPLE[rule],
+                threshold,
+                capacity,
+                labels.pointer,
+                sure.pointer if confidence else None,
+                coords.pointer,
+                numbers.pointer,
+                numbers.pointer + 4,
+            )
         for guarded in (labels, coords, sure, numbers):
             guarded.check()
         self.count, self.found = (int(v) for v in numbers.array)

@@ -48,9 +48,16 @@ def run_gated(native, yi, yo, weights, hidden, extra=0):
     out = Guarded((n, classes + extra), np.float32)
     gate = gate_arguments(weights, classes, hidden)
     native.call(
-        "cs_ensemble_gated", yi.ctypes.data, classes, yo.ctypes.data, classes, n, ctypes.byref(gate), out.pointer,
+        "cs_ensemble_gated",
+        yi.ctypes.data,
+        classes,
+        yo.ctypes.data,
+        classes,
+        n,
+        ctypes.byref(gate),
+        out.pointer,
         classes + extra,
-    )  # fmt: skip
+    )
     out.check()
     assert np.isnan(out.array[:, classes:]).all()
     return out.array[:, :classes]
@@ -87,7 +94,15 @@ def test_gated_in_place_and_row_by_row(isa):
             a, b = yi.copy(), yo.copy()
             target = (a, b)[which]
             native.call(
-                "cs_ensemble_gated", a.ctypes.data, 19, b.ctypes.data, 19, 77, ctypes.byref(gate), target.ctypes.data, 19
+                "cs_ensemble_gated",
+                a.ctypes.data,
+                19,
+                b.ctypes.data,
+                19,
+                77,
+                ctypes.byref(gate),
+                target.ctypes.data,
+                19,
             )
             assert (target == out).all()
 
@@ -109,13 +124,31 @@ def test_entropy(isa, classes):
         with Native(2, isa) as native:
             out = Guarded((n, classes + 1), np.float32)
             native.call(
-                "cs_ensemble_entropy", yi.ctypes.data, classes, yo.ctypes.data, classes, n, classes, out.pointer, classes + 1
+                "cs_ensemble_entropy",
+                yi.ctypes.data,
+                classes,
+                yo.ctypes.data,
+                classes,
+                n,
+                classes,
+                out.pointer,
+                classes + 1,
             )
             out.check()
             assert np.isnan(out.array[:, classes]).all()
             wanted = np.where(keep[:, None], yi, yo)
             assert np.array_equal(out.array[~close, :classes], wanted[~close], equal_nan=True)
-            native.call("cs_ensemble_entropy", yi.ctypes.data, classes, yo.ctypes.data, classes, n, classes, yo.ctypes.data, classes)
+            native.call(
+                "cs_ensemble_entropy",
+                yi.ctypes.data,
+                classes,
+                yo.ctypes.data,
+                classes,
+                n,
+                classes,
+                yo.ctypes.data,
+                classes,
+            )
             assert np.array_equal(yo, out.array[:, :classes], equal_nan=True)
 
 
@@ -125,9 +158,13 @@ def test_bad_arguments():
     with Native(1) as native:
         gate = gate_arguments(weights, 4, 8)
         with pytest.raises(InputError, match="stride"):
-            native.call("cs_ensemble_gated", x.ctypes.data, 3, x.ctypes.data, 4, 3, ctypes.byref(gate), x.ctypes.data, 4)
+            native.call(
+                "cs_ensemble_gated", x.ctypes.data, 3, x.ctypes.data, 4, 3, ctypes.byref(gate), x.ctypes.data, 4
+            )
         gate.w3 = None
         with pytest.raises(InputError, match="weight is null"):
-            native.call("cs_ensemble_gated", x.ctypes.data, 4, x.ctypes.data, 4, 3, ctypes.byref(gate), x.ctypes.data, 4)
+            native.call(
+                "cs_ensemble_gated", x.ctypes.data, 4, x.ctypes.data, 4, 3, ctypes.byref(gate), x.ctypes.data, 4
+            )
         with pytest.raises(InputError, match="null pointer"):
             native.call("cs_ensemble_entropy", None, 4, x.ctypes.data, 4, 3, 4, x.ctypes.data, 4)

@@ -42,9 +42,17 @@ def test_colours(bgr, n):
         out = Guarded((n, ld), np.float32)
         with Native(1) as native:
             native.call(
-                "cs_pixel_colours", image.ctypes.data, *size, sites.ctypes.data, n, mean.ctypes.data, std.ctypes.data,
-                bgr, out.pointer, ld,
-            )  # fmt: skip
+                "cs_pixel_colours",
+                image.ctypes.data,
+                *size,
+                sites.ctypes.data,
+                n,
+                mean.ctypes.data,
+                std.ctypes.data,
+                bgr,
+                out.pointer,
+                ld,
+            )
         out.check()
         colours = image[sites[:, 0], sites[:, 1]][:, ::-1] if bgr else image[sites[:, 0], sites[:, 1]]
         assert np.allclose(out.array[:, :3], (colours.astype(np.float64) - mean) / std, atol=1e-6)
@@ -56,7 +64,15 @@ def logits_at(logits, size, rule, sites, isa="", threads=1, ld=None):
     out = Guarded((n, ld), np.float32)
     with Native(threads, isa) as native:
         native.call(
-            "cs_logits_at", logits.ctypes.data, *logits.shape, *size, UPSAMPLE[rule], sites.ctypes.data, n, out.pointer, ld
+            "cs_logits_at",
+            logits.ctypes.data,
+            *logits.shape,
+            *size,
+            UPSAMPLE[rule],
+            sites.ctypes.data,
+            n,
+            out.pointer,
+            ld,
         )
     out.check()
     return out.array
@@ -107,9 +123,16 @@ def test_scatter_labels(isa, classes, confidence):
             labels, sure = Guarded(size, np.uint8), Guarded(size, np.uint8)
             keep, pointer, ld = padded_rows(x, 1)
             native.call(
-                "cs_scatter_labels", labels.pointer, sure.pointer if confidence else None, *size, sites.ctypes.data, n,
-                pointer, ld, classes,
-            )  # fmt: skip
+                "cs_scatter_labels",
+                labels.pointer,
+                sure.pointer if confidence else None,
+                *size,
+                sites.ctypes.data,
+                n,
+                pointer,
+                ld,
+                classes,
+            )
             labels.check()
             sure.check()
             del keep
@@ -139,6 +162,15 @@ def test_sites_outside_the_frame_are_refused(site):
             native.call("cs_logits_at", x.ctypes.data, 4, 1, 2, 5, 7, 0, sites.ctypes.data, 2, x.ctypes.data, 4)
         with pytest.raises(InputError, match="outside 5 x 7"):
             native.call(
-                "cs_pixel_colours", image.ctypes.data, 5, 7, sites.ctypes.data, 2, stats.ctypes.data, stats.ctypes.data, 0,
-                x.ctypes.data, 4,
-            )  # fmt: skip
+                "cs_pixel_colours",
+                image.ctypes.data,
+                5,
+                7,
+                sites.ctypes.data,
+                2,
+                stats.ctypes.data,
+                stats.ctypes.data,
+                0,
+                x.ctypes.data,
+                4,
+            )

@@ -14,11 +14,11 @@ constexpr int kTile = 2 * VW;             // columns of a tile
 
 struct Work {
   float *values;  // [C][kGroup * VW] interpolated logits, then (logit - max)
-  float *exps;    // [C][VW]
+  float *exps;    // [C][2 * VW]
   float *tile;    // [C][kTile]
 };
 
-int64_t work_floats(int C) { return static_cast<int64_t>(C) * (kGroup * VW + VW + kTile); }
+int64_t work_floats(int C) { return static_cast<int64_t>(C) * (kGroup * VW + 2 * VW + kTile); }
 
 Work split(float *memory, int C) {
   Work work;
@@ -61,6 +61,48 @@ struct FromMemory {
   vf get(int c, int p) const { return load(data + c * stride + p * VW); }
 };
 
+// Softmax of Q vectors whose largest logits are known: confidence, and entropy when wanted.
+template <int Q>
+inline void finish(const SelectJob &job, float *const *values, int stride, float *exps, const vf *peak, bool entropy,
+                   Result *const *out) {
+  const int C = job.C;
+  const vf floor_t = splat(kExpFloor);
+  vf sum[Q] = {}, dot[Q] = {}, log_sum[Q], floor_log[Q];
+  for (int c = 0; c < C; ++c)
+    for (int q = 0; q < Q; ++q) {
+      float *at = values[q] + static_cast<int64_t>(c) * stride;
+      const vf t = vmax(floor_t, load(at) - peak[q]);
+      const vf e = vexp(t);
+      sum[q] += e;
+      store(at, t);
+      store(exps + (static_cast<int64_t>(c) * Q + q) * VW, e);
+    }
+  if (job.confidence)
+    for (int q = 0; q < Q; ++q) out[q]->confidence = confidence_of(sum[q]);
+  if (!entropy) return;
+  // -sum p ln(max(p, 1e-5)) with ln p = t - ln S: only the logarithm is clamped.
+  for (int q = 0; q < Q; ++q) {
+    log_sum[q] = vlog(sum[q]);
+    floor_log[q] = log_sum[q] + splat(kLogFloor);
+  }
+  vf odd[Q] = {};
+  int c = 0;
+  const auto term = [&](int at, int q) {
+    return load(exps + (static_cast<int64_t>(at) * Q + q) * VW) *
+           vmax(load(values[q] + static_cast<int64_t>(at) * stride), floor_log[q]);
+  };
+  for (; c + 2 <= C; c += 2)
+    for (int q = 0; q < Q; ++q) {
+      dot[q] += term(c, q);
+      odd[q] += term(c + 1, q);
+    }
+  for (int q = 0; q < Q; ++q) {
+    if (c < C) dot[q] += term(c, q);
+    out[q]->entropy = log_sum[q] - (dot[q] + odd[q]) / sum[q];
+    out[q]->active = out[q]->entropy > splat(job.threshold);
+  }
+}
+
 // Evaluates P vectors. NaN logits never win the argmax and make the entropy NaN, which is above no threshold.
 template <int P, class Source>
 inline void evaluate(const Source &source, const SelectJob &job, const Work &work, Result *out) {
@@ -83,35 +125,28 @@ inline void evaluate(const Source &source, const SelectJob &job, const Work &wor
       label[p] = above ? index : label[p];
     }
   }
-  const vf margin = splat(job.margin), threshold = splat(job.threshold), floor_t = splat(kExpFloor);
+  const vf margin = splat(job.margin);
+  int todo[P], n = 0;
+  bool uncertain[P];
   for (int p = 0; p < P; ++p) {
-    Result &r = out[p];
-    r.label = label[p];
-    r.active = vi{};
-    r.confidence = vi{};
-    r.entropy = vf{};
-    const bool uncertain = any(~(first[p] - second[p] >= margin));
-    if (!uncertain && !job.confidence) continue;
-    vf sum = {};
-    for (int c = 0; c < C; ++c) {
-      float *at = work.values + (static_cast<int64_t>(c) * P + p) * VW;
-      const vf t = vmax(floor_t, load(at) - first[p]);
-      const vf e = vexp(t);
-      sum += e;
-      store(at, t);
-      store(work.exps + static_cast<int64_t>(c) * VW, e);
-    }
-    if (job.confidence) r.confidence = confidence_of(sum);
-    if (!uncertain) continue;
-    // -sum p ln(max(p, 1e-5)) with ln p = t - ln S: only the logarithm is clamped.
-    const vf log_sum = vlog(sum);
-    const vf floor_log = log_sum + splat(kLogFloor);
-    vf dot = {};
-    for (int c = 0; c < C; ++c)
-      dot += load(work.exps + static_cast<int64_t>(c) * VW) *
-             vmax(load(work.values + (static_cast<int64_t>(c) * P + p) * VW), floor_log);
-    r.entropy = log_sum - dot / sum;
-    r.active = r.entropy > threshold;
+    out[p] = {label[p], vi{}, vi{}, vf{}};
+    uncertain[p] = any(~(first[p] - second[p] >= margin));
+    if (uncertain[p] || job.confidence) todo[n++] = p;
+  }
+  // Two at a time: the sums are chains of dependent additions.
+  int i = 0;
+  for (; i + 2 <= n; i += 2) {
+    const int p = todo[i], q = todo[i + 1];
+    float *const values[2] = {work.values + p * VW, work.values + q * VW};
+    const vf peak[2] = {first[p], first[q]};
+    Result *const results[2] = {out + p, out + q};
+    finish<2>(job, values, P * VW, work.exps, peak, uncertain[p] || uncertain[q], results);
+  }
+  if (i < n) {
+    const int p = todo[i];
+    float *const values[1] = {work.values + p * VW};
+    Result *const results[1] = {out + p};
+    finish<1>(job, values, P * VW, work.exps, &first[p], uncertain[p], results);
   }
 }
 
