@@ -141,7 +141,7 @@ def export_bundle(
     say("write bundle")
     return write_bundle(
         out,
-        name=name or f"{base}{'+' + refiner if refiner else ''}{' (random weights)' if random else ''}",
+        name=name or f"{info.name}{'+' + refiner if refiner else ''}{' (random weights)' if random else ''}",
         height=height,
         width=width,
         classes=table,

@@ -248,6 +248,10 @@ class TestCheckpoints:
             load_strict(build_base("sfnet-lite-r18", 11), state, INFO.droppable)
 
 
+def test_names_may_carry_underscores():
+    assert base_info("SFNet_Lite_R18") is INFO
+
+
 def test_unknown_base_lists_the_known():
     with pytest.raises(InputError, match="sfnet-lite-r18, small"):
         build_base("sfnet", 19)

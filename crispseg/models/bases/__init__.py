@@ -60,14 +60,15 @@ BASES: dict[str, BaseInfo] = {
 
 
 def base_info(name: str) -> BaseInfo:
-    """Facts about the base called ``name``.
+    """Facts about the base called ``name``; "_" may stand for "-".
 
     Raises:
         InputError: there is no such base; the message lists those there are.
     """
-    if name not in BASES:
+    info = BASES.get(name.lower().replace("_", "-"))
+    if info is None:
         raise InputError(f"base {name!r} is unknown: expected one of {', '.join(sorted(BASES))}")
-    return BASES[name]
+    return info
 
 
 def build_base(name: str, num_classes: int, config: Mapping[str, Any] | None = None) -> nn.Module:
@@ -82,7 +83,7 @@ def build_base(name: str, num_classes: int, config: Mapping[str, Any] | None = N
         InputError: unknown name, or a number of classes outside 2..255.
         CheckpointError: ``config`` belongs to another base, to other classes, or cannot be read.
     """
-    base_info(name)
+    name = base_info(name).name
     if not 2 <= num_classes <= 255:
         raise InputError(f"{num_classes} classes: expected 2 to 255")
     if config is not None and (config.get("architecture"), config.get("num_classes")) != (name, num_classes):
