@@ -6,8 +6,6 @@ of the classes around it, and the temperature of the logits is set so that the w
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import numpy as np
 
 
@@ -59,7 +57,7 @@ def band_scene(
     density: float = 0.12,
     threshold: float = 0.3,
     seed: int = 0,
-) -> Tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Frame, logits and density of a scene of bands.
 
     Returns:
@@ -84,4 +82,4 @@ def band_scene(
 
 
 if __name__ == "__main__":
-    print("density %.4f" % band_scene()[2])
+    print(f"density {band_scene()[2]:.4f}")
