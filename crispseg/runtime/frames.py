@@ -81,7 +81,7 @@ class Source:
 
     def stop(self) -> None:
         """Ask a live source to end; takes no lock, so a signal handler may call it."""
-        if hasattr(self._counters, "stop"):
+        if isinstance(self._counters, LatestFrame):
             self._counters.stop = True
 
     def close(self) -> None:

@@ -62,8 +62,9 @@ def run(
         opened_source: an open source to use instead of opening ``source``; it is closed.
 
     Ctrl-C stops reading, finishes the frames that are under way and the files, and returns the report with
-    ``interrupted`` true (a second one drops the frame under way, a third one while files are finished breaks off). Raises the errors of the parts (InputError, BundleError, ...); then unfinished videos are gone
-    and there is no report.
+    ``interrupted`` true. A second one drops the frame under way; one more while files are finished breaks off.
+    Raises the errors of the parts (InputError, BundleError, ...); then unfinished videos are gone and there is no
+    report.
     """
     items = parse_save(save)
     folder = Path(out)

@@ -11,6 +11,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from crispseg.errors import EnvironmentMismatch, InputError
+from crispseg.runtime.png import encode_png
 from crispseg.runtime.video import import_av
 
 _PRESET = {"preset": "veryfast", "crf": "21"}
@@ -34,16 +35,13 @@ def write_png(path: Union[str, Path], array: np.ndarray) -> None:
 
     Raises InputError when it cannot be written.
     """
-    from PIL import Image
-
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+    if array.dtype != np.uint8 or not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise InputError("%s: expected uint8 [H,W] or [H,W,3], found %s %s" % (path, array.dtype, array.shape))
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
         with open(str(partial), "wb") as stream:
-            # Level 1: label maps compress well at any level, and higher ones cost more than the network.
-            Image.fromarray(np.ascontiguousarray(array)).save(stream, format="PNG", compress_level=1)
+            stream.write(encode_png(array))
         os.replace(str(partial), str(path))
     except OSError as error:
         raise _cannot_write(path, error) from None

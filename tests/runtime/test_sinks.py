@@ -117,6 +117,17 @@ def test_unwritable_place(tmp_path):
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (33, 47), (33, 47, 3), (1, 1, 3), (200, 300, 3)])
+def test_png_round_trip(tmp_path, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for values in (array, array // 100, array[::-1, ::-1]):
+        sinks.write_png(tmp_path / "a.png", values)
+        image = Image.open(tmp_path / "a.png")
+        image.load()
+        np.testing.assert_array_equal(np.asarray(image), values)
+        assert image.mode == ("RGB" if len(shape) == 3 else "L")
+
+
 def test_label_png_holds_ids(tmp_path):
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     sinks.write_png(tmp_path / "l.png", labels)
