@@ -13,7 +13,6 @@ from crispseg.errors import InputError
 
 app = typer.Typer(
     name="crispseg",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -130,6 +130,8 @@ def verify(
 ) -> None:
     """Compare PyTorch, ONNX Runtime and the native engine on frames; name the first op that differs.
 
+    Exit code 3 when they do not agree.
+
     Example: crispseg verify demo/bundle --images val/images
     """
     from crispseg.cli_output import execute
@@ -147,7 +149,9 @@ def verify(
             progress=progress,
         )
 
-    execute(work, json=json, title="comparing", report_file=report)
+    result = execute(work, json=json, title="comparing", report_file=report)
+    if not result["passed"]:
+        raise typer.Exit(3)  # as every AccuracyGate
 
 
 @app.command()

@@ -26,6 +26,12 @@ _PACKAGES = {
 }
 
 
+class Interrupted(CrispsegError):
+    """Ctrl-C. (A plain KeyboardInterrupt would be swallowed by the parser, without a word.)"""
+
+    exit_code = 130
+
+
 def execute(
     work: Callable[[Callable[..., None]], Dict[str, Any]],
     *,
@@ -48,8 +54,11 @@ def execute(
     if report_file is not None:
         check_report_file(report_file)
     # Libraries that print (exporters do) must not spoil the JSON document.
-    with contextlib.redirect_stdout(sys.stderr), progress_bar(title) as progress:
-        result = work(progress)
+    try:
+        with contextlib.redirect_stdout(sys.stderr), progress_bar(title) as progress:
+            result = work(progress)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted") from None
     if report_file is not None:
         if report_file.suffix.lower() in (".html", ".htm"):
             reports.write_text(report_file, reports.render_html(result))
@@ -177,7 +186,7 @@ def show_bundle(result: Dict[str, Any]) -> Any:
     bundle, refiner = result["bundle"], result["settings"].get("refiner")
     parts: List[Any] = [Text(f"{text}", style="bold white on red") for text in result["warnings"]]
     parts.append(Text(f"{bundle['name']}: frames of {bundle['size']}, {bundle['mib']:.1f} MiB", style="bold"))
-    parts.append(Text(f"{bundle['path']}, hash {bundle['hash'][:16]}"))
+    parts.append(Text(f"{bundle['path']}, SHA-256 {bundle['sha256'][:16]}"))
     table = Table("part", "architecture", "input", "parameters", "operators", "file", "MiB", box=box.SIMPLE_HEAD)
     sizes = {item["file"]: item["mib"] for item in result["files"]}
     for row in result["networks"]:

@@ -66,15 +66,18 @@ DEFINITIONS = {
     "overflow_frames": "frames with more uncertain pixels than the capacity, of which only the most uncertain were "
     "refined",
 }
-UNITS = {
-    "density": "%",
-    "density_range": "%",
-    "coefficient_of_variation": "%",
-    "ignored_pixels": "%",
-    "throughput_fps": "frames/s",
-    "peak_memory_mib": "MiB",
-    "mib": "MiB",
+_LABELS = {
+    "density": "density, %",
+    "density_range": "density from, to, %",
+    "coefficient_of_variation": "coefficient of variation, %",
+    "ignored_pixels": "ignored pixels, %",
+    "throughput_fps": "throughput, frames/s",
+    "peak_memory_mib": "peak memory, MiB",
+    "speedup.ratio": "speed-up over the baseline",
+    "speedup.low": "speed-up, 10th percentile",
+    "speedup.high": "speed-up, 90th percentile",
 }
+DETAILS = ("pipeline", "environment")
 ACCURACY_PARTS = ("base", "refined", "baseline")
 
 
@@ -168,23 +171,29 @@ def sections(report: dict) -> list:
             [c, *(format_value((part.get("per_class") or {}).get(c)) for part in accuracies.values())] for c in classes
         ]
         tables.append(("IoU of each class, percent", ("class", *accuracies), rows))
-    shown = {"schema", "kind", "definitions", "stages", "baseline_stages", "environment", *accuracies}
+    shown = {"schema", "kind", "definitions", "stages", "baseline_stages", "environment", "pipeline", *accuracies}
     for name, items in report.items():
         if isinstance(items, (list, tuple)) and items and all(isinstance(item, dict) for item in items):
             columns = tuple(dict.fromkeys(key for item in items for key in item))
             rows = [[format_value(item.get(column)) for column in columns] for item in items]
             tables.append((name.replace("_", " ").capitalize(), columns, rows))
             shown.add(name)
-    rows = [[_label(name), format_value(value)] for name, value in _flat(report) if name.split(".")[0] not in shown]
+    rows = [
+        [_LABELS.get(name, name), format_value(value)]
+        for name, value in _flat(report)
+        if name.split(".")[0] not in shown
+    ]
     if rows:
         tables.append(("Summary", ("", ""), rows))
-    if isinstance(report.get("environment"), dict):
-        tables.append(("Environment", ("", ""), [[k, format_value(v)] for k, v in _flat(report["environment"])]))
+    for name in DETAILS:
+        if isinstance(report.get(name), dict):
+            rows = [[key, format_value(value)] for key, value in _flat(report[name])]
+            tables.append((name.capitalize(), ("", ""), rows))
     return tables
 
 
-def render_table(report: dict, environment: bool = False) -> Any:
-    """The report as a rich renderable for the terminal; the environment on request."""
+def render_table(report: dict, details: bool = False) -> Any:
+    """The report as a rich renderable for the terminal; engines and environment on request."""
     from rich import box
     from rich.console import Group
     from rich.markup import escape
@@ -192,7 +201,7 @@ def render_table(report: dict, environment: bool = False) -> Any:
 
     parts: list = []
     for title, columns, rows in sections(report):
-        if title == "Environment" and not environment:
+        if title.lower() in DETAILS and not details:
             continue
         table = Table(show_header=any(columns), box=box.SIMPLE_HEAD)
         for position, column in enumerate(columns):
@@ -222,11 +231,6 @@ def _terms(value: object) -> set:
     if isinstance(value, (list, tuple)):
         return set().union(*(_terms(item) for item in value)) if value else set()
     return set()
-
-
-def _label(name: str) -> str:
-    unit = UNITS.get(name.rsplit(".", 1)[-1])
-    return f"{name}, {unit}" if unit else name
 
 
 def _flat(value: dict, prefix: str = "") -> list:

@@ -185,7 +185,7 @@ def evaluate(
         boundary_ratio=boundary_ratio,
         base_upsample=bundle.base.upsample,
         input={"images": str(images), "labels": str(labels), "first": pairs[0][0].name, "last": pairs[-1][0].name},
-        bundle={"name": bundle.name, "path": str(bundle.path), "hash": bundle_hash(bundle)},
+        bundle={"name": bundle.name, "path": str(bundle.path), "sha256": bundle_hash(bundle)},
         environment=environment(threads, backend=backend, provider=provider),
         warnings=[f"the {net} has random weights: these accuracies say nothing" for net in random],
     )

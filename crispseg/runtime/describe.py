@@ -45,7 +45,7 @@ def describe(path: object, verify: bool = True) -> dict:
         bundle={
             "name": bundle.name,
             "path": str(bundle.path),
-            "hash": bundle_hash(bundle),
+            "sha256": bundle_hash(bundle),
             "verified": verify,
             "size": f"{bundle.height}x{bundle.width}",
             "ignore_label": bundle.ignore_label,

@@ -150,6 +150,7 @@ def measure(
         if not baseline:
             peak = peak_memory_mib()
         load_after = environment()["load_average"]
+        engines = pipeline.describe() if hasattr(pipeline, "describe") else None
     runs = candidates[0][1]
     stages = runs.summary()
     if decode:
@@ -158,7 +159,7 @@ def measure(
         "bundle": {
             "name": bundle.name,
             "path": str(bundle.path),
-            "hash": bundle_hash(bundle),
+            "sha256": bundle_hash(bundle),
             "size": f"{bundle.height}x{bundle.width}",
         },
         "input": {
@@ -185,6 +186,7 @@ def measure(
     if baseline:
         report["baseline_stages"] = candidates[1][1].summary()
         report["speedup"] = speedup(candidates[1][1].stages["total"], runs.stages["total"])
+    report["pipeline"] = engines
     report["environment"] = {**facts, "load_average_after": load_after}
     report["warnings"] = _warnings(bundle, runs, facts, threads)
     return new_report("latency", **report)

@@ -1,0 +1,109 @@
+"""Imports point down only, and the device side stays importable on Python 3.8 with numpy alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "crispseg"
+FILES = sorted(ROOT.rglob("*.py"))
+SHARED = {"", "errors", "classes", "report", "report_html", "bundle", "bundle_fields", "bundle_schema", "environment"}
+# room -> rooms that it may import beside itself and the shared modules
+ALLOWED = {
+    "scenes": set(),
+    "sparse": set(),
+    "plugins": set(),
+    "models": {"sparse"},
+    "engines": {"plugins"},
+    "export": {"models", "sparse", "plugins", "engines"},
+    "fit": {"models", "sparse", "scenes"},
+    "runtime": {"engines", "plugins", "scenes"},
+    "cli": {"cli_make", "cli_output"},  # the commands call every room, inside their functions
+    "cli_make": {"cli", "cli_output"},
+    "cli_output": set(),
+    "__main__": {"cli"},
+    "environment": {"plugins"},  # which instruction set the native library takes
+}
+# Comparing PyTorch with the engines on frames needs both sides; nothing imports it but the command line.
+EXCEPTIONS = {"export/verify.py": {"runtime", "scenes"}}
+HOST_ONLY = ("models", "sparse", "export", "fit")
+HEAVY = {"torch", "onnx", "onnxruntime", "av", "cv2", "PIL", "tensorrt", "onnxscript"}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def imports(path: Path, everywhere: bool = True) -> set:
+    """Full names of what a file imports; with everywhere=False only what runs on import."""
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import"
+                found.update(f"{child.module}.{alias.name}" for alias in child.names)
+            elif not everywhere and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    room = room_of(path)
+    lazy_caller = room in ("cli", "cli_make", "cli_output")
+    targets = {name.split(".")[1] for name in imports(path, everywhere=not lazy_caller) if name.startswith("crispseg.")}
+    modules = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()}
+    beyond = (targets & modules) - SHARED - {room} - ALLOWED.get(room, set())
+    beyond -= EXCEPTIONS.get(path.relative_to(ROOT).as_posix(), set())
+    assert not beyond, f"{path.relative_to(ROOT)} must not import {sorted(beyond)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_device_side_parses_as_python_38(path):
+    room = room_of(path)
+    if room not in HOST_ONLY:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_engines_and_runtime_never_import_torch(path):
+    names = {name.split(".")[0] for name in imports(path)}
+    if room_of(path) not in HOST_ONLY:
+        assert "torch" not in names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_length(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines; one idea a module"
+
+
+def modules_after(code: str) -> set:
+    program = code + "\nimport sys; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import crispseg, crispseg.bundle, crispseg.report, crispseg.environment", "import crispseg.cli",
+     "import crispseg.runtime.accuracy, crispseg.runtime.latency, crispseg.runtime.doctor, crispseg.runtime.describe"],
+    ids=["package", "cli", "runtime"],
+)  # fmt: skip
+def test_nothing_heavy_on_import(code):
+    assert not modules_after(code) & HEAVY
+
+
+def test_help_imports_no_numpy():
+    assert "numpy" not in modules_after("from crispseg.cli import main; assert main(['--help']) == 0; print()")
