@@ -93,11 +93,9 @@ class SmallNet(nn.Module):
 
 def from_config(config: dict) -> SmallNet:
     """Rebuilds the network from ``SmallNet.config`` (plain numbers and lists)."""
+    w, d = ([int(v) for v in config[key]] for key in ("widths", "depths"))
     return SmallNet(
-        int(config["num_classes"]),
-        tuple(int(v) for v in config["widths"]),
-        tuple(int(v) for v in config["depths"]),
-        int(config["pyramid"]),
+        int(config["num_classes"]), (w[0], w[1], w[2], w[3]), (d[0], d[1], d[2], d[3]), int(config["pyramid"])
     )
 
 
