@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 import typer
 
@@ -246,9 +246,9 @@ def fit(
     execute(work, json=json, title="training")
 
 
-def levels(planes: Optional[str], repeats: Optional[str], default: int) -> Dict[str, Tuple[int, ...]]:
+def levels(planes: Optional[str], repeats: Optional[str], default: int) -> Dict[str, Any]:
     """The refiner's levels as settings; empty when neither is given. One number of repeats stands for all levels."""
-    result: Dict[str, Tuple[int, ...]] = {}
+    result: Dict[str, Any] = {}
     if planes:
         result["planes"] = parse_integers(planes, "--planes")
     if repeats or planes:

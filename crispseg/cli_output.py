@@ -145,15 +145,25 @@ def report_failure(error: BaseException, json: bool) -> int:
     found = failure(error)
     if os.environ.get(DEBUG) not in (None, "", "0"):
         traceback.print_exception(type(error), error, error.__traceback__)
-    if found is None:  # the reader of our output went away: nothing can be written any more
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (stays open: the interpreter flushes it at exit)
+    if found is None:
+        _give_up_stdout()
         return 0
     if json:
         from crispseg.report import to_json
 
-        print(to_json({"error": found}), flush=True)
+        with contextlib.suppress(OSError):
+            print(to_json({"error": found}), flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up_stdout()
     print(f"error: {found['message']}", file=sys.stderr, flush=True)
     return int(found["exit_code"])
+
+
+def _give_up_stdout() -> None:
+    """The reader of our output went away or its disk is full; the interpreter must not fail on it again at exit."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (stays open until the end)
 
 
 def show_doctor(result: Dict[str, Any]) -> Any:

@@ -124,7 +124,7 @@ def peak_memory_mib() -> float | None:
 
 def cpu_model() -> str | None:
     """Name of the processor as the kernel gives it."""
-    fields = {}
+    fields: dict = {}
     for line in (_read("/proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip().lower(), value.strip())

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def format_value(value: object) -> str:
 
 def sections(report: dict) -> list:
     """The report as tables: list of (title, column names, rows of strings). The terminal and the page render these."""
-    tables = []
+    tables: List[Tuple[str, Sequence[str], List[List[str]]]] = []
     for name in ("stages", "baseline_stages"):
         if isinstance(report.get(name), dict) and report[name]:
             columns = ("p50", "p90", "p99", "max", "mean")

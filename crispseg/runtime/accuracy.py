@@ -143,13 +143,13 @@ def evaluate(
         )
     pairs = pair_files(images, labels)[: limit or None]
     names = [info.name for info in bundle.classes]
-    common = {"provider": provider, "threads": threads}
+    common: dict = {"backend": backend, "provider": provider, "threads": threads}
     # A pipeline's time goes into its base network; the refined result and the base alone need one run of it each.
-    pipelines = {"base": open_pipeline(bundle, backend=backend, refine=False, **common)}
+    pipelines = {"base": open_pipeline(bundle, refine=False, **common)}
     if bundle.refiner is not None:
-        pipelines["refined"] = open_pipeline(bundle, backend=backend, **common)
+        pipelines["refined"] = open_pipeline(bundle, **common)
     if baseline:
-        pipelines["baseline"] = open_pipeline(bundle, backend=backend, network="baseline", **common)
+        pipelines["baseline"] = open_pipeline(bundle, network="baseline", **common)
     tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in pipelines}
     densities, overflowed = [], 0
     try:
