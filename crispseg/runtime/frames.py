@@ -202,8 +202,8 @@ def live_source(
             yield Frame(index, image, time_s, "%06d" % index)
 
     def close() -> None:
-        latest.close()
-        close_reader()
+        if latest.close():  # a decoder must not be freed under a thread that is still reading from it
+            close_reader()
 
     return Source("live", name, frames(), None, fps, close, latest)
 

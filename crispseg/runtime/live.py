@@ -85,12 +85,13 @@ class LatestFrame:
             taken += 1
             yield item
 
-    def close(self) -> None:
-        """Stop the thread (a read that blocks longer than 2 s is left behind; the thread is a daemon)."""
+    def close(self) -> bool:
+        """Stop the thread; False when it still blocks in ``read`` after 2 s (it is a daemon and ends by itself)."""
         with self._change:
             self.stop = True
             self._change.notify_all()
         self._thread.join(2.0)
+        return not self._thread.is_alive()
 
 
 def is_live(source: str) -> bool:

@@ -214,6 +214,18 @@ def test_live_takes_the_latest_frame_and_counts_drops():
     source.close()
 
 
+def test_a_reader_in_use_is_not_freed():
+    closed = []
+    release = threading.Event()
+    source = frames.live_source("stuck", lambda: release.wait(20) and None, lambda: closed.append(1), Fraction(30))
+    source.close()
+    assert closed == []
+    release.set()
+    quick = frames.live_source("quick", lambda: None, lambda: closed.append(2), Fraction(30))
+    quick.close()
+    assert closed == [2]
+
+
 def test_live_errors_reach_the_consumer():
     def broken():
         raise InputError("cable")
