@@ -25,7 +25,8 @@ DEFINITIONS = {
     "decode": "reading and decoding one frame, ms",
     "preprocess": "resizing or letterboxing the frame and normalising it for the base, ms",
     "base": "in stage times: the base network on the low-resolution frame, ms; "
-    "in accuracies: its logits upsampled bilinearly (half-pixel centres) to full size, then argmax",
+    "in accuracies: its logits upsampled to full size as its authors evaluate (bilinear; the rule is base_upsample), "
+    "then argmax",
     "refine": "all steps of the refiner together, ms",
     "select": "upsampling, softmax, entropy, argmax and choice of the active pixels, ms",
     "maps": "kernel maps of all levels, ms",
@@ -171,7 +172,18 @@ def sections(report: dict) -> list:
             [c, *(format_value((part.get("per_class") or {}).get(c)) for part in accuracies.values())] for c in classes
         ]
         tables.append(("IoU of each class, percent", ("class", *accuracies), rows))
-    shown = {"schema", "kind", "definitions", "stages", "baseline_stages", "environment", "pipeline", *accuracies}
+    absent = [name for name in ACCURACY_PARTS if report.get(name) is None]
+    shown = {
+        "schema",
+        "kind",
+        "definitions",
+        "stages",
+        "baseline_stages",
+        "environment",
+        "pipeline",
+        *accuracies,
+        *absent,
+    }
     for name, items in report.items():
         if isinstance(items, (list, tuple)) and items and all(isinstance(item, dict) for item in items):
             columns = tuple(dict.fromkeys(key for item in items for key in item))
