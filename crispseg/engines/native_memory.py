@@ -1,0 +1,60 @@
+"""Memory of the native engine that grows on demand and is never given back while the engine lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_ALIGN = 64
+_SLACK = 4  # a quarter more than asked: frames differ a little in their number of sites
+
+
+def aligned(size: int) -> np.ndarray:
+    """uint8 [size] at an address divisible by 64."""
+    memory = np.empty(size + _ALIGN, np.uint8)
+    start = -memory.ctypes.data % _ALIGN
+    return memory[start : start + size]
+
+
+class Room:
+    """A growing array. Its content is lost when it grows; ``array`` and ``address`` change then."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self.array = np.empty(0, self.dtype)
+        self.address = 0
+
+    def ensure(self, count: int) -> int:
+        """Address of room for ``count`` elements (at least one)."""
+        if count > len(self.array) or not self.address:
+            self.array = np.empty(0, self.dtype)  # give the old memory back first
+            size = max(1, count + count // _SLACK)
+            self.array = aligned(size * self.dtype.itemsize).view(self.dtype)
+            self.address = self.array.ctypes.data
+        return self.address
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.array.nbytes
+
+
+class Slot:
+    """Memory of feature matrices: ``pad`` zeros, which are the zero row in front of row 0 at any stride, then rows."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = -(-pad // 16) * 16  # row 0 begins on a cache line
+        self.room = Room(np.float32)
+
+    def ensure(self, floats: int) -> int:
+        """Address of row 0 of room for ``floats`` floats. The zero row in front is never written to."""
+        before = self.room.address
+        address = self.room.ensure(self.pad + floats)
+        if address != before:
+            self.room.array[: self.pad] = 0
+        return address + 4 * self.pad
+
+    def rows(self, n: int, width: int) -> np.ndarray:
+        """float32 [n, width] view of the rows."""
+        return self.room.array[self.pad : self.pad + n * width].reshape(n, width)

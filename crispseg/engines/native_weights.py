@@ -1,0 +1,78 @@
+"""Turns a refiner's constants into what the native library takes: packed weights and argument records by node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List
+
+import numpy as np
+
+from crispseg.engines.native_check import Graph
+from crispseg.engines.native_graph import RawNode
+from crispseg.engines.native_memory import aligned
+from crispseg.plugins.loader import ConvArguments, GateArguments, Native
+
+
+@dataclass
+class Weights:
+    """``arguments``: node index -> cs_conv, cs_gate, or (mean, std) addresses. The arrays behind them are kept here."""
+
+    arguments: Dict[int, Any]
+    packed: Dict[str, np.ndarray]
+    keep: List[np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights and other constants."""
+        return sum(array.nbytes for array in self.packed.values()) + sum(array.nbytes for array in self.keep)
+
+
+def prepare(native: Native, graph: Graph) -> Weights:
+    """Pack and keep what the nodes need; the graph's constants are let go."""
+    weights = Weights({}, {}, [])
+    for index, node in enumerate(graph.nodes):
+        if node.op == "SparseConv2d":
+            weights.arguments[index] = _conv(native, graph, node, weights)
+        elif node.op == "EnsembleLogits" and node.attributes["mode"] == "gated":
+            weights.arguments[index] = _gate(graph, node, weights)
+        elif node.op == "PixelFeatures":
+            stats = [np.array(node.attributes[name], np.float32) for name in ("mean", "std")]
+            weights.keep += stats
+            weights.arguments[index] = tuple(array.ctypes.data for array in stats)
+    graph.raw.constants.clear()
+    return weights
+
+
+def _constant(graph: Graph, name: str, weights: Weights) -> int:
+    """Address of a stored constant, 0 when not connected."""
+    if not name:
+        return 0
+    array = np.array(graph.raw.constants[name], np.float32, order="C")
+    weights.keep.append(array)
+    return array.ctypes.data
+
+
+def _conv(native: Native, graph: Graph, node: RawNode, weights: Weights) -> ConvArguments:
+    name = node.inputs["weight"]
+    value = graph.raw.constants[name]
+    taps, cin, cout = value.shape
+    if name not in weights.packed:
+        packed = aligned(native.library.cs_packed_bytes(native.handle, taps, cin, cout))
+        source = np.ascontiguousarray(value, np.float32)
+        native.call("cs_pack_weight", source.ctypes.data, taps, cin, cout, packed.ctypes.data)
+        weights.packed[name] = packed
+    a = ConvArguments()
+    a.K, a.cin, a.cout, a.weight = taps, cin, cout, weights.packed[name].ctypes.data
+    a.bias = _constant(graph, node.inputs["bias"], weights)
+    a.relu = node.attributes["relu"]
+    for i, suffix in enumerate("12"):
+        a.scale[i] = _constant(graph, node.inputs["scale" + suffix], weights)
+        a.shift[i] = _constant(graph, node.inputs["shift" + suffix], weights)
+    return a
+
+
+def _gate(graph: Graph, node: RawNode, weights: Weights) -> GateArguments:
+    hidden = graph.raw.constants[node.inputs["w1"]].shape[0]
+    names = [kind + str(i) for i in range(1, 5) for kind in "wb"]
+    addresses = {name: _constant(graph, node.inputs[name], weights) for name in names}
+    return GateArguments(C=graph.classes, hidden=hidden, **addresses)
