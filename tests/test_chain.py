@@ -48,7 +48,7 @@ def test_inspect(bundle, capsys):
 
 def test_latency(bundle, street, capsys):
     options = "--backend onnxruntime --threads 1 --seconds 0 --warmup 0 --min-runs 2 --baseline"
-    report = call(capsys, "latency", bundle, "--input", street / "images", *options)
+    report = call(capsys, "latency", bundle, "--input", street / "images", options=options)
     assert {"decode", "preprocess", "base", "refine", "post", "total", "cpu"} <= set(report["stages"])
     assert report["density"] == pytest.approx(100 * 600 / (64 * 96), abs=1e-3)
     assert report["speedup"]["ratio"] > 0
