@@ -14,6 +14,10 @@ _DEFAULT_FPS = Fraction(25)
 # (open, read) in seconds; a camera that stops sending must not hang the program.
 _STREAM_TIMEOUT = (15.0, 15.0)
 
+_HD_ROWS = 720
+# Matrix coefficients as ITU-T H.273 numbers them.
+_COLOUR_SPACE = {1: "ITU709", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M"}
+
 
 def import_av() -> Any:
     """The PyAV module, or EnvironmentMismatch with the command that installs it."""
@@ -93,7 +97,11 @@ class VideoReader:
                 index += 1
 
     def _convert(self, frame: Any, index: int) -> Tuple[np.ndarray, float]:
-        image = frame.to_ndarray(format="rgb24")
+        space = _COLOUR_SPACE.get(int(getattr(frame, "colorspace", 2)))
+        if space is None:  # not stated: HD is BT.709 and smaller pictures are BT.601, as players assume
+            space = "ITU709" if frame.height >= _HD_ROWS else "ITU601"
+        # Both spaces are named because PyAV versions differ in what they take for granted.
+        image = frame.reformat(format="rgb24", src_colorspace=space, dst_colorspace="DEFAULT").to_ndarray()
         turns = int(round(getattr(frame, "rotation", 0) / 90.0)) % 4
         if turns:
             image = np.ascontiguousarray(np.rot90(image, turns))  # both count counterclockwise

@@ -136,6 +136,25 @@ def test_video_loses_no_frame(tmp_path):
     np.testing.assert_allclose([f.time_s for f in got], np.arange(40) * 1001 / 30000, atol=1e-4)
 
 
+@pytest.mark.parametrize(("tag", "space", "height"), [(1, "ITU709", 48), (6, "ITU601", 48), (0, "ITU601", 48),
+                                                      (0, "ITU709", 720)])  # fmt: skip
+def test_colours_of_videos(tmp_path, tag, space, height):
+    import av
+
+    path = tmp_path / "c.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, height, "yuv420p"
+        if tag:
+            stream.codec_context.colorspace = tag
+        image = np.full((height, 64, 3), (200, 30, 40), np.uint8)
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p", dst_colorspace=space)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (frame,) = list(frames.open_source(path))
+    np.testing.assert_allclose(frame.image[height // 2, 32], (200, 30, 40), atol=4)
+
+
 def test_rotated_video(tmp_path):
     import av
 

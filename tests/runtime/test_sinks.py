@@ -13,15 +13,17 @@ from crispseg.errors import InputError
 Image = pytest.importorskip("PIL.Image")
 av = pytest.importorskip("av")
 from crispseg.runtime import overlay, sinks  # noqa: E402
+from crispseg.runtime.video import VideoReader  # noqa: E402
 
 
 def decode(path):
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         about = (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate)
-        frames = list(container.decode(stream))
-        times = [f.time for f in frames]
-        return about, [f.to_ndarray(format="rgb24") for f in frames], times
+    reader = VideoReader(str(path))
+    got = list(reader)
+    reader.close()
+    return about, [image for image, _ in got], [time_s for _, time_s in got]
 
 
 @pytest.mark.parametrize("fps", [Fraction(25), Fraction(30000, 1001), Fraction(60), Fraction(5, 2)])
