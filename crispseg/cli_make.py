@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -9,7 +10,7 @@ from typing import Any, Dict, List, Optional
 import typer
 
 from crispseg.cli import BASELINE, BUNDLE, JSON, REPORT, SIZE, THREADS, app, parse_integers, parse_size, split
-from crispseg.errors import InputError
+from crispseg.errors import EnvironmentMismatch, InputError
 
 
 class What(str, Enum):
@@ -88,6 +89,7 @@ def export(
 
     def work(progress):  # type: ignore[no-untyped-def]
         height, width = parse_size(size)
+        require_host_python("export")
         settings = levels(planes, repeats, 2)
         from crispseg.export.project import export_bundle
         from crispseg.runtime.describe import describe
@@ -137,6 +139,7 @@ def verify(
     from crispseg.cli_output import execute
 
     def work(progress):  # type: ignore[no-untyped-def]
+        require_host_python("verify")
         from crispseg.export.verify import verify_bundle
 
         return verify_bundle(
@@ -197,6 +200,7 @@ def fit(
         raise InputError("expected --val-images and --val-labels together, found one of them")
 
     def work(progress):  # type: ignore[no-untyped-def]
+        require_host_python("fit")
         from crispseg.classes import load_classes
         from crispseg.fit.options import FitOptions
         from crispseg.report import new_report
@@ -244,6 +248,20 @@ def fit(
         return new_report("fit", what=what.value, out=str(out), **train(options, tell))
 
     execute(work, json=json, title="training")
+
+
+def require_host_python(command: str) -> None:
+    """Export and training run on a host with a current Python; only what runs bundles supports 3.8.
+
+    Raises:
+        EnvironmentMismatch: Python is older than 3.10.
+    """
+    if sys.version_info < (3, 10):
+        found = ".".join(map(str, sys.version_info[:2]))
+        raise EnvironmentMismatch(
+            f"crispseg {command} needs Python 3.10 or newer, found {found}; bundles can be made on another machine and "
+            "run here"
+        )
 
 
 def levels(planes: Optional[str], repeats: Optional[str], default: int) -> Dict[str, Any]:

@@ -197,7 +197,7 @@ def show_bundle(result: Dict[str, Any]) -> Any:
     parts: List[Any] = [Text(f"{text}", style="bold white on red") for text in result["warnings"]]
     parts.append(Text(f"{bundle['name']}: frames of {bundle['size']}, {bundle['mib']:.1f} MiB", style="bold"))
     parts.append(Text(f"{bundle['path']}, SHA-256 {bundle['sha256'][:16]}"))
-    table = Table("part", "architecture", "input", "parameters", "operators", "file", "MiB", box=box.SIMPLE_HEAD)
+    table = Table("part", "network", "input", "parameters", "ops", "file", "MiB", box=box.SIMPLE_HEAD, padding=(0, 1))
     sizes = {item["file"]: item["mib"] for item in result["files"]}
     for row in result["networks"]:
         parameters = "-" if row["parameters"] is None else f"{row['parameters']:,}"

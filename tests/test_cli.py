@@ -185,6 +185,13 @@ def test_export_hands_its_options_on(fake, capsys):
     assert seen["refiner_settings"] == {"planes": (8, 16), "repeats": (2, 2)}
 
 
+@pytest.mark.parametrize("command", ["export small -o b", "verify b", "fit base -o b"])
+def test_host_commands_say_which_python_they_need(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 8, 18))
+    assert main(command.split()) == 2
+    assert "needs Python 3.10 or newer, found 3.8" in capsys.readouterr().err
+
+
 def test_fit_hands_its_options_on(fake, capsys, monkeypatch):
     pytest.importorskip("torch")
     got = []
