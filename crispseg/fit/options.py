@@ -64,6 +64,7 @@ class FitOptions:
             (0 <= self.ema < 1, f"ema {self.ema}: expected 0 <= ema < 1"),
             (self.lr > 0, f"--lr {self.lr}: expected more than 0"),
             (len(self.planes) == len(self.repeats), "planes and repeats: expected the same number of levels"),
+            (not self.scenes or self.num_classes == 11, "--scenes: they have CamVid's 11 classes; use --classes camvid"),
             (0 < self.density < 1, f"--density {self.density}: expected between 0 and 1"),
             (bool(self.folders) or self.scenes > 0, "no training data: give --images and --labels, or --scenes N"),
         )

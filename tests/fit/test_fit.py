@@ -187,6 +187,7 @@ def test_class_weights_favour_the_rare():
     ("changes", "text"),
     [
         ({"folders": (), "scenes": 0}, "no training data"),
+        ({"scenes": 2}, "CamVid"),
         ({"steps": 0}, "at least 1"),
         ({"scale": 2.0}, "--scale"),
         ({"device": "cuda:7"}, "cuda:7"),
