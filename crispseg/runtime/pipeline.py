@@ -80,12 +80,14 @@ def open_pipeline(
         dense = ort.load(bundle.file(net.file), dense_spec)
         opened.append(dense)
         _check_net(bundle, net, dense)
-        tail = _open_refiner(bundle, refiner_spec) if refine and network == "base" and bundle.refiner else None
-        if tail is None:
+        if not (refine and network == "base" and bundle.refiner):
             kind = NativeLabels if backend == "native" else NumpyLabels
-            tail = kind(bundle.height, bundle.width, net.upsample, dense_spec.thread_count)
-            return Pipeline(bundle, net, dense, None, tail, fit)
-        return Pipeline(bundle, net, dense, tail, None, fit)
+            labels = kind(bundle.height, bundle.width, net.upsample, dense_spec.thread_count)
+            return Pipeline(bundle, net, dense, None, labels, fit)
+        refiner = _open_refiner(bundle, refiner_spec)
+        opened.append(refiner)
+        _check_refiner(bundle, refiner)
+        return Pipeline(bundle, net, dense, refiner, None, fit)
     except BaseException:
         for engine in opened:
             engine.close()
@@ -101,24 +103,39 @@ def _open_refiner(bundle: Bundle, spec: EngineSpec) -> Any:
         from crispseg.engines import native
     except ImportError as error:
         raise EnvironmentMismatch(
-            "backend native: %s; pip install onnx, or use --backend onnxruntime" % error
+            "backend native: %s; pip install the missing package, or use --backend onnxruntime" % error
         ) from None
     return native.load(path, spec)
 
 
+def _check_refiner(bundle: Bundle, engine: Any) -> None:
+    assert bundle.refiner is not None
+    base = bundle.base
+    want = {"image": [bundle.height, bundle.width, 3],
+            "logits": [1, len(bundle.classes), base.logits_height, base.logits_width]}  # fmt: skip
+    _check_ports(bundle, bundle.refiner.file, "input", engine.inputs, want)
+    missing = [name for name in ("labels", "confidence", "coords", "count", "found") if name not in engine.outputs]
+    if missing:
+        raise BundleError(
+            "bundle %s: %s: expected outputs %s, found none of that name; export the bundle again"
+            % (bundle.path, bundle.refiner.file, ", ".join(missing))
+        )
+
+
 def _check_net(bundle: Bundle, net: NetInfo, engine: Any) -> None:
     """The graph and the manifest must tell the same story, else a frame would be segmented at a wrong scale."""
-    wanted = (
-        {"image": [1, 3, net.height, net.width]},
-        {"logits": [1, len(bundle.classes), net.logits_height, net.logits_width]},
-    )
-    for ports, want, what in ((engine.inputs, wanted[0], "input"), (engine.outputs, wanted[1], "output")):
-        found = {name: list(shape) for name, (_, shape) in ports.items()}
-        if found != want:
-            raise BundleError(
-                "bundle %s: %s: expected %s %s as bundle.json says, found %s; export the bundle again"
-                % (bundle.path, net.file, what, want, found)
-            )
+    logits = [1, len(bundle.classes), net.logits_height, net.logits_width]
+    _check_ports(bundle, net.file, "input", engine.inputs, {"image": [1, 3, net.height, net.width]})
+    _check_ports(bundle, net.file, "output", engine.outputs, {"logits": logits})
+
+
+def _check_ports(bundle: Bundle, file: str, what: str, ports: Dict[str, Any], want: Dict[str, List[int]]) -> None:
+    found = {name: list(shape) for name, (_, shape) in ports.items()}
+    if found != want:
+        raise BundleError(
+            "bundle %s: %s: expected %s %s as bundle.json says, found %s; export the bundle again"
+            % (bundle.path, file, what, want, found)
+        )
 
 
 class Pipeline:

@@ -153,6 +153,18 @@ def test_manifest_and_graph_must_agree(bundle, changes):
         open_pipeline(other, **ORT)
 
 
+def test_manifest_and_refiner_must_agree(fake):
+    engine, bundle = fake
+    engine.inputs["image"] = (np.uint8, [48, 65, 3])
+    with pytest.raises(BundleError, match=r"refiner\.onnx: expected input"):
+        open_pipeline(bundle)
+    assert engine.closed
+    engine.inputs["image"] = (np.uint8, [48, 64, 3])
+    del engine.outputs["coords"]
+    with pytest.raises(BundleError, match="expected outputs coords"):
+        open_pipeline(bundle)
+
+
 @pytest.mark.parametrize("frame", [
     np.zeros((48, 64), np.uint8), np.zeros((48, 64, 4), np.uint8), np.zeros((48, 64, 3), np.float32),
     np.zeros((0, 64, 3), np.uint8), [[1]], None,

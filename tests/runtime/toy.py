@@ -60,6 +60,9 @@ class FakeRefiner:
         self.labels = np.zeros((height, width), np.uint8)
         self.confidence = np.full((height, width), 200, np.uint8)
         self.stage_times = {"select": 1.0, "maps": 2.0, "conv": 3.0}
+        self.inputs = {"image": (np.uint8, [height, width, 3]),
+                       "logits": (np.float32, [1, 3, height // 2 // STRIDE, width // 2 // STRIDE])}  # fmt: skip
+        self.outputs = {name: (None, []) for name in ("labels", "confidence", "coords", "count", "found")}
         self.seen = []
         self.closed = False
 
