@@ -5,6 +5,7 @@ Every hop takes the same inputs, so that errors do not add up over hops, and nam
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,11 @@ class _Refiner:
         try:
             from crispseg.engines import native
 
-            return native.load(self.path, EngineSpec("native", threads=self.threads))
+            # The engine gives what its graph names as an output, so it gets a graph that names everything.
+            with tempfile.TemporaryDirectory() as folder:
+                probed = Path(folder) / self.path.name
+                onnx.save(expose(self.model, self.order), str(probed))
+                return native.load(probed, EngineSpec("native", threads=self.threads))
         except (EnvironmentMismatch, ImportError) as error:
             self.native_hop.skipped = str(error)
             return None

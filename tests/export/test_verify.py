@@ -176,6 +176,16 @@ def test_hops_without_checkpoint_or_library_say_why(made, monkeypatch):
     assert report["passed"] is False, "a comparison of nothing is no success"
 
 
+def test_with_the_native_engine(made):
+    report = verify(made)
+    hop = hops(report)["refiner", "onnxruntime -> native"]
+    if "skipped" in hop:
+        pytest.skip(hop["skipped"])
+    assert report["passed"] is True, report["hops"]
+    assert 0 < hop["max_error_relative"] < 1e-4
+    assert hop["tensors"] > 30
+
+
 def test_pictures_of_another_size(made, tmp_path, monkeypatch):
     from PIL import Image
 
