@@ -1,4 +1,6 @@
 // cs_sparse_conv: checks, cutting of the work into blocks, gathering of row pointers; weight packing.
+#include <unistd.h>
+
 #include <atomic>
 #include <cstring>
 
@@ -11,7 +13,17 @@ namespace {
 
 constexpr int kMaxChannels = 1 << 16;
 constexpr int64_t kMaxBlockRows = 960;
-constexpr int64_t kInputBytes = 384 << 10;  // of the input that a block keeps in the L2 cache
+
+// Half of the L2 cache: the part of the input that a block keeps there.
+int64_t input_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+  constexpr int64_t cache = 0;
+#endif
+  const int64_t half = cache / 2, least = 384 << 10, most = 1024 << 10;
+  return half < least ? least : half > most ? most : half;
+}
 
 int padded(const ConvKernels &k, int cout) { return static_cast<int>(round_up(cout, k.lanes)); }
 
@@ -51,7 +63,7 @@ struct Cut {
 
 Cut cut(const ConvKernels &k, const cs_conv &c, int threads) {
   const int64_t live = (c.cin < k.max_steps ? c.cin : k.max_steps) * static_cast<int64_t>(sizeof(float));
-  int64_t rows = kInputBytes / live;
+  int64_t rows = input_bytes() / live;
   rows = rows > kMaxBlockRows ? kMaxBlockRows : rows;
   Cut r;
   r.blocks = ceil_div(c.n_out, rows);
@@ -80,41 +92,53 @@ struct Gathered {
         out(reinterpret_cast<int32_t *>(memory + rows_ * K * sizeof(void *) + rows_ / mr * sizeof(uint32_t))) {}
 };
 
-// Fills `g` for output positions [begin, end); false when the map or the order points outside.
-bool gather(const cs_conv &c, int mr, int64_t begin, int64_t end, const Gathered &g) {
+// Fills `g` for output positions [begin, end); false when the map or the order points outside. TAPS: K when it is known
+// to the compiler, else 0.
+template <int TAPS> bool gather(const cs_conv &c, int mr, int64_t begin, int64_t end, const Gathered &g) {
+  const int taps = TAPS ? TAPS : c.K;
   const float *zero = c.x ? c.x - c.ldx : nullptr;
-  const uint32_t limit = static_cast<uint32_t>(c.n_in) + 1;
-  bool good = true;
-  const int64_t tiles = ceil_div(end - begin, mr);
+  const int64_t ld = c.ldx, tiles = ceil_div(end - begin, mr);
+  uint32_t largest = 0;  // map entries + 1
   for (int64_t t = 0; t < tiles; ++t) {
-    const float **rows = g.rows + t * c.K * mr;
-    uint32_t taps = 0;
+    const float **rows = g.rows + t * taps * mr;
+    int32_t *out = g.out + t * mr;
+    uint32_t missing = ~uint32_t{0};
     for (int r = 0; r < mr; ++r) {
       const int64_t at = begin + t * mr + r;
       if (at >= end) {
-        g.out[t * mr + r] = -1;
-        for (int k = 0; k < c.K; ++k) rows[k * mr + r] = zero;
+        out[r] = -1;
+        for (int k = 0; k < taps; ++k) rows[k * mr + r] = zero;
         continue;
       }
       const int64_t row = c.order ? c.order[at] : at;
       if (row < 0 || row >= c.n_out) return false;
-      g.out[t * mr + r] = static_cast<int32_t>(row);
-      if (!c.map) {
-        rows[r] = c.x + row * c.ldx;
-        taps = 1;
-        continue;
+      out[r] = static_cast<int32_t>(row);
+      const int32_t *m = c.map + row * taps;
+      uint32_t none = 0;
+      for (int k = 0; k < taps; ++k) {
+        const uint32_t from = static_cast<uint32_t>(m[k]) + 1u;
+        largest = from > largest ? from : largest;
+        none |= static_cast<uint32_t>(from == 0) << k;
+        rows[k * mr + r] = zero + static_cast<int64_t>(from) * ld;
       }
-      const int32_t *m = c.map + row * c.K;
-      for (int k = 0; k < c.K; ++k) {
-        const int32_t from = m[k];
-        good &= static_cast<uint32_t>(from) + 1u < limit;
-        taps |= static_cast<uint32_t>(from >= 0) << k;
-        rows[k * mr + r] = zero + (from + int64_t{1}) * c.ldx;
-      }
+      missing &= none;
     }
-    g.taps[t] = taps;
+    g.taps[t] = ~missing & (0xffffffffu >> (32 - taps));
   }
-  return good;
+  return largest <= static_cast<uint32_t>(c.n_in);
+}
+
+// The same without a map: output row i reads input row i.
+bool gather_identity(const cs_conv &c, int mr, int64_t begin, int64_t end, const Gathered &g) {
+  const float *zero = c.x ? c.x - c.ldx : nullptr;
+  for (int64_t i = 0; i < round_up(end - begin, mr); ++i) {
+    const int64_t at = begin + i, row = at >= end ? -1 : c.order ? c.order[at] : at;
+    if (at < end && (row < 0 || row >= c.n_out)) return false;
+    g.out[i] = static_cast<int32_t>(row);
+    g.rows[i] = zero + (row + 1) * c.ldx;
+    g.taps[i / mr] = 1;
+  }
+  return true;
 }
 
 }  // namespace
@@ -165,7 +189,9 @@ extern "C" int cs_sparse_conv(cs_context *ctx, const cs_conv *conv) {
     const int panel0 = static_cast<int>(unit % work.groups) * work.panels_per_group;
     const int panel1 = panel0 + work.panels_per_group < work.panels ? panel0 + work.panels_per_group : work.panels;
     const Gathered g(memory + gathered * worker, work.rows, conv->K, k.mr);
-    if (!gather(*conv, k.mr, begin, end, g)) {
+    const bool good = !conv->map ? gather_identity(*conv, k.mr, begin, end, g)
+                      : conv->K == 9 ? gather<9>(*conv, k.mr, begin, end, g) : gather<0>(*conv, k.mr, begin, end, g);
+    if (!good) {
       bad.store(true, std::memory_order_relaxed);
       return;
     }

@@ -19,12 +19,18 @@ constexpr int kRows = 6, kVectors = 2;  // 12 sums of 16 registers
 constexpr int kWidth = kVectors * kLanes;
 constexpr int kMaxSteps = 288;
 
-struct Chunk {
-  int tap0, tap1, c0, c1;
-  bool first, last;
+// Weights that the next pass needs: every tile of this pass fetches its share into the L2 cache.
+struct Ahead {
+  const char *at;
+  int64_t bytes;
 };
 
-// sums += the chunk's taps. rows: [K][kRows]; w: the panel's weights [K][cin][NV * kLanes].
+struct Chunk {
+  int tap0, tap1, c0, c1;
+  bool first;
+};
+
+// sums += the chunk's part of `taps`. rows: [K][kRows]; w: the panel's weights [K][cin][NV * kLanes].
 template <int NV>
 __attribute__((noinline)) void accumulate(const float *const *rows, uint32_t taps, const Chunk &chunk, int cin,
                                           const float *w, float *sums, bool zero) {
@@ -41,18 +47,18 @@ __attribute__((noinline)) void accumulate(const float *const *rows, uint32_t tap
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) s[r][v] = *reinterpret_cast<const vecf *>(sums + r * width + v * kLanes);
   }
-  const int steps = chunk.c1 - chunk.c0;
-  for (int tap = chunk.tap0; tap < chunk.tap1; ++tap) {
-    if (!(taps >> tap & 1)) continue;
+  const int64_t steps = chunk.c1 - chunk.c0;
+  for (; taps; taps &= taps - 1) {
+    const int64_t tap = __builtin_ctz(taps);
+    const float *const *from = rows + tap * kRows;
     const float *a[kRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) a[r] = rows[tap * kRows + r] + chunk.c0;
-    const float *b = w + (static_cast<int64_t>(tap) * cin + chunk.c0) * width;
-#pragma GCC unroll 2
-    for (int64_t c = 0; c < steps; ++c) {
+    for (int r = 0; r < kRows; ++r) a[r] = from[r] + chunk.c0;
+    const float *b = w + (tap * cin + chunk.c0) * width;
+    for (int64_t c = 0; c < steps; ++c, b += width) {
       vecf bv[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) bv[v] = *reinterpret_cast<const vecf *>(b + c * width + v * kLanes);
+      for (int v = 0; v < NV; ++v) bv[v] = *reinterpret_cast<const vecf *>(b + v * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const float av = a[r][c];
@@ -109,31 +115,57 @@ void finish(const cs_conv &conv, const int32_t *out, const float *sums, int widt
 }
 
 template <int NV>
-void panel_pass(const ConvBlock &block, const Chunk &chunk, int panel, const float *w, float *acc) {
+void panel_pass(const ConvBlock &block, const Chunk &chunk, int panel, const float *w, const Ahead &ahead,
+                float *acc) {
   constexpr int width = NV * kLanes;
   const cs_conv &conv = *block.conv;
   const int col = panel * kWidth, cols = conv.cout - col < width ? conv.cout - col : width;
   alignas(64) float tile[kRows * width];
+  const uint32_t before = (uint32_t{1} << chunk.tap0) - 1, here = (uint32_t{2} << (chunk.tap1 - 1)) - 1 - before;
+  const int64_t share = (ahead.bytes / block.tiles + 63) / 64 * 64;
   for (int64_t t = 0; t < block.tiles; ++t) {
-    float *sums = chunk.first && chunk.last ? tile : acc + t * kRows * width;
-    accumulate<NV>(block.rows + t * conv.K * kRows, block.taps[t], chunk, conv.cin, w, sums, chunk.first);
-    if (chunk.last) finish(conv, block.out + t * kRows, sums, width, col, cols);
+    const int64_t end = (t + 1) * share < ahead.bytes ? (t + 1) * share : ahead.bytes;
+    for (int64_t i = t * share; i < end; i += 64) __builtin_prefetch(ahead.at + i, 0, 2);
+    // A tile is visited only by the chunks that hold one of its taps; a tile without any by the first chunk.
+    const uint32_t taps = block.taps[t], now = taps & here;
+    if (!now && !(taps == 0 && chunk.first)) continue;
+    const bool fresh = !(taps & before) && chunk.c0 == 0, done = !(taps & ~(before | here)) && chunk.c1 == conv.cin;
+    float *sums = fresh && (done || !now) ? tile : acc + t * kRows * width;
+    accumulate<NV>(block.rows + t * conv.K * kRows, now, chunk, conv.cin, w, sums, fresh);
+    if (done || !now) finish(conv, block.out + t * kRows, sums, width, col, cols);
   }
 }
 
-void panels(const ConvBlock &block, const Chunk &chunk) {
+const float *panel_weight(const cs_conv &conv, int panel) {
+  return static_cast<const float *>(conv.weight) + static_cast<int64_t>(panel) * kWidth * conv.K * conv.cin;
+}
+
+int panel_vectors(const cs_conv &conv, int panel) {
+  const int left = conv.cout - panel * kWidth;
+  return left >= kWidth ? kVectors : (left + kLanes - 1) / kLanes;
+}
+
+// The weights of a chunk in a panel.
+Ahead slab(const cs_conv &conv, const Chunk &chunk, int panel) {
+  const int64_t row = panel_vectors(conv, panel) * kLanes * static_cast<int64_t>(sizeof(float));
+  const int64_t first = static_cast<int64_t>(chunk.tap0) * conv.cin + chunk.c0;
+  const int64_t last = static_cast<int64_t>(chunk.tap1 - 1) * conv.cin + chunk.c1;
+  return {reinterpret_cast<const char *>(panel_weight(conv, panel)) + first * row, (last - first) * row};
+}
+
+void panels(const ConvBlock &block, const Chunk &chunk, const Chunk &next) {
   const cs_conv &conv = *block.conv;
   for (int p = block.panel0; p < block.panel1; ++p) {
-    const int left = conv.cout - p * kWidth;
-    const int vectors = left >= kWidth ? kVectors : (left + kLanes - 1) / kLanes;
-    const float *w = static_cast<const float *>(conv.weight) + static_cast<int64_t>(p) * kWidth * conv.K * conv.cin;
+    const float *w = panel_weight(conv, p);
     float *acc = block.acc + static_cast<int64_t>(p - block.panel0) * kWidth * kRows * block.tiles;
-    switch (vectors) {
-      case 1: panel_pass<1>(block, chunk, p, w, acc); break;
-      case 2: panel_pass<2>(block, chunk, p, w, acc); break;
+    const Ahead ahead = p + 1 < block.panel1 ? slab(conv, chunk, p + 1)
+                        : next.tap0 < conv.K ? slab(conv, next, block.panel0) : Ahead{nullptr, 0};
+    switch (panel_vectors(conv, p)) {
+      case 1: panel_pass<1>(block, chunk, p, w, ahead, acc); break;
+      case 2: panel_pass<2>(block, chunk, p, w, ahead, acc); break;
 #if defined(__aarch64__)
-      case 3: panel_pass<3>(block, chunk, p, w, acc); break;
-      case 4: panel_pass<4>(block, chunk, p, w, acc); break;
+      case 3: panel_pass<3>(block, chunk, p, w, ahead, acc); break;
+      case 4: panel_pass<4>(block, chunk, p, w, ahead, acc); break;
 #endif
       default: break;
     }
@@ -141,18 +173,20 @@ void panels(const ConvBlock &block, const Chunk &chunk) {
 }
 
 // Chunks of the sum: whole taps when a tap is short, else even parts of one tap. All panels of a chunk run over the
-// block while the block's part of the input is in the L2 cache and a panel's weights in the L1.
+// block while the block's part of the input is in the L2 cache and a panel's weights are in the L1 or L2.
 void run_block(const ConvBlock &block) {
   const cs_conv &conv = *block.conv;
   const int parts = (conv.cin + kMaxSteps - 1) / kMaxSteps;
-  const int taps = parts > 1 || conv.cin == 0 ? 1 : kMaxSteps / conv.cin;
+  const int taps = parts > 1 ? 1 : kMaxSteps / conv.cin;
   const int part = ((conv.cin + parts - 1) / parts + 3) / 4 * 4;
-  for (int tap = 0; tap < conv.K; tap += taps) {
-    const int tap1 = tap + taps < conv.K ? tap + taps : conv.K;
-    for (int c = 0; c < conv.cin; c += part) {
-      const int c1 = c + part < conv.cin ? c + part : conv.cin;
-      panels(block, Chunk{tap, tap1, c, c1, tap == 0 && c == 0, tap1 == conv.K && c1 == conv.cin});
-    }
+  const auto make = [&](int tap, int c) {
+    return Chunk{tap, tap + taps < conv.K ? tap + taps : conv.K, c, c + part < conv.cin ? c + part : conv.cin,
+                 tap == 0 && c == 0};
+  };
+  for (Chunk chunk = make(0, 0); chunk.tap0 < conv.K;) {
+    const Chunk next = chunk.c1 < conv.cin ? make(chunk.tap0, chunk.c1) : make(chunk.tap1, 0);
+    panels(block, chunk, next);
+    chunk = next;
   }
 }
 
