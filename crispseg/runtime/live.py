@@ -6,6 +6,7 @@ so the picture that is segmented is never older than one frame, however slow the
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from fractions import Fraction
@@ -132,6 +133,8 @@ def _open_opencv(source: str, target: Any) -> Tuple[Callable[[], Optional[np.nda
             "%s: cameras and GStreamer need OpenCV, found none (%s); pip install opencv-python-headless"
             % (source, error)
         ) from None
+    with contextlib.suppress(AttributeError):  # its warnings say less than the error below
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if isinstance(target, str):
         if not _has_gstreamer(cv2):
             raise EnvironmentMismatch(
