@@ -215,7 +215,8 @@ class NativeEngine:
         self._native.call(
             "cs_select_pixels", self._given["logits"].ctypes.data, graph.classes, *graph.low, *size,
             UPSAMPLE[node.attributes["upsample"]], node.attributes["threshold"], graph.capacity, labels.ctypes.data,
-            None if confidence is None else confidence.ctypes.data, coords, numbers.ctypes.data, numbers.ctypes.data + 4,
+            None if confidence is None else confidence.ctypes.data, coords, numbers.ctypes.data,
+            numbers.ctypes.data + 4,
         )  # fmt: skip
         self._rows[0], self._found = int(numbers[0]), int(numbers[1])
 

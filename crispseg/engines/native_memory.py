@@ -49,9 +49,9 @@ class Slot:
 
     def ensure(self, floats: int) -> int:
         """Address of row 0 of room for ``floats`` floats. The zero row in front is never written to."""
-        before = self.room.address
+        before = self.room.array  # not the address: new memory often lies where the old one was
         address = self.room.ensure(self.pad + floats)
-        if address != before:
+        if self.room.array is not before:
             self.room.array[: self.pad] = 0
         return address + 4 * self.pad
 
