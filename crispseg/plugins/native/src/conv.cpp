@@ -77,68 +77,15 @@ Cut cut(const ConvKernels &k, const cs_conv &c, int threads) {
   return r;
 }
 
-// Scratch of one worker: row pointers, tap masks and output rows of a block, see ConvBlock.
-struct Gathered {
-  const float **rows;
-  uint32_t *taps;
-  int32_t *out;
-  static size_t bytes(int64_t rows, int K, int mr) {
-    const int64_t tiles = rows / mr;
-    return static_cast<size_t>(round_up(rows * K * sizeof(void *) + tiles * sizeof(uint32_t) + rows * sizeof(int32_t), 64));
-  }
-  Gathered(char *memory, int64_t rows_, int K, int mr)
-      : rows(reinterpret_cast<const float **>(memory)),
-        taps(reinterpret_cast<uint32_t *>(memory + rows_ * K * sizeof(void *))),
-        out(reinterpret_cast<int32_t *>(memory + rows_ * K * sizeof(void *) + rows_ / mr * sizeof(uint32_t))) {}
-};
-
-// Fills `g` for output positions [begin, end); false when the map or the order points outside. TAPS: K when it is known
-// to the compiler, else 0.
-template <int TAPS> bool gather(const cs_conv &c, int mr, int64_t begin, int64_t end, const Gathered &g) {
-  const int taps = TAPS ? TAPS : c.K;
-  const float *zero = c.x ? c.x - c.ldx : nullptr;
-  const int64_t ld = c.ldx, tiles = ceil_div(end - begin, mr);
-  uint32_t largest = 0;  // map entries + 1
-  for (int64_t t = 0; t < tiles; ++t) {
-    const float **rows = g.rows + t * taps * mr;
-    int32_t *out = g.out + t * mr;
-    uint32_t missing = ~uint32_t{0};
-    for (int r = 0; r < mr; ++r) {
-      const int64_t at = begin + t * mr + r;
-      if (at >= end) {
-        out[r] = -1;
-        for (int k = 0; k < taps; ++k) rows[k * mr + r] = zero;
-        continue;
-      }
-      const int64_t row = c.order ? c.order[at] : at;
-      if (row < 0 || row >= c.n_out) return false;
-      out[r] = static_cast<int32_t>(row);
-      const int32_t *m = c.map + row * taps;
-      uint32_t none = 0;
-      for (int k = 0; k < taps; ++k) {
-        const uint32_t from = static_cast<uint32_t>(m[k]) + 1u;
-        largest = from > largest ? from : largest;
-        none |= static_cast<uint32_t>(from == 0) << k;
-        rows[k * mr + r] = zero + static_cast<int64_t>(from) * ld;
-      }
-      missing &= none;
-    }
-    g.taps[t] = ~missing & (0xffffffffu >> (32 - taps));
-  }
-  return largest <= static_cast<uint32_t>(c.n_in);
+// Scratch of one worker for the ConvRows of a block.
+size_t rows_bytes(int64_t rows, int K, int mr) {
+  return static_cast<size_t>(
+      round_up(rows * K * sizeof(void *) + rows / mr * sizeof(uint32_t) + rows * sizeof(int32_t), 64));
 }
 
-// The same without a map: output row i reads input row i.
-bool gather_identity(const cs_conv &c, int mr, int64_t begin, int64_t end, const Gathered &g) {
-  const float *zero = c.x ? c.x - c.ldx : nullptr;
-  for (int64_t i = 0; i < round_up(end - begin, mr); ++i) {
-    const int64_t at = begin + i, row = at >= end ? -1 : c.order ? c.order[at] : at;
-    if (at < end && (row < 0 || row >= c.n_out)) return false;
-    g.out[i] = static_cast<int32_t>(row);
-    g.rows[i] = zero + (row + 1) * c.ldx;
-    g.taps[i / mr] = 1;
-  }
-  return true;
+ConvRows rows_at(char *memory, int64_t rows, int K, int mr) {
+  char *const taps = memory + rows * K * sizeof(void *), *const out = taps + rows / mr * sizeof(uint32_t);
+  return {reinterpret_cast<const float **>(memory), reinterpret_cast<uint32_t *>(taps), reinterpret_cast<int32_t *>(out)};
 }
 
 }  // namespace
@@ -175,10 +122,10 @@ extern "C" int cs_sparse_conv(cs_context *ctx, const cs_conv *conv) {
   if (conv->n_out == 0) return CS_OK;
   const ConvKernels &k = CS_PICK(ctx->isa, conv_kernels);
   const Cut work = cut(k, *conv, ctx->threads);
-  const size_t gathered = Gathered::bytes(work.rows, conv->K, k.mr);
+  const size_t row_bytes = rows_bytes(work.rows, conv->K, k.mr);
   const size_t acc = static_cast<size_t>(work.rows) * work.panels_per_group * k.width;
   const bool one_chunk = static_cast<int64_t>(conv->K) * conv->cin <= k.max_steps;
-  char *memory = ctx->scratch<char>(kSlotConvRows, gathered * ctx->threads);
+  char *memory = ctx->scratch<char>(kSlotConvRows, row_bytes * ctx->threads);
   float *sums = one_chunk ? nullptr : ctx->scratch<float>(kSlotConvAcc, acc * ctx->threads);
   if (!memory || (!one_chunk && !sums)) return CS_OUT_OF_MEMORY;
 
@@ -188,14 +135,13 @@ extern "C" int cs_sparse_conv(cs_context *ctx, const cs_conv *conv) {
     const int64_t end = begin + work.rows < conv->n_out ? begin + work.rows : conv->n_out;
     const int panel0 = static_cast<int>(unit % work.groups) * work.panels_per_group;
     const int panel1 = panel0 + work.panels_per_group < work.panels ? panel0 + work.panels_per_group : work.panels;
-    const Gathered g(memory + gathered * worker, work.rows, conv->K, k.mr);
-    const bool good = !conv->map ? gather_identity(*conv, k.mr, begin, end, g)
-                      : conv->K == 9 ? gather<9>(*conv, k.mr, begin, end, g) : gather<0>(*conv, k.mr, begin, end, g);
+    const ConvRows g = rows_at(memory + row_bytes * worker, work.rows, conv->K, k.mr);
+    const bool good = CS_PICK(ctx->isa, gather_kernels).gather(*conv, k.mr, begin, end, g);
     if (!good) {
       bad.store(true, std::memory_order_relaxed);
       return;
     }
-    k.block(ConvBlock{conv, ceil_div(end - begin, k.mr), g.rows, g.taps, g.out, panel0, panel1,
+    k.block(ConvBlock{conv, ceil_div(end - begin, k.mr), g, panel0, panel1,
                       sums ? sums + acc * worker : nullptr});
   });
   if (bad.load())

@@ -30,9 +30,9 @@ struct Chunk {
   bool first;
 };
 
-// sums += the chunk's part of `taps`. rows: [K][kRows]; w: the panel's weights [K][cin][NV * kLanes].
+// sums += the chunk's part of `taps`. rows: [kRows][K]; w: the panel's weights [K][cin][NV * kLanes].
 template <int NV>
-__attribute__((noinline)) void accumulate(const float *const *rows, uint32_t taps, const Chunk &chunk, int cin,
+__attribute__((noinline)) void accumulate(const float *const *rows, uint32_t taps, const Chunk &chunk, int K, int cin,
                                           const float *w, float *sums, bool zero) {
   constexpr int width = NV * kLanes;
   vecf s[kRows][NV];
@@ -50,10 +50,10 @@ __attribute__((noinline)) void accumulate(const float *const *rows, uint32_t tap
   const int64_t steps = chunk.c1 - chunk.c0;
   for (; taps; taps &= taps - 1) {
     const int64_t tap = __builtin_ctz(taps);
-    const float *const *from = rows + tap * kRows;
+    const float *const *from = rows + tap;
     const float *a[kRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) a[r] = from[r] + chunk.c0;
+    for (int r = 0; r < kRows; ++r) a[r] = from[static_cast<int64_t>(r) * K] + chunk.c0;
     const float *b = w + (tap * cin + chunk.c0) * width;
     for (int64_t c = 0; c < steps; ++c, b += width) {
       vecf bv[NV];
@@ -127,12 +127,12 @@ void panel_pass(const ConvBlock &block, const Chunk &chunk, int panel, const flo
     const int64_t end = (t + 1) * share < ahead.bytes ? (t + 1) * share : ahead.bytes;
     for (int64_t i = t * share; i < end; i += 64) __builtin_prefetch(ahead.at + i, 0, 2);
     // A tile is visited only by the chunks that hold one of its taps; a tile without any by the first chunk.
-    const uint32_t taps = block.taps[t], now = taps & here;
+    const uint32_t taps = block.rows.taps[t], now = taps & here;
     if (!now && !(taps == 0 && chunk.first)) continue;
     const bool fresh = !(taps & before) && chunk.c0 == 0, done = !(taps & ~(before | here)) && chunk.c1 == conv.cin;
     float *sums = fresh && (done || !now) ? tile : acc + t * kRows * width;
-    accumulate<NV>(block.rows + t * conv.K * kRows, now, chunk, conv.cin, w, sums, fresh);
-    if (done || !now) finish(conv, block.out + t * kRows, sums, width, col, cols);
+    accumulate<NV>(block.rows.rows + t * conv.K * kRows, now, chunk, conv.K, conv.cin, w, sums, fresh);
+    if (done || !now) finish(conv, block.rows.out + t * kRows, sums, width, col, cols);
   }
 }
 

@@ -11,13 +11,24 @@ namespace crispseg {
 constexpr int kMaxTile = 16;  // rows of a register tile, at most
 constexpr int kMaxTaps = 32;  // one bit per tap in a tile's mask
 
-// A block of output rows, cut into tiles of `mr` rows. Rows of the last tile past the end have out = -1.
+// Rows that a block reads and writes, by tile of mr rows. Rows of the last tile past the end read zeros and have out = -1.
+struct ConvRows {
+  const float **rows;  // [tiles][mr][K]: input row of every tap; missing = the zero row
+  uint32_t *taps;      // [tiles]: taps that at least one row of the tile has
+  int32_t *out;        // [tiles][mr]: output row
+};
+
+struct GatherKernels {
+  // Fills `rows` for output positions [begin, end); false when the map or the order points outside.
+  bool (*gather)(const cs_conv &conv, int mr, int64_t begin, int64_t end, const ConvRows &rows);
+};
+CS_DECLARE_TABLE(GatherKernels, gather_kernels)
+
+// A block of output rows.
 struct ConvBlock {
   const cs_conv *conv;
   int64_t tiles;
-  const float *const *rows;  // [tiles][K][mr]: input row of every tap; missing = the zero row
-  const uint32_t *taps;      // [tiles]: taps that at least one row of the tile has
-  const int32_t *out;        // [tiles][mr]: output row
+  ConvRows rows;
   int panel0, panel1;        // panels of output columns to compute
   float *acc;                // [panel1 - panel0][tiles][mr][panel width], 64-byte aligned; unused when one chunk does
 };
