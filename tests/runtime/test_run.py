@@ -254,6 +254,26 @@ def test_unwritable_output(bundle, clip, tmp_path):
             run(bundle, clip, tmp_path / "file" / "out", save, **ORT)
 
 
+@pytest.mark.parametrize("save", ["overlay", "labels,color"])
+def test_full_disk(bundle, tmp_path, save):
+    resource = pytest.importorskip("resource")
+    rng = np.random.default_rng(0)
+    writer = VideoWriter(tmp_path / "noise.mp4", 10)
+    for _ in range(8):
+        writer.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))  # no file may grow beyond that
+    try:
+        with pytest.raises(InputError, match="cannot be written"):
+            run(bundle, tmp_path / "noise.mp4", tmp_path / "out", save, **ORT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    left = [name for _, _, names in os.walk(str(tmp_path / "out")) for name in names]
+    assert not [name for name in left if not name.endswith(".png")]
+    assert threads_left() == []
+
+
 def test_channel():
     channel = Channel(2)
     worker = Worker(lambda: [channel.put(i) for i in range(5)] and channel.close(), "test", channel.fail)
