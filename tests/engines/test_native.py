@@ -8,8 +8,9 @@ import resource
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
+import onnx
 from native_net import CLASSES, FRAME, LOW, frame, interpret, unet
 
 from crispseg.engines import native

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
 from native_net import FRAME, frame, unet
 from onnx import TensorProto, helper, numpy_helper
@@ -82,93 +82,148 @@ MALFORMED = {
         "contract version 1, found '2'",
     ),
     "domain version": (
-        lambda m: setattr(m.opset_import[1], "version", 2), UnsupportedOp, "version 1 of domain crispseg, found 2"
+        lambda m: setattr(m.opset_import[1], "version", 2),
+        UnsupportedOp,
+        "version 1 of domain crispseg, found 2",
     ),
     "unknown contract op": (lambda m: foreign(m, "Warp", "crispseg"), UnsupportedOp, r"crispseg\.Warp is not in"),
     "standard op": (lambda m: foreign(m, "Relu"), UnsupportedOp, "'alien'.*found Relu"),
     "other domain": (lambda m: foreign(m, "Inverse", "com.microsoft"), UnsupportedOp, "com.microsoft.Inverse"),
     "plugin version": (
-        lambda m: set_attribute(node(m, "SparseConv2d"), "plugin_version", "2"), UnsupportedOp, "plugin_version"
+        lambda m: set_attribute(node(m, "SparseConv2d"), "plugin_version", "2"),
+        UnsupportedOp,
+        "plugin_version",
     ),
     "unknown attribute": (lambda m: set_attribute(node(m, "LogitsAt"), "speed", 3), UnsupportedOp, "speed"),
-    "missing attribute": (lambda m: set_attribute(node(m, "SelectPixels"), "threshold", None), UnsupportedOp, "threshold"),
+    "missing attribute": (
+        lambda m: set_attribute(node(m, "SelectPixels"), "threshold", None),
+        UnsupportedOp,
+        "threshold",
+    ),
     "upsample": (lambda m: set_attribute(node(m, "LogitsAt"), "upsample", "cubic"), UnsupportedOp, "cubic"),
     "capacity": (lambda m: set_attribute(node(m, "SelectPixels"), "capacity", 0), UnsupportedOp, "capacity"),
-    "frame size": (lambda m: set_attribute(node(m, "SelectPixels"), "height", 25), BundleError, "24 x 40, found 25 x 40"),
-    "grid size": (lambda m: set_attribute(node(m, "SubmanifoldMap", 1), "width", 20), BundleError, "11 x 19, found 11 x 20"),
+    "frame size": (
+        lambda m: set_attribute(node(m, "SelectPixels"), "height", 25),
+        BundleError,
+        "24 x 40, found 25 x 40",
+    ),
+    "grid size": (
+        lambda m: set_attribute(node(m, "SubmanifoldMap", 1), "width", 20),
+        BundleError,
+        "11 x 19, found 11 x 20",
+    ),
     "std zero": (lambda m: set_attribute(node(m, "PixelFeatures"), "std", [1.0, 0.0, 1.0]), UnsupportedOp, "std"),
     "concat axis": (lambda m: set_attribute(node(m, "Concat"), "axis", 0), UnsupportedOp, "axis 1"),
     "concat levels": (
-        lambda m: rename_input(m, node(m, "Concat"), "back", "low2"), BundleError, "rows of level 0, found 'low2' of level 1"
+        lambda m: rename_input(m, node(m, "Concat"), "back", "low2"),
+        BundleError,
+        "rows of level 0, found 'low2' of level 1",
     ),
     "missing weight": (lambda m: drop(m, "stem.w"), BundleError, "weight: expected a stored constant, found 'stem.w'"),
     "cin": (
-        lambda m: constant(m, "enc.w", np.zeros((9, 7, 8), np.float32)), BundleError, r"enc.w' float32 \[9, 7, 8\]"
+        lambda m: constant(m, "enc.w", np.zeros((9, 7, 8), np.float32)),
+        BundleError,
+        r"enc.w' float32 \[9, 7, 8\]",
     ),
     "taps": (lambda m: constant(m, "enc.w", np.zeros((4, 8, 8), np.float32)), BundleError, r"\[9, 8, 'any'\]"),
     "bias": (lambda m: constant(m, "enc.b", np.zeros(9, np.float32)), BundleError, r"bias: expected float32 \[8\]"),
     "gate": (lambda m: constant(m, "w3", np.zeros((7, 6), np.float32)), BundleError, r"w3: expected float32 \[7, 5\]"),
     "half weight without Cast": (
-        lambda m: constant(m, "enc.w", np.zeros((9, 8, 8), np.float16)), BundleError, "found 'enc.w' float16"
+        lambda m: constant(m, "enc.w", np.zeros((9, 8, 8), np.float16)),
+        BundleError,
+        "found 'enc.w' float16",
     ),
     "integer weight": (
-        lambda m: constant(m, "enc.w", np.zeros((9, 8, 8), np.int32)), UnsupportedOp, "expected float32 or float16"
+        lambda m: constant(m, "enc.w", np.zeros((9, 8, 8), np.int32)),
+        UnsupportedOp,
+        "expected float32 or float16",
     ),
-    "NaN weight": (
-        lambda m: constant(m, "enc.b", np.full(8, np.nan, np.float32)), BundleError, "enc.b'.*finite"
-    ),
+    "NaN weight": (lambda m: constant(m, "enc.b", np.full(8, np.nan, np.float32)), BundleError, "enc.b'.*finite"),
     "short weight": (
         lambda m: setattr(m.graph.initializer[0], "raw_data", m.graph.initializer[0].raw_data[:-4]),
-        BundleError, "expected values of shape",
+        BundleError,
+        "expected values of shape",
     ),
     "huge weight": (lambda m: m.graph.initializer[0].dims.append(2**40), BundleError, "expected values of shape"),
     "negative dimension": (lambda m: m.graph.initializer[0].dims.append(-1), BundleError, "expected values of shape"),
     "external weight": (external, BundleError, "lies in another file"),
     "twice the same constant": (
-        lambda m: m.graph.initializer.append(m.graph.initializer[0]), BundleError, "name used once"
+        lambda m: m.graph.initializer.append(m.graph.initializer[0]),
+        BundleError,
+        "name used once",
     ),
     "cast of a tensor": (lambda m: rename_input(m, node(m, "Cast"), "low2.w.half", "yo"), UnsupportedOp, "Cast"),
     "cast to half": (lambda m: set_attribute(node(m, "Cast"), "to", TensorProto.FLOAT16), UnsupportedOp, "float32"),
     "use before definition": (lambda m: swap(m, "stem", "enc"), BundleError, "'stem.z0'.*none defined before"),
-    "cycle": (lambda m: rename_input(m, producer(m, "enc"), "stem.z0", "mix"), BundleError, "'mix'.*none defined before"),
+    "cycle": (
+        lambda m: rename_input(m, producer(m, "enc"), "stem.z0", "mix"),
+        BundleError,
+        "'mix'.*none defined before",
+    ),
     "defined twice": (
-        lambda m: m.graph.node.append(producer(m, "yi")), BundleError, "a new tensor, found 'yi', defined before"
+        lambda m: m.graph.node.append(producer(m, "yi")),
+        BundleError,
+        "a new tensor, found 'yi', defined before",
     ),
     "wrong kind": (lambda m: rename_input(m, producer(m, "enc"), "map0", "coords"), BundleError, "'coords', a coords"),
     "map of another level": (
-        lambda m: rename_input(m, producer(m, "dec.z0"), "map0", "map1"), BundleError, "x: expected rows of level 1"
+        lambda m: rename_input(m, producer(m, "dec.z0"), "map0", "map1"),
+        BundleError,
+        "x: expected rows of level 1",
     ),
     "count of another level": (
-        lambda m: rename_input(m, producer(m, "low"), "count1", "count"), BundleError, "rows of level 1, found 'count'"
+        lambda m: rename_input(m, producer(m, "low"), "count1", "count"),
+        BundleError,
+        "rows of level 1, found 'count'",
     ),
     "residual of another level": (
-        lambda m: rename_input(m, producer(m, "low2"), "low", "enc"), BundleError, "rows of level 1, found 'enc'"
+        lambda m: rename_input(m, producer(m, "low2"), "low", "enc"),
+        BundleError,
+        "rows of level 1, found 'enc'",
     ),
     "two selections": (
         lambda m: m.graph.node.append(
-            helper.make_node("SelectPixels", ["logits"], ["a", "b", "c", "d", "e"], "again", domain="crispseg",
-                             **{a.name: helper.get_attribute_value(a) for a in node(m, "SelectPixels").attribute})
+            helper.make_node(
+                "SelectPixels",
+                ["logits"],
+                ["a", "b", "c", "d", "e"],
+                "again",
+                domain="crispseg",
+                **{a.name: helper.get_attribute_value(a) for a in node(m, "SelectPixels").attribute},
+            )
         ),
-        UnsupportedOp, "expected one SelectPixels",
+        UnsupportedOp,
+        "expected one SelectPixels",
     ),
     "scale without shift": (
-        lambda m: rename_input(m, producer(m, "stem"), "stem.t0", ""), UnsupportedOp, "connected together"
+        lambda m: rename_input(m, producer(m, "stem"), "stem.t0", ""),
+        UnsupportedOp,
+        "connected together",
     ),
     "classes": (
-        lambda m: setattr(m.graph.input[1].type.tensor_type.shape.dim[1], "dim_value", 6), BundleError, "expected"
+        lambda m: setattr(m.graph.input[1].type.tensor_type.shape.dim[1], "dim_value", 6),
+        BundleError,
+        "expected",
     ),
     "free frame size": (
-        lambda m: m.graph.input[0].type.tensor_type.shape.dim[0].ClearField("dim_value"), BundleError, "image"
+        lambda m: m.graph.input[0].type.tensor_type.shape.dim[0].ClearField("dim_value"),
+        BundleError,
+        "image",
     ),
     "giant frame": (
         lambda m: [setattr(side, "dim_value", 65536) for side in m.graph.input[0].type.tensor_type.shape.dim[:2]],
-        UnsupportedOp, "beyond the native engine",
+        UnsupportedOp,
+        "beyond the native engine",
     ),
-    "another input": (lambda m: setattr(m.graph.input[0], "name", "picture"), BundleError, "expected inputs image, logits"),
+    "another input": (
+        lambda m: setattr(m.graph.input[0], "name", "picture"),
+        BundleError,
+        "expected inputs image, logits",
+    ),
     "unknown output": (lambda m: setattr(m.graph.output[0], "name", "nowhere"), BundleError, "output 'nowhere'"),
     "input as output": (lambda m: setattr(m.graph.output[0], "name", "image"), BundleError, "output 'image'"),
     "no nodes": (lambda m: m.graph.ClearField("node"), BundleError, "output 'labels'"),
-}  # fmt: skip
+}
 
 
 def open_engine(path):
