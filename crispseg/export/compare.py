@@ -104,8 +104,8 @@ def difference(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
     if not wanted.size:
         return 0.0, 0.0
     if np.issubdtype(wanted.dtype, np.integer):
-        largest = int(np.abs(found.astype(np.int64) - wanted.astype(np.int64)).max())
-        return float(largest), float(largest)
+        steps = float(np.abs(found.astype(np.int64) - wanted.astype(np.int64)).max())
+        return steps, steps
     if not np.array_equal(np.isfinite(found), np.isfinite(wanted)):
         return float("inf"), float("inf")
     gap = np.abs(found - wanted)

@@ -33,7 +33,8 @@ from crispseg.plugins.ops import (
 )
 
 if TYPE_CHECKING:
-    from crispseg.models.refiners.sparserefine import Block, Level, RowConv, SparseRefiner
+    from crispseg.models.refiners.sparserefine import SparseRefiner
+    from crispseg.models.refiners.unet import Block, Level, RowConv
 
 WEIGHTS = ("float32", "float16")
 KIND = "sparserefine"
@@ -158,7 +159,8 @@ class _Writer:
         bias = self.weight("classifier.bias", _numpy(self.module.classifier.bias))
         self.op("SparseConv2d", [y, "", "count", weight, bias], ["yo"], relu=0)
 
-        ensembler, extra = self.module.ensembler, []
+        ensembler: Any = self.module.ensembler
+        extra: list[str] = []
         if ensembler.mode == "gated":
             tensors = [t for part in ensembler.weights() for t in part]
             names = ("w1", "b1", "w2", "b2", "w3", "b3", "w4", "b4")
@@ -228,7 +230,8 @@ class _Writer:
         return outputs[0]
 
     def finished(self) -> ModelProto:
-        frame, rows = [self.height, self.width], ["N", 2]
+        frame: list[int | str | None] = [self.height, self.width]
+        rows: list[int | str | None] = ["N", 2]
         inputs = [
             helper.make_tensor_value_info("image", TensorProto.UINT8, [*frame, 3]),
             helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, *self.logits_shape]),

@@ -128,10 +128,10 @@ def _normalised(canvas: np.ndarray, net: NetInfo) -> np.ndarray:
     """uint8 [H,W,3] -> float32 [1,3,h,w] as the pipeline feeds the base."""
     from crispseg.runtime.geometry import resize_image
 
-    small = resize_image(canvas, net.height, net.width).astype(np.float32)
+    small = resize_image(canvas, net.height, net.width)
     small = small if net.channel_order == "rgb" else small[..., ::-1]
-    small = (small - np.asarray(net.mean, np.float32)) / np.asarray(net.std, np.float32)
-    return np.ascontiguousarray(small.transpose(2, 0, 1)[None], np.float32)
+    values = (small.astype(np.float32) - np.asarray(net.mean, np.float32)) / np.asarray(net.std, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
 
 
 def _half(bundle: Bundle, file: str) -> bool:
@@ -139,10 +139,10 @@ def _half(bundle: Bundle, file: str) -> bool:
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
 
 
-def _tolerances(bundle: Bundle, file: str, tolerance: float) -> dict[str, float]:
+def _torch_hop(bundle: Bundle, network: str, file: str, tolerance: float) -> Hop:
     if _half(bundle, file):
-        return {"tolerance": max(tolerance, TOLERANCE_HALF), "agreement_floor": AGREEMENT_HALF}
-    return {"tolerance": tolerance}
+        return Hop(network, "torch -> onnxruntime", max(tolerance, TOLERANCE_HALF), AGREEMENT_HALF)
+    return Hop(network, "torch -> onnxruntime", tolerance)
 
 
 def _torch_reason(random: bool) -> str:
@@ -158,7 +158,7 @@ class _Base:
         self.net = net
         self.engine = ort.load(bundle.file(net.file), EngineSpec("onnxruntime", threads=threads))
         self.module = weights
-        self.hop = Hop("base", "torch -> onnxruntime", **_tolerances(bundle, net.file, tolerance))
+        self.hop = _torch_hop(bundle, "base", net.file, tolerance)
         self.hops = [self.hop]
         if weights is None:
             self.hop.skipped = _torch_reason(net.random_weights)
@@ -199,7 +199,7 @@ class _Refiner:
             raise
         except Exception as error:
             raise BundleError(f"{self.path}: expected a refiner in ONNX, found {error}; export it again") from None
-        self.torch_hop = Hop("refiner", "torch -> onnxruntime", **_tolerances(bundle, info.file, tolerance))
+        self.torch_hop = _torch_hop(bundle, "refiner", info.file, tolerance)
         self.native_hop = Hop("refiner", "onnxruntime -> native", tolerance)
         self.hops = [self.torch_hop, self.native_hop]
         if weights is None:

@@ -338,7 +338,7 @@ def check_connections(
 
 def parse_features(text: str, where: str = "") -> tuple[tuple[str, float | None], ...]:
     """Split "rgb,xy,p,p>0.5" into (("rgb", None), ("xy", None), ("p", None), ("p", 0.5)); UnsupportedOp otherwise."""
-    parsed = []
+    parsed: list[tuple[str, float | None]] = []
     for name in text.split(","):
         name = name.strip()
         if name in ("rgb", "xy", "p"):

@@ -7,7 +7,7 @@ After: one SparseConv2d with scaled weight and a bias; no such pair is left.
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from crispseg.errors import UnsupportedOp
 from crispseg.export.passes.graph import Graph, affine, connect, flag, output_of, role_of
@@ -24,7 +24,7 @@ def fold_batchnorm(model: ModelProto) -> int:
     for norm in graph.nodes:
         terms = affine(graph, norm)
         conv = graph.convolution(norm.input[0]) if terms is not None else None
-        if conv is None or graph.only_reader(norm.input[0]) is None or not _plain(conv):
+        if terms is None or conv is None or graph.only_reader(norm.input[0]) is None or not _plain(conv):
             continue
         weight = graph.array(role_of(conv, "weight"))
         bias = graph.array(role_of(conv, "bias")) if role_of(conv, "bias") else np.float64(0)
@@ -47,5 +47,5 @@ def fold_batchnorm(model: ModelProto) -> int:
     return len(dropped)
 
 
-def _plain(conv) -> bool:
+def _plain(conv: NodeProto) -> bool:
     return not (role_of(conv, "residual") or flag(conv, "relu") or output_of(conv, 1) or output_of(conv, 2))

@@ -49,8 +49,8 @@ def _drop(graph: Graph, gone: list[NodeProto], insert: dict[int, list[NodeProto]
     return True
 
 
-def _bare(conv: NodeProto | None) -> bool:
-    return conv is not None and not (flag(conv, "relu") or output_of(conv, 1) or output_of(conv, 2))
+def _bare(conv: NodeProto) -> bool:
+    return not (flag(conv, "relu") or output_of(conv, 1) or output_of(conv, 2))
 
 
 def _fuse_relu(model: ModelProto) -> bool:
@@ -58,7 +58,7 @@ def _fuse_relu(model: ModelProto) -> bool:
     gone = []
     for relu in graph.nodes:
         conv = graph.convolution(relu.input[0]) if relu.op_type == "Relu" and not relu.domain else None
-        if _bare(conv) and graph.only_reader(relu.input[0]) is relu:
+        if conv is not None and _bare(conv) and graph.only_reader(relu.input[0]) is not None:
             set_flag(conv, "relu", 1)
             conv.output[0] = relu.output[0]
             gone.append(relu)
@@ -73,7 +73,9 @@ def _fuse_residual(model: ModelProto) -> bool:
         found = []
         for i in (0, 1):
             conv = graph.convolution(add.input[i])
-            if _bare(conv) and graph.only_reader(add.input[i]) is add and not role_of(conv, "residual"):
+            if conv is None or not _bare(conv) or graph.only_reader(add.input[i]) is not add:
+                continue
+            if not role_of(conv, "residual"):
                 found.append((graph.position[id(conv)], i, conv))
         for position, i, conv in sorted(found, key=lambda item: -item[0]):
             other = add.input[1 - i]
@@ -92,8 +94,8 @@ def _norm_relu(graph: Graph) -> list[tuple[NodeProto, NodeProto, np.ndarray, np.
     pairs = []
     for norm in graph.nodes:
         terms = affine(graph, norm)
-        relu = graph.only_reader(norm.output[0]) if terms is not None else None
-        if relu is not None and relu.op_type == "Relu" and not relu.domain:
+        relu = graph.only_reader(norm.output[0])
+        if terms is not None and relu is not None and relu.op_type == "Relu" and not relu.domain:
             pairs.append((norm, relu, *terms))
     return pairs
 
@@ -104,8 +106,8 @@ def _split_concat(model: ModelProto) -> bool:
         concat = graph.producer.get(norm.input[0])
         if concat is None or concat.op_type != "Concat" or concat.domain or flag(concat, "axis") != 1:
             continue
-        widths = [_width(graph, name) for name in concat.input]
-        if None in widths or sum(widths) != len(scale):
+        widths = _widths(graph, concat)
+        if sum(widths) != len(scale):
             continue
         new, parts, start = [], [], 0
         for i, (name, width) in enumerate(zip(concat.input, widths)):
@@ -126,18 +128,20 @@ def _split_concat(model: ModelProto) -> bool:
     return False
 
 
-def _width(graph: Graph, name: str) -> int | None:
-    """Columns of a tensor of rows, as far as convolutions and Concats tell."""
-    maker = graph.producer.get(name)
-    if maker is None:
-        return None
-    if is_op(maker, "SparseConv2d"):
-        weight = graph.initializers.get(role_of(maker, "weight"))
-        return None if weight is None else int(weight.dims[2])
-    if maker.op_type == "Concat" and not maker.domain:
-        widths = [_width(graph, part) for part in maker.input]
-        return None if None in widths else sum(widths)
-    return None
+def _widths(graph: Graph, concat: NodeProto) -> list[int]:
+    """Columns of a Concat's inputs, as far as convolutions and Concats tell; empty when one is unknown."""
+    widths = []
+    for name in concat.input:
+        maker, width = graph.producer.get(name), 0
+        if maker is not None and is_op(maker, "SparseConv2d"):
+            weight = graph.initializers.get(role_of(maker, "weight"))
+            width = 0 if weight is None else int(weight.dims[2])
+        elif maker is not None and maker.op_type == "Concat" and not maker.domain:
+            width = sum(_widths(graph, maker))
+        if not width:
+            return []
+        widths.append(width)
+    return widths
 
 
 def _fuse_norm(model: ModelProto) -> bool:
@@ -145,7 +149,9 @@ def _fuse_norm(model: ModelProto) -> bool:
     gone = []
     for norm, relu, scale, shift in _norm_relu(graph):
         conv = graph.convolution(norm.input[0])
-        slot = next((i for i in (1, 2) if conv is not None and not output_of(conv, i)), None)
+        if conv is None:
+            continue
+        slot = next((i for i in (1, 2) if not output_of(conv, i)), None)
         if slot is None:
             continue
         while len(conv.output) <= slot:
