@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -150,6 +151,8 @@ class Pipeline:
         self._labels = labels
         self._fit = fit
         self._place: Optional[Placement] = None
+        workers = min(4, dense.spec.thread_count)
+        self._pool = ThreadPoolExecutor(workers, "crispseg-resize") if workers > 1 else None
         self._input = np.empty((1, 3, net.height, net.width), np.float32)
         mean = [int(round(min(255.0, max(0.0, value)))) for value in net.mean]
         # Bars have the colour that normalises to about zero, in the image's own channel order.
@@ -170,7 +173,7 @@ class Pipeline:
             )
         place = self._place
         canvas = np.ascontiguousarray(to_canvas(frame, place, self._pad))
-        self._normalise(resize_image(canvas, self.net.height, self.net.width))
+        self._normalise(resize_image(canvas, self.net.height, self.net.width, self._pool))
         last = _lap(times, "preprocess", start)
         logits = self._dense.run({"image": self._input}, ("logits",))["logits"]
         last = _lap(times, "base", last)
@@ -243,6 +246,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the engines."""
+        if self._pool is not None:
+            self._pool.shutdown()
         for engine in (self._dense, self._refiner, self._labels):
             if engine is not None:
                 engine.close()

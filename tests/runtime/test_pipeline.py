@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -214,6 +215,14 @@ def test_geometry(h0, w0, h, w, fit):
     assert 9 not in back
     if (h0, w0) == (place.height, place.width):
         np.testing.assert_array_equal(back, inside)
+
+
+@pytest.mark.parametrize("size", [(512, 800), (256, 1600), (512, 777), (300, 700), (200, 400), (100, 100)])
+def test_resizing_in_bands_is_exact(size):
+    image = np.random.default_rng(0).integers(0, 256, (512 if size[0] != 300 else 900, 1600, 3), dtype=np.uint8)
+    alone = geometry.resize_image(image, *size)
+    with ThreadPoolExecutor(2) as pool:
+        np.testing.assert_array_equal(geometry.resize_image(image, size[0], size[1], pool), alone)
 
 
 def test_auto_fit():
