@@ -109,7 +109,7 @@ class NativeEngine:
             New arrays by name.
 
         Raises:
-            InputError: an input is missing, unknown, or of another dtype or shape; an output is unknown.
+            InputError: an input is missing, unknown, or of another dtype or shape; an output is unknown; memory is out.
         """
         if self._native is None:
             raise InputError("%s: the engine is closed" % self.path)
@@ -128,14 +128,20 @@ class NativeEngine:
         times: Dict[str, float] = {}
         nodes = self._graph.nodes
         last = time.perf_counter()
-        for index in need.nodes:
-            node = nodes[index]
-            getattr(self, "_run_" + node.op)(index, node)
-            now = time.perf_counter()
-            times[node.name] = (now - last) * 1e3
-            stages[_STAGES[node.op]] += times[node.name]
-            last = now
-        result = {name: self._take(name) for name in names}
+        try:
+            for index in need.nodes:
+                node = nodes[index]
+                getattr(self, "_run_" + node.op)(index, node)
+                now = time.perf_counter()
+                times[node.name] = (now - last) * 1e3
+                stages[_STAGES[node.op]] += times[node.name]
+                last = now
+            result = {name: self._take(name) for name in names}
+        except MemoryError:
+            raise InputError(
+                "%s: not enough memory for %d active pixels; export the bundle with a smaller capacity or a higher "
+                "threshold" % (self.path, self._rows[0])
+            ) from None
         stages["scatter"] += (time.perf_counter() - last) * 1e3
         self.stage_times, self.node_times = stages, times
         self._given = {}

@@ -28,7 +28,7 @@ class Room:
     def ensure(self, count: int) -> int:
         """Address of room for ``count`` elements (at least one)."""
         if count > len(self.array) or not self.address:
-            self.array = np.empty(0, self.dtype)  # give the old memory back first
+            self.array, self.address = np.empty(0, self.dtype), 0  # give the old memory back first
             size = max(1, count + count // _SLACK)
             self.array = aligned(size * self.dtype.itemsize).view(self.dtype)
             self.address = self.array.ctypes.data

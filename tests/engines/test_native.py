@@ -187,6 +187,31 @@ def test_wrong_inputs(saved):
     engine.close()
 
 
+def test_out_of_memory_is_one_message_and_passes(saved, monkeypatch):
+    from crispseg.engines import native_memory
+
+    path, feeds = saved(unet()), frame(2, **ALL)
+    with native.load(path, EngineSpec(threads=1)) as engine:
+        wanted = engine.run(feeds)
+    real = native_memory.aligned
+    for call in range(12):  # the allocation that fails is another one each time
+        left = [call]
+
+        def failing(size, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise MemoryError
+            return real(size)
+
+        with native.load(path, EngineSpec(threads=1)) as engine:
+            monkeypatch.setattr(native_memory, "aligned", failing)
+            with pytest.raises(InputError, match="not enough memory for .* smaller capacity"):
+                engine.run(feeds)
+            monkeypatch.setattr(native_memory, "aligned", real)
+            found = engine.run(feeds)
+            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_ports_and_description(saved):
     with native.load(saved(unet()), EngineSpec(threads=2)) as engine:
         assert engine.inputs["logits"] == (np.float32, [1, CLASSES, *LOW])
