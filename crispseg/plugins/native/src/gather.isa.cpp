@@ -71,7 +71,7 @@ inline uint32_t largest(const NineTaps &t) {
 inline uint32_t largest(const AnyTaps &t) { return t.largest; }
 
 template <class Taps>
-bool by_map(Taps state, const cs_conv &c, int mr, int64_t begin, int64_t end, const ConvRows &g) {
+bool by_map(Taps &state, const cs_conv &c, int mr, int64_t begin, int64_t end, const ConvRows &g) {
   const int64_t bytes = c.ldx * static_cast<int64_t>(sizeof(float));
   const int64_t zero = c.x ? reinterpret_cast<int64_t>(c.x) - bytes : 0;
   const uint32_t all = 0xffffffffu >> (32 - c.K);
@@ -110,8 +110,12 @@ bool identity(const cs_conv &c, int mr, int64_t begin, int64_t end, const ConvRo
 
 bool gather(const cs_conv &c, int mr, int64_t begin, int64_t end, const ConvRows &g) {
   if (!c.map) return identity(c, mr, begin, end, g);
-  if (c.K == 9) return by_map(NineTaps{}, c, mr, begin, end, g);
-  return by_map(AnyTaps{c.K, 0, 0}, c, mr, begin, end, g);
+  if (c.K == 9) {
+    NineTaps nine{};
+    return by_map(nine, c, mr, begin, end, g);
+  }
+  AnyTaps any{c.K, 0, 0};
+  return by_map(any, c, mr, begin, end, g);
 }
 
 }  // namespace
