@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import typer
 
@@ -48,6 +48,11 @@ SCENE_SHARE = typer.Option(0.25, "--scene-share", min=0.0, max=1.0, help="share 
 STEPS = typer.Option(2000, "--steps", min=1, help="optimiser steps")
 BATCH = typer.Option(8, "--batch", min=1, help="crops in a step")
 RATE = typer.Option(1e-3, "--lr", help="highest learning rate (AdamW, cosine)")
+WARMUP_STEPS = typer.Option(100, "--warmup", min=1, help="steps until the highest learning rate")
+EMA = typer.Option(0.998, "--ema", min=0.0, max=0.9999, help="decay of the weight average that is validated and kept")
+SCALE_RANGE = typer.Option(
+    None, "--scale-range", help="random scaling of the pictures, LOW,HIGH; default 0.35,1.05 (base), 0.8,1.3 (refiner)"
+)
 TRAIN_SEED = typer.Option(0, "--seed", help="seed of everything random")
 DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or cuda:1")
 RESUME = typer.Option(False, "--resume", help="continue the run in -o")
@@ -181,6 +186,9 @@ def fit(
     steps: int = STEPS,
     batch: int = BATCH,
     lr: float = RATE,
+    warmup: int = WARMUP_STEPS,
+    ema: float = EMA,
+    scale_range: Optional[str] = SCALE_RANGE,
     validate_every: int = VALIDATE_EVERY,
     seed: int = TRAIN_SEED,
     device: str = DEVICE,
@@ -219,6 +227,9 @@ def fit(
             steps=steps,
             batch=batch,
             lr=lr,
+            warmup=warmup,
+            ema=ema,
+            scale_range=parse_range(scale_range, "--scale-range"),
             validate_every=validate_every,
             seed=seed,
             device=device,
@@ -262,6 +273,17 @@ def require_host_python(command: str) -> None:
             f"crispseg {command} needs Python 3.10 or newer, found {found}; bundles can be made on another machine and "
             "run here"
         )
+
+
+def parse_range(text: Optional[str], option: str) -> Optional[Tuple[float, float]]:
+    """Two numbers out of LOW,HIGH; None stays None. Raises InputError."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} {text!r}: expected LOW,HIGH, for example 0.5,2") from None
+    return low, high
 
 
 def levels(planes: Optional[str], repeats: Optional[str], default: int) -> Dict[str, Any]:

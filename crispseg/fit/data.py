@@ -109,9 +109,15 @@ def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def batches(
-    groups: list[tuple[float, list[Pair]]], options: FitOptions, size: tuple[int, int], start: int
+    groups: list[tuple[float, list[Pair]]],
+    options: FitOptions,
+    size: tuple[int, int],
+    scales: tuple[float, float],
+    start: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Endless batches (images uint8 [B, h, w, 3], labels uint8 [B, h, w]), made by one thread beside the training.
+
+    ``scales`` is the range of random scaling unless the options name one.
 
     Batch ``i`` depends on the seed and ``i`` alone, so a resumed run sees the data that an unbroken one would.
     """
@@ -125,7 +131,7 @@ def batches(
         images, labels = [], []
         for _ in range(options.batch):
             pairs = groups[int(rng.choice(len(groups), p=share))][1]
-            low, high = np.log(options.scale_range)
+            low, high = np.log(options.scale_range or scales)
             scale = float(np.exp(rng.uniform(low, high)))
             image, label = random_crop(pairs[int(rng.integers(len(pairs)))], scale, size, rng)
             images.append(image)

@@ -15,7 +15,8 @@ class FitOptions:
 
     ``folders`` are (images, labels) directories with matching stems; ``scenes`` is the number of procedural scenes to
     render beside them, drawn with probability ``scene_share``. ``height`` x ``width`` is the full-resolution frame;
-    the base sees it scaled by ``scale``.
+    the base sees it scaled by ``scale``. ``scale_range`` is the random scaling of the pictures before they are cropped:
+    to what the base sees (default 0.35 to 1.05 of the full size) or to full-resolution frames (refiner, 0.8 to 1.3).
     """
 
     out: Path
@@ -33,7 +34,7 @@ class FitOptions:
     weight_decay: float = 1e-2
     warmup: int = 100
     ema: float = 0.998
-    scale_range: tuple[float, float] = (0.35, 1.05)
+    scale_range: tuple[float, float] | None = None
     class_balance: float = 0.35
     validate_every: int = 400
     seed: int = 0
@@ -62,9 +63,16 @@ class FitOptions:
             (0.1 <= self.scale <= 1, f"--scale {self.scale}: expected 0.1 to 1"),
             (self.steps >= 1 and self.batch >= 1, f"steps {self.steps}, batch {self.batch}: expected at least 1"),
             (0 <= self.ema < 1, f"ema {self.ema}: expected 0 <= ema < 1"),
+            (
+                self.scale_range is None or 0.05 < self.scale_range[0] <= self.scale_range[1] <= 8,
+                f"--scale-range {self.scale_range}: expected two numbers between 0.05 and 8, the smaller first",
+            ),
             (self.lr > 0, f"--lr {self.lr}: expected more than 0"),
             (len(self.planes) == len(self.repeats), "planes and repeats: expected the same number of levels"),
-            (not self.scenes or self.num_classes == 11, "--scenes: they have CamVid's 11 classes; use --classes camvid"),
+            (
+                not self.scenes or self.num_classes == 11,
+                "--scenes: they hold CamVid's 11 classes; use --classes camvid",
+            ),
             (0 < self.density < 1, f"--density {self.density}: expected between 0 and 1"),
             (bool(self.folders) or self.scenes > 0, "no training data: give --images and --labels, or --scenes N"),
         )

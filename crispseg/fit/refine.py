@@ -19,6 +19,8 @@ from crispseg.models.checkpoints import load_checkpoint, load_config, load_stric
 from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
 from crispseg.sparse.select import entropy
 
+SCALES = (0.8, 1.3)
+
 
 def load_base(options: FitOptions) -> small.SmallNet:
     """The frozen base of ``options.base``: a checkpoint that ``fit_base`` wrote.
@@ -127,7 +129,7 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
     record = train(
         module,
         loss,
-        lambda start: batches(groups, options, size, start),
+        lambda start: batches(groups, options, size, SCALES, start),
         validate if validation else None,
         options,
         {"architecture": "sparserefine", **plain(config)},

@@ -19,6 +19,7 @@ from crispseg.fit.options import FitOptions
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+SCALES = (0.35, 1.05)  # around and between the base's own scale and full size, so that it works at both
 
 
 def quiet(_: dict) -> None:
@@ -117,7 +118,14 @@ def fit_base(options: FitOptions, report: Report = quiet) -> dict:
 
     check = validate if validation else None
     record = train(
-        module, loss, lambda start: batches(groups, options, size, start), check, options, module.config, report, twin
+        module,
+        loss,
+        lambda start: batches(groups, options, size, SCALES, start),
+        check,
+        options,
+        module.config,
+        report,
+        twin,
     )
     return finish(record, options)
 

@@ -152,11 +152,11 @@ def test_threshold_selects_the_density(folders, tmp_path):
 def test_batches_depend_on_seed_and_step_alone(folders):
     pairs = [(1.0, read_pairs(*folders, C))]
     o = options(folders, "unused")
-    first = batches(pairs, o, (32, 48), 0)
+    first = batches(pairs, o, (32, 48), (0.5, 1.0), 0)
     next(first)
     second = next(first)
-    again = next(batches(pairs, o, (32, 48), 1))
-    other = next(batches(pairs, dataclasses.replace(o, seed=1), (32, 48), 1))
+    again = next(batches(pairs, o, (32, 48), (0.5, 1.0), 1))
+    other = next(batches(pairs, dataclasses.replace(o, seed=1), (32, 48), (0.5, 1.0), 1))
     assert np.array_equal(second[0], again[0])
     assert np.array_equal(second[1], again[1])
     assert not np.array_equal(second[0], other[0])
@@ -190,6 +190,7 @@ def test_class_weights_favour_the_rare():
         ({"scenes": 2}, "CamVid"),
         ({"steps": 0}, "at least 1"),
         ({"scale": 2.0}, "--scale"),
+        ({"scale_range": (2.0, 1.0)}, "--scale-range"),
         ({"device": "cuda:7"}, "cuda:7"),
     ],
 )
