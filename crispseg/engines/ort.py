@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from crispseg.engines.external_data import check_external_data
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp
 
@@ -52,6 +53,7 @@ def load(path: Union[str, Path], spec: Optional[EngineSpec] = None) -> OrtEngine
         ) from None
     if not path.is_file():
         raise BundleError("%s: expected an ONNX file, found none; export the bundle again" % path)
+    check_external_data(path)
     available = ort.get_available_providers()
     if spec.provider not in available:
         fix = _INSTALL.get(spec.provider)
