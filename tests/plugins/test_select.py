@@ -206,6 +206,39 @@ def test_nan_is_never_active_nor_best(isa, rule):
     assert (result.labels == np.where(np.isnan(full), -np.inf, full).argmax(0)).all()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_any_size(isa):
+    """Random shapes, rules and thresholds; the logits at the sites have the front end's argmax."""
+    rng = np.random.default_rng(len(isa))
+    with Native(2, isa) as native:
+        for _ in range(60):
+            classes, h, w, height, width = (int(n) for n in rng.integers(1, [24, 20, 40, 50, 90]))
+            rule = RULES[rng.integers(3)]
+            threshold = float(rng.uniform(0.001, 1.5))
+            capacity = int(rng.integers(0, height * width + 1))
+            logits = random_logits(classes, (h, w), seed=int(rng.integers(1000)), scale=rng.uniform(0.1, 6))
+            keep = bool(rng.integers(2))
+            result = Selection(logits, (height, width), rule, threshold, capacity, confidence=keep, native=native)
+            check(result, logits, (height, width), rule, threshold, capacity)
+            rows = np.zeros((result.count, classes), np.float32)
+            sites = np.ascontiguousarray(result.coords)
+            native.call(
+                "cs_logits_at",
+                logits.ctypes.data,
+                *logits.shape,
+                height,
+                width,
+                RULES.index(rule),
+                sites.ctypes.data,
+                result.count,
+                rows.ctypes.data,
+                classes,
+            )
+            top = np.sort(rows, 1)
+            clear = top[:, -1] - top[:, -2] > 1e-4 if classes > 1 else np.ones(result.count, bool)
+            assert (rows.argmax(1) == result.labels[sites[:, 0], sites[:, 1]])[clear].all()
+
+
 def test_repeated_runs_do_not_allocate():
     logits = random_logits(19, (16, 32), seed=2)
     with Native(2) as native:

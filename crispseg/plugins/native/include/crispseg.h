@@ -50,7 +50,8 @@ CS_API size_t cs_scratch_bytes(const cs_context *ctx); /* memory held by the con
 /* logits [C,h,w] -> labels [H,W] (argmax, lowest class wins ties), confidence [H,W] = round(255 * max prob) or NULL,
  * coords [capacity,2] (y,x) of the pixels whose entropy > threshold in raster order, count = rows written,
  * found = pixels above the threshold. found > capacity: the `capacity` most uncertain ones are kept (ties: first in
- * raster order). One pass; full-size logits are never written. E = -sum p*ln(max(p,1e-5)). C <= 256. */
+ * raster order). One pass; full-size logits are never written. E = -sum p*ln(max(p,1e-5)). C <= 256.
+ * A NaN logit never wins the argmax; its pixel has confidence 0 and is not active (NaN > threshold is false). */
 CS_API int cs_select_pixels(cs_context *ctx, const float *logits, int C, int h, int w, int H, int W, cs_upsample up,
                             float threshold, int64_t capacity, uint8_t *labels, uint8_t *confidence, int32_t *coords,
                             int32_t *count, int32_t *found);
