@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from bands import band_scene
 from torch import nn
 
 from crispseg.engines import native, ort
@@ -89,12 +90,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/out/hrnet_sized.json"))
     options = parser.parse_args()
-    from bands import band_logits  # benchmarks/bands.py: logits uncertain in object-boundary bands
-
     torch.manual_seed(0)
     base = FourBranches().eval()
     spec = EngineSpec("onnxruntime", threads=options.threads)
-    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image, logits, _ = band_scene(HEIGHT, WIDTH, classes=CLASSES, stride=8, density=0.12)
     with tempfile.TemporaryDirectory() as folder:
         engines, gmac = {}, {}
         for name, divide in (("full", 1), ("half", 2)):
@@ -103,7 +102,6 @@ def main() -> None:
             path = Path(folder) / f"{name}.onnx"
             onnx.save(model, path)
             engines[name] = ort.load(path, spec)
-        logits = band_logits(CLASSES, HEIGHT, WIDTH, density=0.12)
         refiner = SparseRefiner(SparseRefineConfig(num_classes=CLASSES, extent="image")).eval()
         model = export_refiner(
             refiner,
