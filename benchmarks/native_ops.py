@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from ctypes import byref
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -41,11 +41,21 @@ def contour_mask(density: float, height: int = HEIGHT, width: int = WIDTH, seed:
 class Layer:
     """One convolution with its buffers. kind: submanifold, down, up."""
 
-    def __init__(self, native: Native, name: str, table: np.ndarray, n_in: int, cin: int, cout: int, planned: bool):
+    def __init__(
+        self,
+        native: Native,
+        name: str,
+        table: np.ndarray,
+        n_in: int,
+        cin: int,
+        cout: int,
+        planned: bool,
+        pad: int,
+    ):
         rng = np.random.default_rng(1)
         self.native, self.name, self.shape = native, name, (len(table), cin, cout)
         self.table = table
-        self.x = ops.feature_matrix(n_in, cin)
+        self.x = ops.feature_matrix(n_in, cin, cin + (pad if cin >= 256 else 0))
         self.x[:] = rng.standard_normal(self.x.shape, dtype=np.float32)
         self.weight_values = rng.standard_normal((9, cin, cout), dtype=np.float32)
         self.weight = ops.pack_weight(native, self.weight_values)
@@ -64,7 +74,7 @@ class Layer:
         return self.flop
 
 
-def layers(native: Native, coords: np.ndarray, wanted: str) -> Tuple[List[Layer], List[Dict[str, float]]]:
+def layers(native: Native, coords: np.ndarray, wanted: str, pad: int) -> Tuple[List[Layer], List[Dict[str, float]]]:
     """The layers of every level, and the times of the maps (ms)."""
     height, width = HEIGHT, WIDTH
     out: List[Layer] = []
@@ -72,13 +82,14 @@ def layers(native: Native, coords: np.ndarray, wanted: str) -> Tuple[List[Layer]
 
     def add(name: str, *arguments: object) -> None:
         if wanted in name:
-            out.append(Layer(native, name, *arguments))  # type: ignore[arg-type]
+            out.append(Layer(native, name, *arguments, pad))  # type: ignore[arg-type]
 
     for level, c in enumerate(CHANNELS):
         times = {"level": level, "rows": len(coords)}
-        times["submanifold_ms"], table = best_ms(lambda: ops.submanifold_map(native, coords, height, width))
-        times["down_ms"], (sites, down, up) = best_ms(lambda: ops.down_map(native, coords, height, width, "active"))
-        times["plan_ms"], _ = best_ms(lambda: ops.plan_map(native, table))
+        level_of = (native, coords, height, width)
+        times["submanifold_ms"], table = best_ms(ops.submanifold_map, *level_of)
+        times["down_ms"], (sites, down, up) = best_ms(ops.down_map, *level_of)
+        times["plan_ms"], _ = best_ms(ops.plan_map, native, table)
         maps.append(times)
         if level == 0:
             add("L0 stem", table, len(coords), 3, c, False)
@@ -92,12 +103,12 @@ def layers(native: Native, coords: np.ndarray, wanted: str) -> Tuple[List[Layer]
     return out, maps
 
 
-def best_ms(job: Callable[[], object], passes: int = 4) -> Tuple[float, object]:
+def best_ms(job: Callable[..., Any], *arguments: object, passes: int = 4) -> Tuple[float, Any]:
     """Best CPU time of a few passes, and the result."""
     best, result = float("inf"), None
     for _ in range(passes):
         start = time.process_time()
-        result = job()
+        result = job(*arguments)
         best = min(best, time.process_time() - start)
     return best * 1e3, result
 
@@ -145,6 +156,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--only", default="", help="only layers whose name holds this text")
+    parser.add_argument("--pad", type=int, default=16, help="floats between the rows of inputs of 256 channels or more")
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--json", help="write the numbers to this file")
     options = parser.parse_args()
@@ -152,10 +164,10 @@ def main() -> None:
     native = Native(options.threads, options.isa)
     coords = np.argwhere(contour_mask(options.density)).astype(np.int32, order="C")
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    measured, maps = layers(native, coords, options.only)
+    measured, maps = layers(native, coords, options.only, options.pad)
     rows = []
     print(f"{native.isa}, {native.threads} threads, {len(coords)} active pixels; GFLOP/s: best (median)")
-    print(f"{'layer':12} {'rows':>7} {'cin':>5} {'cout':>5} {'GFLOP':>7} {'ms':>8} {'ours':>14} {'peak':>7} {'share':>6} mm")
+    print("layer           rows   cin  cout   GFLOP       ms           ours    peak  share mm")
     for layer in measured:
         jobs: Dict[str, Callable[[], float]] = {
             "peak": lambda: native.threads * native.library.cs_fma_loop(native.handle, 2_000_000),
@@ -178,9 +190,9 @@ def main() -> None:
     for m in maps:
         print("  " + "  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in m.items()))
     if options.json:
-        report = {"isa": native.isa, "threads": native.threads, "density": options.density, "layers": rows, "maps": maps}
+        head = {"isa": native.isa, "threads": native.threads, "density": options.density}
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+            json.dump({**head, "layers": rows, "maps": maps}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def plan_buffers(graph: Graph) -> Plan:
             old = places[name].buffer
             if old not in renumbered:
                 renumbered[old] = len(buffers)
-                buffers.append(Buffer(graph.tensors[name].level, widths[old], index, index))
+                buffers.append(Buffer(graph.tensors[name].level, _stride(widths[old]), index, index))
             buffers[renumbered[old]].last = index
         for name in node.inputs.values():
             if name in places:
@@ -71,6 +71,11 @@ def plan_buffers(graph: Graph) -> Plan:
             buffers[final[name].buffer].last = len(graph.nodes)
     pads = _share(graph, buffers)
     return Plan(final, tuple(buffers), tuple(pads), frozenset(copies))
+
+
+def _stride(columns: int) -> int:
+    """Floats from row to row: wide rows a power of two apart share few cache sets, which costs up to a quarter."""
+    return columns + 16 if columns >= 256 else columns
 
 
 def _join(graph: Graph) -> Tuple[Dict[str, Place], List[int], Set[Tuple[int, str]]]:

@@ -134,7 +134,7 @@ def load() -> ctypes.CDLL:
     for name, (result, arguments) in PROTOTYPES.items():
         function = getattr(library, name, None)
         if function is None:
-            raise EnvironmentMismatch(f"{path} lacks {name}: it is older than this package. Rebuild it: {BUILD_COMMAND}")
+            raise EnvironmentMismatch(f"{path} lacks {name}, it is too old. Rebuild it: {BUILD_COMMAND}")
         function.restype = result
         function.argtypes = arguments
     _library = library

@@ -7,6 +7,7 @@
  *  - A feature matrix is float32 [n, c] with a row stride ld (in floats, ld >= c). The row *before* row 0, at
  *    x - ld, must be readable and zero over c floats: map entry -1 then addresses it, so that the convolution
  *    has no branch for a missing neighbour ("row 0 = zeros" of the allocation).
+ *    Rows a power of two apart share few cache sets: from 256 channels on, ld = c + 16 is 5 to 25 % faster.
  *  - Outputs are written for exactly the rows asked for, and nothing beyond row n or column c.
  *  - After warm-up (same or smaller sizes) no function allocates. Scratch belongs to the context.
  *  - A context is used by one thread at a time; it owns its worker threads. Results do not depend on their number.
