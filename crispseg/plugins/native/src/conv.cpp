@@ -71,8 +71,13 @@ Cut cut(const ConvKernels &k, const cs_conv &c, int threads) {
   r.rows = round_up(ceil_div(c.n_out, r.blocks), k.mr);
   r.blocks = ceil_div(c.n_out, r.rows);
   r.panels = static_cast<int>(ceil_div(c.cout, k.width));
-  const int64_t wanted = r.blocks >= threads ? 1 : ceil_div(threads, r.blocks);
-  r.panels_per_group = static_cast<int>(ceil_div(r.panels, wanted < r.panels ? wanted : r.panels));
+  // Several threads want some units of work each, so that a slow core does not hold up the others; the panels of a block
+  // go to different units for that. A unit gathers its rows anew, so it should hold a few panels, except when the
+  // threads would go without work.
+  const int64_t units = threads == 1 ? 1 : 4 * threads;
+  const int64_t few = r.blocks < threads ? 1 : 4;
+  const int64_t share = ceil_div(r.panels, ceil_div(units, r.blocks));
+  r.panels_per_group = static_cast<int>(share > few ? share : few < r.panels ? few : r.panels);
   r.groups = static_cast<int>(ceil_div(r.panels, r.panels_per_group));
   return r;
 }
