@@ -17,7 +17,7 @@ from crispseg.bundle import Bundle, NetInfo, load_bundle
 from crispseg.engines import ort
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, CrispsegError, EnvironmentMismatch, InputError
-from crispseg.export.compare import Hop, Made, expose, tensors_of, without_selection
+from crispseg.export.compare import Hop, Made, expose, tensors_of, undecided_sites, without_selection
 
 TOLERANCE = 1e-4
 # float16 weights against the float32 weights of a checkpoint.
@@ -26,11 +26,11 @@ TOLERANCE_HALF, AGREEMENT_HALF = 5e-2, 0.97
 DEFINITIONS = {
     "hop": "two engines that compute the same network from the same inputs",
     "tensors": "results compared: for the native engine, those of every op",
-    "max_error": "largest absolute difference of any compared tensor, over all frames",
-    "max_error_relative": "largest absolute difference of a tensor / largest magnitude of that tensor",
-    "argmax_agreement": "pixels (base: logit pixels) with the same class, percent, lowest frame",
-    "sites_different": "active pixels that only one of the two engines selected, highest frame",
-    "first_difference": "first op in graph order with a result above the tolerance; none when all are within",
+    "error": "largest absolute difference of a tensor / largest magnitude of that tensor, over tensors and frames",
+    "agreement": "pixels (base: logit pixels) with the same class, percent, lowest frame",
+    "sites_different": "active pixels that only one of the two engines selected, highest frame; a hop fails when the "
+    "entropy of one of them is not within 1e-5 of the cut (the threshold, or the lowest that the capacity let in)",
+    "first_difference": "first op in graph order with a result above the tolerance, and its error",
 }
 
 Progress = Callable[..., None]
@@ -61,8 +61,8 @@ def verify_bundle(
         progress: called with (done, total, text).
 
     Returns:
-        A report of kind "verify": one entry a hop under ``hops`` (``passed`` is None where a hop was skipped, with the
-        reason), the frames, and ``passed``: no hop failed and at least one ran.
+        A report of kind "verify": one entry a hop under ``hops``, hops that could not run under ``skipped`` with the
+        reason, the frames, and ``passed``: no hop failed and at least one ran.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -94,7 +94,9 @@ def verify_bundle(
         bundle=str(bundle.path),
         name=bundle.name,
         passed=all(hop.passed is not False for hop in hops) and any(hop.passed for hop in hops),
-        hops=[hop.row() for hop in hops],
+        tolerance=tolerance,
+        hops=[hop.row() for hop in hops if hop.skipped is None],
+        skipped=[hop.row() for hop in hops if hop.skipped is not None],
         frames_compared=listed,
         environment=environment(threads=EngineSpec("onnxruntime", threads=threads).thread_count),
     )
@@ -269,12 +271,15 @@ class _Refiner:
         hop, names = self.native_hop, [made.tensor for made in order]
         native = self.native.run(feeds, names)
         hop.frames += 1
-        hop.coords(native["coords"], portable["coords"])
-        hop.classes(native["labels"], portable["labels"])
+        over = int(portable["found"][0]) > len(portable["coords"])
+        chosen = [(values["coords"], values["yi"]) for values in (native, portable)]
+        hop.coords(native["coords"], portable["coords"], undecided_sites(chosen, self.info.threshold, over))
+        hop.classes(native["base_labels"], portable["base_labels"])
         select = [made.tensor for made in order if made.op == "SelectPixels"]
         rest = [made for made in order if made.op != "SelectPixels"]
         wanted = self._run(self.tail, {**feeds, **{n: native[n] for n in select}}, [made.tensor for made in rest])
         hop.tensors(rest, native, wanted)
+        hop.classes(native["labels"], wanted["labels"])
 
     def _torch(self, feeds: dict[str, np.ndarray], portable: dict[str, np.ndarray]) -> None:
         import torch
@@ -289,7 +294,13 @@ class _Refiner:
             mask = torch.zeros(image.shape[:3], dtype=torch.bool)
             mask[0, torch.from_numpy(coords[:, 0]), torch.from_numpy(coords[:, 1])] = True
             if int(portable["found"][0]) == len(coords):  # over capacity torch selects more than the graph holds
-                hop.coords(coords, torch.nonzero(module.select(image, logits)[0]).numpy())
+                chosen = torch.nonzero(module.select(image, logits)[0])
+                batched = torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1)
+                rows = module.rows(image, logits, batched)[1].numpy()
+                near = undecided_sites(
+                    [(chosen.numpy(), rows), (coords, portable["yi"])], self.info.threshold, over_capacity=False
+                )
+                hop.coords(coords, chosen.numpy(), near)
             sites = torch.nonzero(mask)
             x, yi = module.rows(image, logits, sites)
             size = (image.shape[1], image.shape[2])
