@@ -4,7 +4,7 @@
 
 1. `import crispseg` and `crispseg --help`: wall time of a fresh process, best of 7.
 2. Peak memory of `crispseg run` on 1024x2048 frames: SFNet-Lite at half resolution and the default refiner (planes
-   32..1024) with random weights; such a base is unsure everywhere, so the capacity (12 % of the pixels) sets the density.
+   32..1024) with random weights; such a base is unsure everywhere, so the capacity (12 % of all) sets the density.
 3. Resident memory of the demo bundle's pipeline over many frames: after a tenth of them, and after all.
 """
 

@@ -39,9 +39,7 @@ def make(frames: int, threads: int, out: Path) -> dict:
             bundle, clip / "clip.mp4", out, save=("labels", "overlay"), threads=threads, outline=True, progress=progress
         )
     with progress_bar("accuracy") as progress:
-        accuracy = evaluate(
-            bundle, clip / "images", clip / "labels", baseline=True, threads=threads, progress=progress
-        )
+        accuracy = evaluate(bundle, clip / "images", clip / "labels", baseline=True, threads=threads, progress=progress)
     with progress_bar("latency") as progress:
         latency = measure(bundle, input=clip / "images", baseline=True, threads=threads, progress=progress)
     report = reports.new_report(
@@ -96,7 +94,8 @@ def main() -> int:
     except CrispsegError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    console.print(f"pictures: {options.out / 'overlay.mp4'}, {options.out / 'labels'}; data: {options.out / 'report.json'}")
+    out = options.out
+    console.print(f"pictures: {out / 'overlay.mp4'}, {out / 'labels'}; data: {out / 'report.json'}")
     return 0
 
 

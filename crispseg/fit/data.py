@@ -17,6 +17,7 @@ from crispseg.fit.options import FitOptions
 IGNORE = 255
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 Pair = tuple[np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def read_pairs(images: Path, labels: Path, num_classes: int) -> list[Pair]:
@@ -83,8 +84,8 @@ def random_crop(pair: Pair, scale: float, size: tuple[int, int], rng: np.random.
     image, label = pair
     h, w = max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
     if (h, w) != label.shape:
-        image = np.asarray(Image.fromarray(image).resize((w, h), Image.BILINEAR))
-        label = np.asarray(Image.fromarray(label).resize((w, h), Image.NEAREST))
+        image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR))
+        label = np.asarray(Image.fromarray(label).resize((w, h), Image.Resampling.NEAREST))
     height, width = size
     top, left = (int(rng.integers(0, max(0, extra) + 1)) for extra in (h - height, w - width))
     image, label = image[top : top + height, left : left + width], label[top : top + height, left : left + width]
@@ -114,7 +115,7 @@ def batches(
     size: tuple[int, int],
     scales: tuple[float, float],
     start: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[Batch]:
     """Endless batches (images uint8 [B, h, w, 3], labels uint8 [B, h, w]), made by one thread beside the training.
 
     ``scales`` is the range of random scaling unless the options name one.
@@ -126,7 +127,7 @@ def batches(
     ready: queue.Queue = queue.Queue(6)
     stop = threading.Event()
 
-    def make(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def make(step: int) -> Batch:
         rng = np.random.default_rng([options.seed, step])
         images, labels = [], []
         for _ in range(options.batch):

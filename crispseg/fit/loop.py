@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crispseg.errors import CheckpointError, InputError
+from crispseg.fit.data import Batch
 from crispseg.fit.options import FitOptions
 
 Report = Callable[[dict], None]
@@ -56,8 +57,8 @@ class Average:
 
 def train(
     module: nn.Module,
-    loss: Callable[[object], Tensor],
-    data: Callable[[int], Iterator],
+    loss: Callable[[Batch], Tensor],
+    data: Callable[[int], Iterator[Batch]],
     validate: Callable[[nn.Module], dict] | None,
     options: FitOptions,
     config: dict,

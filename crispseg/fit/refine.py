@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crispseg.errors import CheckpointError, InputError
-from crispseg.fit.data import IGNORE, Pair, batches, class_weights, normalise
+from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, normalise
 from crispseg.fit.loop import Report, train
 from crispseg.fit.options import FitOptions
 from crispseg.fit.train import MEAN, STD, confusion, finish, load_data, miou, prepare, quiet, shrink, upsample
@@ -98,7 +98,7 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
     module, twin = (SparseRefiner(config).to(options.device) for _ in range(2))
     weights = class_weights(groups[0][1], options.num_classes, options.class_balance).to(options.device)
 
-    def loss(batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         images, labels = batch
         refined = module.refine(torch.from_numpy(images).to(options.device), base(images))
         b, y, x = refined.coords.unbind(1)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crispseg.errors import InputError
-from crispseg.fit.data import IGNORE, Pair, batches, class_weights, normalise, read_pairs, render_scenes
+from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, normalise, read_pairs, render_scenes
 from crispseg.fit.loop import Report, train
 from crispseg.fit.options import FitOptions
 
@@ -59,7 +59,7 @@ def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The pipeline's own resize of a frame to the base's size (Pillow bilinear, antialiased); uint8 in and out."""
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def confusion(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
@@ -95,11 +95,11 @@ def fit_base(options: FitOptions, report: Report = quiet) -> dict:
     prepare(options)
     groups, validation = load_data(options)
     module, twin = (SmallNet(options.num_classes).to(options.device) for _ in range(2))
-    module = module.to(memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = class_weights(groups[0][1], options.num_classes, options.class_balance).to(options.device)
     size = options.base_size()
 
-    def loss(batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         images, labels = batch
         x = normalise(images, MEAN, STD, options.device)
         target = torch.from_numpy(labels).to(options.device).long()
@@ -112,7 +112,7 @@ def fit_base(options: FitOptions, report: Report = quiet) -> dict:
         for image, label in validation:
             truth = torch.from_numpy(label)
             for matrix, seen in ((low, shrink(image, size)), (full, image)):
-                logits = net.forward_logits(normalise(seen[None], MEAN, STD, options.device))
+                logits = net.forward_logits(normalise(seen[None], MEAN, STD, options.device))  # type: ignore[operator]
                 matrix += confusion(upsample(logits, label.shape)[0].argmax(0).cpu(), truth, options.num_classes)
         return {"miou": round(miou(low), 2), "miou_full": round(miou(full), 2)}
 

@@ -79,15 +79,18 @@ def test_external_data_outside_is_refused(tmp_path):
         ort.load(path, SPEC)
 
 
-@pytest.mark.parametrize("inputs", [
-    {},
-    {"picture": np.ones((1, 3, 6, 8), np.float32)},
-    {"image": np.ones((1, 3, 6, 8), np.float32), "more": np.ones(1, np.float32)},
-    {"image": np.ones((1, 3, 6, 8), np.float64)},
-    {"image": np.ones((1, 3, 8, 6), np.float32)},
-    {"image": np.ones((3, 6, 8), np.float32)},
-    {"image": [[1.0]]},
-])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"picture": np.ones((1, 3, 6, 8), np.float32)},
+        {"image": np.ones((1, 3, 6, 8), np.float32), "more": np.ones(1, np.float32)},
+        {"image": np.ones((1, 3, 6, 8), np.float64)},
+        {"image": np.ones((1, 3, 8, 6), np.float32)},
+        {"image": np.ones((3, 6, 8), np.float32)},
+        {"image": [[1.0]]},
+    ],
+)
 def test_bad_inputs(tmp_path, inputs):
     with pytest.raises(InputError, match="expected"):
         ort.load(conv_model(tmp_path), SPEC).run(inputs)

@@ -55,9 +55,10 @@ def picture(height=64, width=96, seed=0):
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="native library not built")
 def test_backends_agree(bundle):
-    with open_pipeline(bundle, backend="native", threads=1) as a, open_pipeline(
-        bundle, backend="onnxruntime", threads=1
-    ) as b:
+    with (
+        open_pipeline(bundle, backend="native", threads=1) as a,
+        open_pipeline(bundle, backend="onnxruntime", threads=1) as b,
+    ):
         for seed in range(3):
             x, y = a.run(picture(seed=seed), WANT), b.run(picture(seed=seed), WANT)
             assert (x.labels == y.labels).mean() > 0.999
