@@ -37,7 +37,7 @@ int check(const cs_context *ctx, const cs_conv *c) {
   if (bad_shape(c->K, c->cin, c->cout) || c->n_out < 0 || c->n_in < 0)
     return fail(CS_BAD_ARGUMENT, "%s: n_out = %d, n_in = %d, K = %d (1..%d), cin = %d, cout = %d out of range", who,
                 c->n_out, c->n_in, c->K, kMaxTaps, c->cin, c->cout);
-  if (!c->map && (c->K != 1 || c->n_in != c->n_out))
+  if (!c->map && c->n_out > 0 && (c->K != 1 || c->n_in != c->n_out))
     return fail(CS_BAD_ARGUMENT, "%s: no map is for K = 1 and n_in = n_out only; found K = %d, n_in = %d, n_out = %d",
                 who, c->K, c->n_in, c->n_out);
   if (!c->weight || reinterpret_cast<uintptr_t>(c->weight) % 64)
