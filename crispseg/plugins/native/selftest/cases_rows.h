@@ -7,12 +7,16 @@ namespace {
 void select_pixels(cs_context *ctx) {
   const cs_upsample up = static_cast<cs_upsample>(op->cases % 3);
   const int C = op->cases == 5 ? 256 : rnd.coin() ? 19 : rnd.range(1, 40), h = rnd.range(1, 10), w = rnd.range(1, 40);
-  const int H = rnd.coin() ? h * rnd.range(1, 5) : rnd.range(1, 50), kind = rnd.range(0, 3);
+  const int H = rnd.coin() ? h * rnd.range(1, 5) : rnd.range(1, 50), kind = rnd.range(0, 4);
   const int W = rnd.coin() ? w * rnd.range(1, w > 9 ? 5 : 18) : rnd.range(1, 150);  // phases, tables, shrinking
   const bool direct = up == CS_NEAREST || (h == H && w == W);
   vector<float> logits = rnd.reals(static_cast<size_t>(C) * h * w, 4);
   for (int i = 0, plane = h * w; i < plane; ++i) {
-    if (kind == 1) logits[rnd.range(0, 9) ? i % w * 3 / w % C * plane + i : i] += 20;  // mostly three certain stripes
+    if (kind == 1) logits[rnd.range(0, 49) ? i % w * 3 / w % C * plane + i : i] += 20;  // mostly three certain stripes
+    if (kind == 4) {  // one class leads, all others are equal: the most entropy that a lead allows
+      const int leader = rnd.range(0, C - 1);
+      for (int c = 0; c < C; ++c) logits[c * plane + i] = c == leader ? 4 + 4 * rnd.real() : 0;
+    }
     if (kind == 2)
       for (int c = 0; c < C; ++c) logits[c * plane + i] = std::floor(logits[c * plane]);  // one tie everywhere
   }

@@ -126,7 +126,7 @@ vector<int32_t> random_map(int n, int K, int n_in, int percent) {
 
 // Numbers of rows: none, one, some, several blocks of the library's.
 int some_rows() {
-  return op->cases < 2 ? static_cast<int>(op->cases) : rnd.range(0, 2) ? rnd.range(2, 90) : rnd.range(1020, 2100);
+  return op->cases < 2 ? static_cast<int>(op->cases) : rnd.range(0, 5) ? rnd.range(2, 90) : rnd.range(1020, 2100);
 }
 
 // ---- the loops -----------------------------------------------------------------------------------------------------
