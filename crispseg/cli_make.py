@@ -58,6 +58,8 @@ DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or cuda:1")
 RESUME = typer.Option(False, "--resume", help="continue the run in -o")
 FIT_OUT = typer.Option(..., "-o", "--out", help="folder for best.pt and last.pt", show_default=False)
 BASE_FILE = typer.Option(None, "--base", help="base checkpoint (refiner only)", show_default=False)
+INIT = typer.Option(None, "--init", help="refiner checkpoint to start from (refiner only)", show_default=False)
+BALANCE = typer.Option(0.35, "--class-balance", min=0.0, max=1.0, help="loss weight of a class: frequency ** -this")
 FEATURES = typer.Option("rgb", "--features", help="inputs of the refiner: rgb,xy,p,p>0.5 (refiner only)")
 EXTENT = typer.Option("image", "--extent", help="bound of the coarser levels: image or active (refiner only)")
 ENSEMBLER = typer.Option("gated", "--ensembler", help="gated or entropy (refiner only)")
@@ -176,6 +178,8 @@ def fit(
     scale: float = SCALE,
     classes: str = CLASSES,
     base: Optional[Path] = BASE_FILE,
+    init: Optional[Path] = INIT,
+    class_balance: float = BALANCE,
     planes: Optional[str] = PLANES,
     repeats: Optional[str] = REPEATS,
     features: str = FEATURES,
@@ -236,6 +240,8 @@ def fit(
             threads=threads,
             resume=resume,
             base=base,
+            init=init,
+            class_balance=class_balance,
             ensembler=ensembler,
             density=density,
             threshold=threshold,

@@ -41,7 +41,8 @@ class FitOptions:
     device: str = "cpu"
     threads: int = 0
     resume: bool = False
-    # refiner only
+    # refiner only; `init` is a refiner checkpoint of the same structure to start from
+    init: Path | None = None
     base: Path | None = None
     planes: tuple[int, ...] = (16, 32, 48, 64, 96)
     repeats: tuple[int, ...] = (1, 1, 1, 1, 1)
@@ -90,5 +91,6 @@ class FitOptions:
         values["folders"] = [[image.parent.name or image.name, label.name] for image, label in self.folders]
         values["validation"] = None if self.validation is None else self.validation[0].parent.name
         values["base"] = None if self.base is None else self.base.name
+        values["init"] = None if self.init is None else self.init.name
         values.pop("out")
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

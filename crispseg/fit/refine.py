@@ -96,6 +96,8 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
         upsample="bilinear",
     )
     module, twin = (SparseRefiner(config).to(options.device) for _ in range(2))
+    if options.init is not None:
+        load_strict(module, load_checkpoint(options.init), source=str(options.init))
     weights = class_weights(groups[0][1], options.num_classes, options.class_balance).to(options.device)
 
     def loss(batch: Batch) -> Tensor:

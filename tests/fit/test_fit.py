@@ -122,6 +122,13 @@ def test_refiner_beats_its_base(folders, tmp_path):
     last = record["history"][-1]
     assert last["miou"] > last["miou_base"] + 2
     assert 10 < last["density"] < 60
+    # A run that starts from it is as good at once.
+    again = fit_refiner(
+        dataclasses.replace(
+            refine, out=tmp_path / "again", init=tmp_path / "refiner" / "best.pt", steps=1, lr=1e-9, validate_every=1
+        )
+    )
+    assert again["history"][0]["miou"] > last["miou"] - 2
     config = load_config(tmp_path / "refiner" / "best.pt")
     assert config["planes"] == [8, 12]
     assert config["threshold"] == record["threshold"]
