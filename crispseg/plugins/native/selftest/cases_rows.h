@@ -10,9 +10,13 @@ void select_pixels(cs_context *ctx) {
   const int H = rnd.coin() ? h * rnd.range(1, 5) : rnd.range(1, 50), kind = rnd.range(0, 4);
   const int W = rnd.coin() ? w * rnd.range(1, w > 9 ? 5 : 18) : rnd.range(1, 150);  // phases, tables, shrinking
   const bool direct = up == CS_NEAREST || (h == H && w == W);
+  const int period = 1 << rnd.range(1, 4), lead = rnd.range(6, 16);
   vector<float> logits = rnd.reals(static_cast<size_t>(C) * h * w, 4);
   for (int i = 0, plane = h * w; i < plane; ++i) {
-    if (kind == 1) logits[rnd.range(0, 49) ? i % w * 3 / w % C * plane + i : i] += 20;  // mostly three certain stripes
+    if (kind == 1 || (kind == 3 && !direct)) {  // stripes of certain pixels, with a few that are not
+      for (int c = 0; c < C; ++c) logits[c * plane + i] /= 8;
+      logits[(rnd.range(0, 49) ? i % w / period % C : 0) * plane + i] += static_cast<float>(lead);
+    }
     if (kind == 4) {  // one class leads, all others are equal: the most entropy that a lead allows
       const int leader = rnd.range(0, C - 1);
       for (int c = 0; c < C; ++c) logits[c * plane + i] = c == leader ? 4 + 4 * rnd.real() : 0;
