@@ -30,6 +30,7 @@ from crispseg.bundle_schema import (
 )
 from crispseg.classes import IGNORE_LABEL, ClassInfo
 from crispseg.errors import BundleError, InputError
+from crispseg.files import require_writable
 
 __all__ = [
     "CONTRACT",
@@ -95,6 +96,7 @@ def check_target(target: Union[str, Path]) -> None:
             "output %s: expected a new directory or an existing bundle, found something else; choose "
             "another name or remove it" % target
         )
+    require_writable(target, "output")
 
 
 def write_bundle(
@@ -161,7 +163,10 @@ def _regular(path: Path, root: Path, name: str) -> os.stat_result:
             "bundle %s: %s: expected a regular file, found a symbolic link; copy the file in" % (root, name)
         )
     if not stat.S_ISREG(info.st_mode):
-        raise BundleError("bundle %s: %s: expected a regular file, found something else" % (root, name))
+        raise BundleError(
+            "bundle %s: %s: expected a regular file, found a folder, pipe or device; copy or export the "
+            "bundle again" % (root, name)
+        )
     return info
 
 

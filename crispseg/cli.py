@@ -5,14 +5,30 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import typer
+import typer.core
 
 from crispseg.errors import InputError
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands; the parser alone would end on Ctrl-C without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            from crispseg.cli_output import Interrupted
+
+            raise Interrupted("interrupted") from None
+
+
 app = typer.Typer(
     name="crispseg",
+    cls=Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -59,8 +75,8 @@ JSON = typer.Option(False, "--json", help="print one JSON document")
 REPORT = typer.Option(None, "--report", help="also write the report: FILE.json or FILE.html", show_default=False)
 FRAMES_FROM = typer.Option(None, "--input", help="image, folder, glob or video; else rendered scenes")
 BASELINE = typer.Option(False, "--baseline", help="also the same base dense at full resolution")
-SECONDS = typer.Option(3.0, "--seconds", min=0.0, help="measured time for each pipeline")
-WARMUP = typer.Option(1.0, "--warmup", min=0.0, help="warm-up time, s")
+SECONDS = typer.Option(3.0, "--seconds", min=0.0, max=3600.0, help="measured time for each pipeline")
+WARMUP = typer.Option(1.0, "--warmup", min=0.0, max=3600.0, help="warm-up time, s")
 MIN_RUNS = typer.Option(10, "--min-runs", min=1, help="least number of measured runs")
 IMAGES = typer.Argument(..., metavar="IMAGES", help="folder of images, or one", show_default=False)
 LABELS = typer.Argument(..., metavar="LABELS", help="folder of 8-bit label maps of the same stems", show_default=False)
@@ -296,6 +312,8 @@ def parse_integers(text: str, name: str) -> Tuple[int, ...]:
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command line; returns the exit code and never raises for anything that a command did."""
     given: List[str] = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # a file name that the terminal's encoding lacks is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = typer.main.get_command(app)(args=given, prog_name="crispseg", standalone_mode=False)
         sys.stdout.flush()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from crispseg.errors import CrispsegError, InputError
+from crispseg.files import require_writable
 
 DEBUG = "CRISPSEG_DEBUG"
 # package that failed to import -> what to install
@@ -54,11 +55,8 @@ def execute(
     if report_file is not None:
         check_report_file(report_file)
     # Libraries that print (exporters do) must not spoil the JSON document.
-    try:
-        with contextlib.redirect_stdout(sys.stderr), progress_bar(title) as progress:
-            result = work(progress)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted") from None
+    with contextlib.redirect_stdout(sys.stderr), progress_bar(title) as progress:
+        result = work(progress)
     if report_file is not None:
         if report_file.suffix.lower() in (".html", ".htm"):
             reports.write_text(report_file, reports.render_html(result))
@@ -78,10 +76,9 @@ def execute(
 
 def check_report_file(path: Path) -> None:
     """Refuses an impossible --report before the work is done. Raises InputError."""
-    folder = path.parent if str(path.parent) else Path(".")
-    existing = next((p for p in [folder, *folder.parents] if p.exists()), Path("."))
-    if path.is_dir() or not existing.is_dir() or not os.access(str(existing), os.W_OK):
-        raise InputError(f"--report {path}: expected a file in a writable folder, found none; choose another place")
+    if path.is_dir():
+        raise InputError(f"--report {path}: expected a file, found a folder; name a file in it")
+    require_writable(path, "--report")
 
 
 @contextlib.contextmanager

@@ -102,8 +102,8 @@ def new_report(kind: str, **entries: object) -> dict:
 
 
 def to_json(report: object, indent: int | None = 2) -> str:
-    """Strict JSON: numpy values become numbers and lists, NaN and infinities become null."""
-    return json.dumps(_plain(report), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Strict JSON in ASCII, which every terminal and file name survives; NaN and infinities become null."""
+    return json.dumps(_plain(report), indent=indent, ensure_ascii=True, allow_nan=False)
 
 
 def write_json(path: object, report: object) -> None:
@@ -121,7 +121,7 @@ def write_text(path: object, text: str) -> None:
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(str(partial), str(target))
     except OSError as error:
         with contextlib.suppress(OSError):

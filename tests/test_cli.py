@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import subprocess
 import sys
@@ -258,3 +259,45 @@ def test_closed_pipe_is_silent():
     done = subprocess.run(line, shell=True, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert "rror" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_the_terminal_cannot_show(encoding, fake, capsys, monkeypatch):
+    fake(
+        "crispseg.runtime.latency", measure=lambda bundle, **options: {"kind": "latency", "input": "Stra\u00dfe\udcff"}
+    )
+    for arguments in (["latency", "b"], ["latency", "b", "--json"]):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+        assert main(arguments) == 0
+        text = raw.getvalue().decode(encoding)
+        assert "Stra" in text
+    assert json.loads(text)["input"] == "Stra\u00dfe\udcff"
+    assert capsys.readouterr().err == ""
+
+
+def test_no_endless_measurement(capsys):
+    assert main(["latency", "b", "--seconds", "inf"]) == 2
+    assert "--seconds" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_work_begins(monkeypatch, capsys):
+    monkeypatch.setattr(cli_output, "execute", raising(KeyboardInterrupt()))
+    assert main(["scenes", "-n", "1", "-o", "x", "--json"]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "error: interrupted\n"
+    assert json.loads(captured.out)["error"]["exit_code"] == 130
+
+
+def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
+    from crispseg import __main__
+
+    class Interrupting:
+        def find_spec(self, name, path=None, target=None):
+            if name == "crispseg.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "crispseg.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert __main__.main() == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

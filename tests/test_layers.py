@@ -11,7 +11,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "crispseg"
 FILES = sorted(ROOT.rglob("*.py"))
-SHARED = {"", "errors", "classes", "report", "report_html", "bundle", "bundle_fields", "bundle_schema", "environment"}
+SHARED = {
+    "",
+    "errors",
+    "classes",
+    "report",
+    "report_html",
+    "bundle",
+    "bundle_fields",
+    "bundle_schema",
+    "environment",
+    "files",
+}
 # room -> rooms that it may import beside itself and the shared modules
 ALLOWED = {
     "scenes": set(),

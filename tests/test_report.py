@@ -18,6 +18,7 @@ from crispseg.report import (
     summarise,
     to_json,
     write_json,
+    write_text,
 )
 
 
@@ -115,6 +116,14 @@ def test_format_value():
         "-", "True", "3", "0.50", "123.5", "12346", "8.2e-08", "-"
     ]  # fmt: skip
     assert format_value({"Conv": 2, "Add": 1.0}) == "Conv 2, Add 1.00"
+
+
+def test_file_names_that_are_no_text(tmp_path):
+    report = {"input": "a\udcffb", "name": "Straße"}
+    write_json(tmp_path / "r.json", report)
+    assert json.loads((tmp_path / "r.json").read_text(encoding="ascii")) == report
+    write_text(tmp_path / "r.html", report["input"])
+    assert (tmp_path / "r.html").read_text() == "a\\udcffb"
 
 
 def test_environment_is_json_and_imports_nothing_heavy():

@@ -76,7 +76,8 @@ def load(path: Union[str, Path], spec: Optional[EngineSpec] = None) -> OrtEngine
     # Shapes that change from frame to frame make a memory plan a new allocation for every new shape.
     options.enable_mem_pattern = False
     try:
-        session = ort.InferenceSession(str(path), sess_options=options, providers=[spec.provider])
+        # Without enable_fallback=0 it would print a banner on stdout and try another provider.
+        session = ort.InferenceSession(str(path), sess_options=options, providers=[spec.provider], enable_fallback=0)
         session.disable_fallback()
     except Exception as error:
         raise _load_error(path, error, ort.__version__) from None

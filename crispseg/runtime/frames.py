@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Unio
 import numpy as np
 
 from crispseg.errors import InputError
-from crispseg.runtime.images import IMAGE_SUFFIXES, is_image, natural_key, read_image
+from crispseg.runtime.images import IMAGE_SUFFIXES, is_image, natural_key, read_image, require_regular
 from crispseg.runtime.live import LatestFrame, is_live, open_live
 
 __all__ = ["Frame", "Source", "list_images", "open_source", "read_image"]
@@ -36,6 +36,7 @@ class Source:
     """Frames in order. ``kind`` is "images", "video" or "live"; iterate once, then close (or use ``with``).
 
     ``count``: number of frames when known. ``fps``: exact Fraction for video and live sources, None for pictures.
+    ``files``: what is read from disk, so that no result is written over it.
     ``dropped``: frames of a live source that were skipped so far. ``damaged``: undecodable packets of a video so far.
     """
 
@@ -48,11 +49,13 @@ class Source:
         fps: Optional[Fraction] = None,
         close: Optional[Callable[[], None]] = None,
         counters: Optional[Any] = None,
+        files: Sequence[Path] = (),
     ) -> None:
         self.kind = kind
         self.name = name
         self.count = count
         self.fps = fps
+        self.files = tuple(files)
         self._frames = frames
         self._close = close
         self._counters = counters
@@ -116,6 +119,7 @@ def open_source(source: Union[str, Path], limit: Optional[int] = None) -> Source
     elif os.path.isdir(text):
         opened = _pictures(text, list_images(text))
     elif os.path.exists(text):
+        require_regular(text, "input")
         opened = _pictures(text, [Path(text)]) if is_image(Path(text)) else _video(text)
     elif glob.has_magic(text):
         found = [Path(item) for item in glob.glob(text, recursive=True) if os.path.isfile(item)]
@@ -171,7 +175,7 @@ def _pictures(name: str, paths: List[Path]) -> Source:
         for index, (path, label) in enumerate(zip(paths, output_names(paths))):
             yield Frame(index, read_image(path), float(index), label)
 
-    return Source("images", name, frames(), count=len(paths))
+    return Source("images", name, frames(), count=len(paths), files=paths)
 
 
 def _video(name: str) -> Source:
@@ -183,7 +187,7 @@ def _video(name: str) -> Source:
         for index, (image, time_s) in enumerate(reader):
             yield Frame(index, image, time_s, "%06d" % index)
 
-    return Source("video", name, frames(), reader.count, reader.fps, reader.close, reader)
+    return Source("video", name, frames(), reader.count, reader.fps, reader.close, reader, [Path(name)])
 
 
 def _live(name: str) -> Source:

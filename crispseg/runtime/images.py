@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import warnings
 from pathlib import Path
 from typing import List, Tuple, Union
@@ -27,6 +29,19 @@ def natural_key(text: object) -> List[Tuple[int, int, str]]:
     return [(0, int(part), "") if i % 2 else (1, 0, part.lower()) for i, part in enumerate(parts)]
 
 
+def require_regular(path: Union[str, Path], what: str) -> None:
+    """Raise InputError for a pipe, device or socket at ``path``: opening one may wait for ever."""
+    try:
+        mode = os.stat(str(path)).st_mode
+    except (OSError, ValueError):
+        return  # whoever opens the file says it better
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(
+            "%s %s: expected a file, found a pipe or device; save to a file first, or use camera:N or a stream address"
+            % (what, path)
+        )
+
+
 def read_image(path: Union[str, Path]) -> np.ndarray:
     """Read a picture as uint8 [H, W, 3] RGB, upright.
 
@@ -37,6 +52,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     from PIL import Image, ImageOps
 
     path = Path(path)
+    require_regular(path, "image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -44,10 +60,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
         with image:
             width, height = image.size
             if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
-                raise InputError(
-                    "image %s: expected at most %d pixels a side and %d in all, found %d x %d; shrink it"
-                    % (path, MAX_SIDE, MAX_PIXELS, width, height)
-                )
+                raise _too_large(path, "%d x %d" % (width, height))
             upright = ImageOps.exif_transpose(image)
             array = _to_rgb(upright, path)
     except InputError:
@@ -56,13 +69,22 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
         raise InputError("image %s: expected a file, found none" % path) from None
     except Exception as error:  # decoders raise many types on damaged files
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError):
+            raise _too_large(path, "more") from None
         if "cannot identify image file" in reason:
             reason = "not a picture"
         raise InputError(
-            "image %s: expected a readable picture (%s), found: %s"
+            "image %s: expected a readable picture (%s), found: %s; copy or convert it again"
             % (path, ", ".join(item[1:] for item in IMAGE_SUFFIXES), " ".join(reason.split())[:200])
         ) from None
     return array
+
+
+def _too_large(path: Path, found: str) -> InputError:
+    return InputError(
+        "image %s: expected at most %d pixels a side and %d in all, found %s; shrink it"
+        % (path, MAX_SIDE, MAX_PIXELS, found)
+    )
 
 
 def _to_rgb(image, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]

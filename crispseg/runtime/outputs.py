@@ -7,6 +7,7 @@ OUT/report.json            written last
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Union
 
@@ -65,6 +66,7 @@ class Outputs:
             "confidence": lambda frame, result: self._certain(result),
         }
         self._draw = {item: draw[item] for item in save}
+        _check_place(out, save, source, bundle)
         make_folder(out)
         for item in save:
             if source.kind == "images" or item == "labels":
@@ -110,3 +112,16 @@ class Outputs:
     def describe(self) -> Dict[str, str]:
         """What was saved -> folder or file, relative to ``out``."""
         return {item: item + ".mp4" if item in self.videos else item for item in self._draw}
+
+
+def _check_place(out: Path, save: Sequence[str], source: Source, bundle: Bundle) -> None:
+    """Raise InputError when results would replace the input or lie in the bundle, which export replaces as a whole."""
+    place = Path(os.path.realpath(str(out)))
+    root = Path(os.path.realpath(str(bundle.path)))
+    if root == place or root in place.parents:
+        raise InputError("output %s: lies inside the bundle %s; choose another folder" % (out, bundle.path))
+    targets = {str(place / item) for item in save} | {str(place / (item + ".mp4")) for item in save}
+    for path in source.files:
+        real = os.path.realpath(str(path))
+        if real in targets or os.path.dirname(real) in targets:
+            raise InputError("output %s: would replace the input %s; choose another folder" % (out, path))

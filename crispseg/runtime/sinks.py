@@ -59,6 +59,8 @@ class VideoWriter:
 
     def __init__(self, path: Union[str, Path], fps: Union[Fraction, int], threads: int = 0) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise _cannot_write(self.path, IsADirectoryError())
         self.partial = self.path.with_name(self.path.stem + ".partial" + self.path.suffix)
         self.fps = Fraction(fps)
         self.frames = 0
@@ -167,6 +169,10 @@ class VideoWriter:
 
 
 def _cannot_write(path: Path, error: BaseException) -> InputError:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return InputError("output %s: expected a folder, found a file; choose another place or remove it" % path)
+    if isinstance(error, IsADirectoryError):
+        return InputError("output %s: expected a file, found a folder; choose another place or remove it" % path)
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return InputError(
         "output %s: cannot be written: %s; free space or choose another place" % (path, " ".join(reason.split())[:200])

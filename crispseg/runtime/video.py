@@ -49,10 +49,13 @@ class VideoReader:
             self._container = av.open(address, options=options, timeout=_STREAM_TIMEOUT if live else None)
         except self._errors as error:
             what = "stream" if live else "picture or video"
-            raise InputError("%s: expected a readable %s, found: %s" % (address, what, _reason(error))) from None
+            fix = "check the address and the network" if live else "copy it again or convert it with ffmpeg"
+            raise InputError(
+                "%s: expected a readable %s, found: %s; %s" % (address, what, _reason(error), fix)
+            ) from None
         try:
             if not self._container.streams.video:
-                raise InputError("video %s: expected a video stream, found none" % address)
+                raise InputError("video %s: expected a video stream, found none; give a video or a picture" % address)
             self._stream = self._container.streams.video[0]
             self._stream.thread_type = "SLICE" if live else "AUTO"  # frame threads delay a live picture
             rate = self._stream.average_rate or getattr(self._stream, "guessed_rate", None) or self._stream.base_rate
@@ -62,7 +65,9 @@ class VideoReader:
             frames = self._decode()
             first = next(frames, None)
             if first is None:
-                raise InputError("video %s: expected at least one frame, found none (empty or damaged)" % address)
+                raise InputError(
+                    "video %s: expected at least one frame, found none (empty or damaged); copy it again" % address
+                )
         except BaseException:
             self._container.close()
             raise

@@ -49,6 +49,19 @@ def test_runs(tmp_path):
         engine.run({"image": image})
 
 
+def test_a_provider_that_fails_is_not_replaced(tmp_path, monkeypatch, capsys):
+    """ONNX Runtime's own fallback prints a banner on stdout and goes on with another provider."""
+    path = conv_model(tmp_path)
+
+    def fail(*_):
+        raise ValueError("driver missing")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(BundleError, match="driver missing"):
+        ort.load(path, SPEC)
+    assert capsys.readouterr().out == ""
+
+
 def test_external_data(tmp_path):
     path = conv_model(tmp_path, external=True)
     out = ort.load(path, SPEC).run({"image": np.ones((1, 3, 6, 8), np.float32)})
@@ -121,7 +134,7 @@ def test_provider_that_falls_back_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     real = onnxruntime.InferenceSession
 
-    def fall_back(path, sess_options, providers):
+    def fall_back(path, sess_options, providers, **_):
         return real(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)

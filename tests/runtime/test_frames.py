@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+import struct
 import sys
 import threading
 import time
+import zlib
 from fractions import Fraction
 
 import numpy as np
@@ -105,6 +108,26 @@ def test_bad_pictures(tmp_path):
         read_image(tmp_path / "wide.png")
     with pytest.raises(InputError, match="found none"):
         read_image(tmp_path / "none.png")
+
+
+def test_picture_beyond_every_limit(tmp_path):
+    header = struct.pack(">IIBBBBB", 100000, 100000, 8, 2, 0, 0, 0)
+    raw = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b"")):
+        raw += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "huge.png").write_bytes(raw)
+    with pytest.raises(InputError, match="at most 16384 pixels a side.*shrink it"):
+        read_image(tmp_path / "huge.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_that_nobody_feeds_does_not_hang(tmp_path):
+    for name in ("a.png", "a.mp4"):
+        os.mkfifo(str(tmp_path / name))
+        with pytest.raises(InputError, match="found a pipe or device; save to a file first"):
+            frames.open_source(tmp_path / name)
+    with pytest.raises(InputError, match="found a pipe"):
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("source", ["nowhere", "", "a\0b", "nowhere/*.png", "http://x/y.mp4", "camera:x", "camera:"])

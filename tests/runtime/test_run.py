@@ -250,8 +250,39 @@ def test_bad_arguments_write_nothing(bundle, clip, tmp_path, changes, message):
 def test_unwritable_output(bundle, clip, tmp_path):
     (tmp_path / "file").write_text("x")
     for save in ("labels", "overlay"):
-        with pytest.raises(InputError, match="cannot be written"):
+        with pytest.raises(InputError, match=r"file/out: expected a folder, found a file; choose another place"):
             run(bundle, clip, tmp_path / "file" / "out", save, **ORT)
+    (tmp_path / "taken" / "overlay.mp4").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"overlay\.mp4: expected a file, found a folder"):
+        run(bundle, clip, tmp_path / "taken", "overlay", **ORT)
+
+
+def test_results_never_replace_the_input(bundle, clip, tmp_path):
+    image, _ = toy.colour_blocks(48, 64)
+    for picture in ("labels/a.png", "sub/labels/a.png"):
+        (tmp_path / picture).parent.mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / picture)
+    (tmp_path / "link").symlink_to(tmp_path)
+    os.rename(str(clip), str(tmp_path / "overlay.mp4"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for source, out in (
+        ("labels", "."), ("labels/a.png", "link"), ("sub/labels/*.png", "sub"), ("overlay.mp4", "."),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="would replace the input .*; choose another folder"):
+            run(bundle, tmp_path / source, tmp_path / out, **ORT)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    run(bundle, tmp_path / "labels", tmp_path, "color", **ORT)  # beside the input is fine
+    assert (tmp_path / "color" / "a.png").is_file()
+
+
+def test_results_never_lie_in_the_bundle(clip, tmp_path):
+    bundle = toy.write_toy(tmp_path / "toy")
+    before = sorted(os.listdir(str(tmp_path / "toy")))
+    for out in (tmp_path / "toy", tmp_path / "toy" / "a" / "b", tmp_path / "x" / ".." / "toy" / "out"):
+        with pytest.raises(InputError, match="lies inside the bundle"):
+            run(bundle, clip, out, **ORT)
+    assert sorted(os.listdir(str(tmp_path / "toy"))) == before
+    run(bundle, clip, tmp_path / "toy_out", "labels", limit=1, **ORT)
 
 
 @pytest.mark.parametrize("save", ["overlay", "labels,color"])

@@ -108,7 +108,7 @@ def test_full_disk_video(tmp_path, small_disk):
 
 def test_unwritable_place(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="expected a folder, found a file"):
         sinks.make_folder(tmp_path / "file" / "out")
     with pytest.raises(InputError, match="cannot be written"):
         sinks.write_png(tmp_path / "none" / "a.png", np.zeros((2, 2), np.uint8))

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from crispseg.bundle import check_target
+from crispseg.cli_output import check_report_file
+from crispseg.errors import InputError
+from crispseg.files import require_writable
+
+
+def test_leaves_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "a", tmp_path / "a" / "b" / "c", "relative/x"):
+        require_writable(path, "output")
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"output .*file/x: expected .*file to be a folder, found a file; choose"):
+        require_writable(tmp_path / "file" / "x", "output")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs procfs, where even root cannot write")
+@pytest.mark.parametrize("check", [check_target, check_report_file], ids=["bundle", "report"])
+def test_impossible_place_is_refused_before_the_work(check):
+    from pathlib import Path
+
+    with pytest.raises(InputError, match="cannot be written: .*choose another place"):
+        check(Path("/proc/new/x.json"))
