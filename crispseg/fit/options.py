@@ -41,8 +41,8 @@ class FitOptions:
     device: str = "cpu"
     threads: int = 0
     resume: bool = False
-    # refiner only; `init` is a refiner checkpoint of the same structure to start from
-    init: Path | None = None
+    init: Path | None = None  # checkpoint to start from
+    # refiner only
     base: Path | None = None
     planes: tuple[int, ...] = (16, 32, 48, 64, 96)
     repeats: tuple[int, ...] = (1, 1, 1, 1, 1)

@@ -16,6 +16,7 @@ from crispseg.errors import InputError
 from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, normalise, read_pairs, render_scenes
 from crispseg.fit.loop import Report, train
 from crispseg.fit.options import FitOptions
+from crispseg.models.checkpoints import load_checkpoint, load_strict
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -95,6 +96,10 @@ def fit_base(options: FitOptions, report: Report = quiet) -> dict:
     prepare(options)
     groups, validation = load_data(options)
     module, twin = (SmallNet(options.num_classes).to(options.device) for _ in range(2))
+    if options.init is not None:
+        # A pyramid that ends earlier has no use for the finer levels of the checkpoint.
+        finer = [rf"(laterals|smooth)\.{level}\." for level in range(module.finest)]
+        load_strict(module, load_checkpoint(options.init), finer, source=str(options.init))
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weights = class_weights(groups[0][1], options.num_classes, options.class_balance).to(options.device)
     size = options.base_size()

@@ -54,7 +54,7 @@ BASES: dict[str, BaseInfo] = {
             paper="SFNet: Faster and Accurate Semantic Segmentation via Semantic Flow, IJCV 2023, arXiv 2207.04415",
             droppable=(r"head\.dsn\.", r"head\.fpn_in\.2\.", r"aux_layer\."),
         ),
-        BaseInfo("small", 4),
+        BaseInfo("small", 8),
     )
 }
 

@@ -1,7 +1,7 @@
 """SmallNet: a compact base segmenter for training from scratch and for the demo bundle.
 
-A residual encoder with strides 4, 8, 16 and 32, a global context vector and a top-down feature pyramid; logits at
-stride 4. Nothing here is specific to a data set; about 3.9 M parameters and 1.3 GMAC at 180x240.
+A residual encoder with strides 4, 8, 16 and 32, a global context vector and a top-down feature pyramid that ends at
+level ``finest``: logits at stride 8 (finest=1) or 4 (finest=0). Nothing here is specific to a data set.
 
 Only ops that export to a static ONNX graph without shape arithmetic are used: convolutions, one global mean, and
 bilinear resizes to sizes that are constants under tracing.
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class SmallNet(nn.Module):
-    """Base segmenter; ``forward_logits`` gives stride-4 logits, ``forward`` logits at the input's size."""
+    """Base segmenter; ``forward_logits`` gives logits at its stride, ``forward`` logits at the input's size."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class SmallNet(nn.Module):
         widths: tuple[int, int, int, int] = (56, 112, 176, 224),
         depths: tuple[int, int, int, int] = (2, 2, 3, 2),
         pyramid: int = 80,
+        finest: int = 1,
     ) -> None:
         super().__init__()
         self.config = {
@@ -53,7 +54,9 @@ class SmallNet(nn.Module):
             "widths": list(widths),
             "depths": list(depths),
             "pyramid": int(pyramid),
+            "finest": int(finest),
         }
+        self.finest = finest
         half = widths[0] // 2
         self.stem = nn.Sequential(
             conv_bn(3, half, 3, 2), nn.ReLU(inplace=True), conv_bn(half, widths[0], 3, 2), nn.ReLU(inplace=True)
@@ -65,20 +68,25 @@ class SmallNet(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
             cin = width
         self.context = nn.Sequential(nn.Conv2d(cin, pyramid, 1), nn.ReLU(inplace=True))
-        self.laterals = nn.ModuleList(nn.Conv2d(width, pyramid, 1) for width in widths)
-        self.smooth = nn.ModuleList(conv_bn(pyramid, pyramid) for _ in widths[:-1])
+        # Levels below the finest keep their index and hold nothing.
+        self.laterals = nn.ModuleList(
+            nn.Conv2d(width, pyramid, 1) if level >= finest else nn.Identity() for level, width in enumerate(widths)
+        )
+        self.smooth = nn.ModuleList(
+            conv_bn(pyramid, pyramid) if level >= finest else nn.Identity() for level in range(len(widths) - 1)
+        )
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = nn.Conv2d(pyramid, num_classes, 1)
 
     def forward_logits(self, x: Tensor) -> Tensor:
-        """[B, 3, h, w] normalised -> logits [B, num_classes, ceil(h / 4), ceil(w / 4)]."""
+        """[B, 3, h, w] normalised -> logits [B, num_classes, ceil(h / s), ceil(w / s)] with s = 4 * 2**finest."""
         x = self.stem(x)
         levels = []
         for stage in self.stages:
             x = stage(x)
             levels.append(x)
         top = self.laterals[-1](levels[-1]) + self.context(levels[-1].mean((2, 3), keepdim=True))
-        for level in range(len(levels) - 2, -1, -1):
+        for level in range(len(levels) - 2, self.finest - 1, -1):
             fine = self.laterals[level](levels[level])
             size = (int(fine.shape[2]), int(fine.shape[3]))
             top = fine + F.interpolate(top, size=size, mode="bilinear", align_corners=False)
@@ -95,7 +103,11 @@ def from_config(config: dict) -> SmallNet:
     """Rebuilds the network from ``SmallNet.config`` (plain numbers and lists)."""
     w, d = ([int(v) for v in config[key]] for key in ("widths", "depths"))
     return SmallNet(
-        int(config["num_classes"]), (w[0], w[1], w[2], w[3]), (d[0], d[1], d[2], d[3]), int(config["pyramid"])
+        int(config["num_classes"]),
+        (w[0], w[1], w[2], w[3]),
+        (d[0], d[1], d[2], d[3]),
+        int(config["pyramid"]),
+        int(config["finest"]),
     )
 
 
