@@ -83,6 +83,12 @@ PROTOTYPES = {
     "cs_packed_bytes": (c_size_t, [_P, c_int, c_int, c_int]),
     "cs_pack_weight": (c_int, [_P, _P, c_int, c_int, c_int, _P]),
     "cs_sparse_conv": (c_int, [_P, POINTER(ConvArguments)]),
+    # ctx, coords, n, H, W, tiles_in, tiles_out, count
+    "cs_winograd_plan": (c_int, [_P, _P, c_int32, c_int, c_int, _P, _P, _P]),
+    "cs_winograd_bytes": (c_size_t, [_P, c_int, c_int]),
+    "cs_winograd_pack": (c_int, [_P, _P, c_int, c_int, _P]),
+    # ctx, conv, tiles_in, tiles_out, tiles
+    "cs_winograd_conv": (c_int, [_P, POINTER(ConvArguments), _P, _P, c_int32]),
     # ctx, yi, ldi, yo, ldo, n, gate, ye, lde
     "cs_ensemble_gated": (c_int, [_P, _P, c_int64, _P, c_int64, c_int32, POINTER(GateArguments), _P, c_int64]),
     # ctx, yi, ldi, yo, ldo, n, C, ye, lde

@@ -1,58 +1,14 @@
 // cs_sparse_conv: checks, cutting of the work into blocks, gathering of row pointers; weight packing.
-#include <unistd.h>
-
 #include <atomic>
 #include <cstring>
 
-#include "conv_kernels.h"
-#include "internal.h"
+#include "conv_driver.h"
 
 namespace crispseg {
 
 namespace {
 
-constexpr int kMaxChannels = 1 << 16;
 constexpr int64_t kMaxBlockRows = 960;
-
-// Half of the L2 cache: the part of the input that a block keeps there.
-int64_t input_bytes() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#else
-  constexpr int64_t cache = 0;
-#endif
-  const int64_t half = cache / 2, least = 384 << 10, most = 1024 << 10;
-  return half < least ? least : half > most ? most : half;
-}
-
-int padded(const ConvKernels &k, int cout) { return static_cast<int>(round_up(cout, k.lanes)); }
-
-bool bad_shape(int K, int cin, int cout) {
-  return K < 1 || K > kMaxTaps || cin < 1 || cin > kMaxChannels || cout < 1 || cout > kMaxChannels;
-}
-
-int check(const cs_context *ctx, const cs_conv *c) {
-  const char *who = "cs_sparse_conv";
-  if (!ctx || !c) return fail(CS_BAD_ARGUMENT, "%s: no context or no arguments", who);
-  if (bad_shape(c->K, c->cin, c->cout) || c->n_out < 0 || c->n_in < 0)
-    return fail(CS_BAD_ARGUMENT, "%s: n_out = %d, n_in = %d, K = %d (1..%d), cin = %d, cout = %d out of range", who,
-                c->n_out, c->n_in, c->K, kMaxTaps, c->cin, c->cout);
-  if (!c->map && c->n_out > 0 && (c->K != 1 || c->n_in != c->n_out))
-    return fail(CS_BAD_ARGUMENT, "%s: no map is for K = 1 and n_in = n_out only; found K = %d, n_in = %d, n_out = %d",
-                who, c->K, c->n_in, c->n_out);
-  if (!c->weight || reinterpret_cast<uintptr_t>(c->weight) % 64)
-    return fail(CS_BAD_ARGUMENT, "%s: packed weights are missing or not aligned to 64 bytes", who);
-  if (c->n_in > 0 && (!c->x || c->ldx < c->cin))
-    return fail(CS_BAD_ARGUMENT, "%s: x is missing or ldx = %lld is below cin = %d", who,
-                static_cast<long long>(c->ldx), c->cin);
-  if (c->y && c->ldy < c->cout) return fail(CS_BAD_ARGUMENT, "%s: ldy is below cout = %d", who, c->cout);
-  if (c->residual && c->ldr < c->cout) return fail(CS_BAD_ARGUMENT, "%s: ldr is below cout = %d", who, c->cout);
-  for (int i = 0; i < 2; ++i)
-    if (c->z[i] && (!c->scale[i] || !c->shift[i] || c->ldz[i] < c->cout))
-      return fail(CS_BAD_ARGUMENT, "%s: z[%d] needs scale, shift and ldz >= cout = %d", who, i, c->cout);
-  if (!c->y && !c->z[0] && !c->z[1]) return fail(CS_BAD_ARGUMENT, "%s: no output asked for", who);
-  return CS_OK;
-}
 
 // How a convolution is cut: `blocks` blocks of `rows` output rows, each cut into `groups` groups of panels. Which
 // numbers come out has no influence on the results.
@@ -95,6 +51,26 @@ ConvRows rows_at(char *memory, int64_t rows, int K, int mr) {
 
 }  // namespace
 
+// Everything about a convolution's arguments but its map.
+int check_conv(const char *who, const cs_context *ctx, const cs_conv *c) {
+  if (!ctx || !c) return fail(CS_BAD_ARGUMENT, "%s: no context or no arguments", who);
+  if (bad_shape(c->K, c->cin, c->cout) || c->n_out < 0 || c->n_in < 0)
+    return fail(CS_BAD_ARGUMENT, "%s: n_out = %d, n_in = %d, K = %d (1..%d), cin = %d, cout = %d out of range", who,
+                c->n_out, c->n_in, c->K, kMaxTaps, c->cin, c->cout);
+  if (!c->weight || reinterpret_cast<uintptr_t>(c->weight) % 64)
+    return fail(CS_BAD_ARGUMENT, "%s: packed weights are missing or not aligned to 64 bytes", who);
+  if (c->n_in > 0 && (!c->x || c->ldx < c->cin))
+    return fail(CS_BAD_ARGUMENT, "%s: x is missing or ldx = %lld is below cin = %d", who,
+                static_cast<long long>(c->ldx), c->cin);
+  if (c->y && c->ldy < c->cout) return fail(CS_BAD_ARGUMENT, "%s: ldy is below cout = %d", who, c->cout);
+  if (c->residual && c->ldr < c->cout) return fail(CS_BAD_ARGUMENT, "%s: ldr is below cout = %d", who, c->cout);
+  for (int i = 0; i < 2; ++i)
+    if (c->z[i] && (!c->scale[i] || !c->shift[i] || c->ldz[i] < c->cout))
+      return fail(CS_BAD_ARGUMENT, "%s: z[%d] needs scale, shift and ldz >= cout = %d", who, i, c->cout);
+  if (!c->y && !c->z[0] && !c->z[1]) return fail(CS_BAD_ARGUMENT, "%s: no output asked for", who);
+  return CS_OK;
+}
+
 }  // namespace crispseg
 
 extern "C" size_t cs_packed_bytes(const cs_context *ctx, int K, int cin, int cout) {
@@ -123,7 +99,10 @@ extern "C" int cs_pack_weight(const cs_context *ctx, const float *weight, int K,
 
 extern "C" int cs_sparse_conv(cs_context *ctx, const cs_conv *conv) {
   using namespace crispseg;
-  if (const int bad = check(ctx, conv)) return bad;
+  if (const int bad = check_conv("cs_sparse_conv", ctx, conv)) return bad;
+  if (!conv->map && conv->n_out > 0 && (conv->K != 1 || conv->n_in != conv->n_out))
+    return fail(CS_BAD_ARGUMENT, "cs_sparse_conv: no map is for K = 1 and n_in = n_out only; found K = %d, n_in = %d, "
+                "n_out = %d", conv->K, conv->n_in, conv->n_out);
   if (conv->n_out == 0) return CS_OK;
   const ConvKernels &k = CS_PICK(ctx->isa, conv_kernels);
   const Cut work = cut(k, *conv, ctx->threads);

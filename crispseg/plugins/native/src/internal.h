@@ -37,6 +37,9 @@ enum Slot {
   kSlotSelectA, kSlotSelectB, kSlotSelectC, kSlotSelectD,
   kSlotRowsA, kSlotRowsB,
   kSlotEnsembleA, kSlotEnsembleB,
+  kSlotTileSites,   // winograd: position of every tile of a plan
+  kSlotTileIn,      // winograd: per worker, transformed input of a block of tiles
+  kSlotTileOut,     // winograd: per worker, products of a block before the output transform
   kSlotCount
 };
 

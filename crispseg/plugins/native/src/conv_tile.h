@@ -1,0 +1,132 @@
+// The register tile that the direct convolution (conv.isa.cpp) and the Winograd one (winograd.isa.cpp) share: kRows rows
+// by kVectors vectors of output columns, and the epilogue. For *.isa.cpp files only; everything has internal linkage.
+#ifndef CRISPSEG_CONV_TILE_H
+#define CRISPSEG_CONV_TILE_H
+#include "conv_kernels.h"
+
+namespace crispseg {
+
+namespace {
+
+#if defined(CS_ISA_AVX512)
+constexpr int kRows = 12, kVectors = 2;  // 24 sums of 32 registers
+#elif defined(CS_ISA_AVX2)
+constexpr int kRows = 6, kVectors = 2;  // 12 sums of 16 registers
+#elif defined(__aarch64__)
+constexpr int kRows = 6, kVectors = 4;  // 24 sums of 32 registers
+#else
+constexpr int kRows = 6, kVectors = 2;  // 12 sums of 16 registers
+#endif
+constexpr int kWidth = kVectors * kLanes;
+constexpr int kMaxSteps = 288;
+
+// Weights that the next pass needs: every tile of this pass fetches its share into the L2 cache.
+struct Ahead {
+  const char *at;
+  int64_t bytes;
+
+  inline void fetch(int64_t tile, int64_t tiles) const {
+    const int64_t share = (bytes / tiles + 63) / 64 * 64;
+    const int64_t end = (tile + 1) * share < bytes ? (tile + 1) * share : bytes;
+    for (int64_t i = tile * share; i < end; i += 64) __builtin_prefetch(at + i, 0, 2);
+  }
+};
+
+struct Chunk {
+  int tap0, tap1, c0, c1;
+  bool first;
+};
+
+// sums += the chunk's part of `taps`. rows: [kRows][K]; w: the panel's weights [K][cin][NV * kLanes].
+template <int NV>
+__attribute__((noinline)) void accumulate(const float *const *rows, uint32_t taps, const Chunk &chunk, int K, int cin,
+                                          const float *w, float *sums, bool zero) {
+  constexpr int width = NV * kLanes;
+  vecf s[kRows][NV];
+  if (zero) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) s[r][v] = vecf{};
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) s[r][v] = *reinterpret_cast<const vecf *>(sums + r * width + v * kLanes);
+  }
+  const int64_t steps = chunk.c1 - chunk.c0;
+  for (; taps; taps &= taps - 1) {
+    const int64_t tap = __builtin_ctz(taps);
+    const float *const *from = rows + tap;
+    const float *a[kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) a[r] = from[static_cast<int64_t>(r) * K] + chunk.c0;
+    const float *b = w + (tap * cin + chunk.c0) * width;
+    for (int64_t c = 0; c < steps; ++c, b += width) {
+      vecf bv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) bv[v] = *reinterpret_cast<const vecf *>(b + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const float av = a[r][c];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) s[r][v] += av * bv[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) *reinterpret_cast<vecf *>(sums + r * width + v * kLanes) = s[r][v];
+}
+
+inline vecf load(const float *p) { return *reinterpret_cast<const vecf_u *>(p); }
+inline void store(float *p, vecf v) { *reinterpret_cast<vecf_u *>(p) = v; }
+// NaN stays NaN, so that a broken network shows.
+inline vecf relu(vecf v) { return v < 0.0f ? vecf{} : v; }
+
+// bias, residual, relu, then the outputs, for `cols` columns from `col` of up to `rows` rows (out = -1 ends them).
+void finish(const cs_conv &conv, const int32_t *out, int rows, const float *sums, int width, int col, int cols) {
+  const int whole = cols / kLanes * kLanes;
+  for (int r = 0; r < rows; ++r) {
+    const int64_t row = out[r];
+    if (row < 0) break;
+    const float *s = sums + r * width;
+    const float *residual = conv.residual ? conv.residual + row * conv.ldr + col : nullptr;
+    float *y = conv.y ? conv.y + row * conv.ldy + col : nullptr;
+    float *z[2];
+    for (int i = 0; i < 2; ++i) z[i] = conv.z[i] ? conv.z[i] + row * conv.ldz[i] + col : nullptr;
+    int c = 0;
+    for (; c < whole; c += kLanes) {
+      vecf v = load(s + c);
+      if (conv.bias) v += load(conv.bias + col + c);
+      if (residual) v += load(residual + c);
+      if (conv.relu) v = relu(v);
+      if (y) store(y + c, v);
+      for (int i = 0; i < 2; ++i)
+        if (z[i]) store(z[i] + c, relu(v * load(conv.scale[i] + col + c) + load(conv.shift[i] + col + c)));
+    }
+    for (; c < cols; ++c) {
+      float v = s[c];
+      if (conv.bias) v += conv.bias[col + c];
+      if (residual) v += residual[c];
+      if (conv.relu) v = v < 0.0f ? 0.0f : v;
+      if (y) y[c] = v;
+      for (int i = 0; i < 2; ++i)
+        if (z[i]) {
+          const float t = v * conv.scale[i][col + c] + conv.shift[i][col + c];
+          z[i][c] = t < 0.0f ? 0.0f : t;
+        }
+    }
+  }
+}
+
+inline int panel_vectors(int cout, int panel) {
+  const int left = cout - panel * kWidth;
+  return left >= kWidth ? kVectors : (left + kLanes - 1) / kLanes;
+}
+
+}  // namespace
+
+}  // namespace crispseg
+#endif
