@@ -57,8 +57,8 @@ def base_network(name: str, num_classes: int, weights: str | Path | None, seed: 
     if config:
         _check_settings(config, weights)
         with torch.device("meta"):
-            _check_volume(build_base(name, num_classes, config), state, weights)
-    module = build_base(name, num_classes, config or None)
+            _check_volume(build_base(name, num_classes, config, str(weights)), state, weights)
+    module = build_base(name, num_classes, config or None, str(weights))
     dropped = load_strict(module, state, info.droppable, str(weights))
     return Network(module.eval(), False, _source(weights, dropped)), info
 

@@ -52,6 +52,10 @@ def prepare(options: FitOptions) -> None:
     torch.manual_seed(options.seed)
     if options.threads:
         torch.set_num_threads(options.threads)
+    try:
+        torch.device(options.device)
+    except RuntimeError:
+        raise InputError(f"--device {options.device}: expected cpu, cuda or cuda:N; use --device cpu") from None
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {options.device}: expected a CUDA device, PyTorch finds none; use --device cpu")
 

@@ -199,6 +199,7 @@ def test_class_weights_favour_the_rare():
         ({"scale": 2.0}, "--scale"),
         ({"scale_range": (2.0, 1.0)}, "--scale-range"),
         ({"device": "cuda:7"}, "cuda:7"),
+        ({"device": "abacus"}, "--device abacus: expected cpu, cuda"),
     ],
 )
 def test_bad_options(folders, tmp_path, changes, text):

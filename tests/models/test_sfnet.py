@@ -269,8 +269,10 @@ def test_small_rebuilds_from_its_config():
     assert {k: v.shape for k, v in first.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}
     with pytest.raises(CheckpointError, match="with 5"):
         build_base("small", 6, first.config)
-    with pytest.raises(CheckpointError, match="cannot be used"):
+    with pytest.raises(CheckpointError, match="settings of a base 'small', found ValueError"):
         build_base("small", 5, {"architecture": "small", "num_classes": 5, "widths": "x"})
+    with pytest.raises(CheckpointError, match=r"a\.pt: expected the settings .* found no 'widths'; use the version"):
+        build_base("small", 5, {"architecture": "small", "num_classes": 5}, "a.pt")
 
 
 def test_exported_graph_gives_the_golden_logits(net):

@@ -71,13 +71,16 @@ def base_info(name: str) -> BaseInfo:
     return info
 
 
-def build_base(name: str, num_classes: int, config: Mapping[str, Any] | None = None) -> nn.Module:
+def build_base(
+    name: str, num_classes: int, config: Mapping[str, Any] | None = None, source: str = "checkpoint"
+) -> nn.Module:
     """A base with random weights.
 
     Args:
         name: a key of ``BASES``.
         num_classes: classes of the logits, 2 to 255.
         config: what ``crispseg fit`` stored beside the weights; only "small" has settings of its own.
+        source: the file of ``config``, for messages.
 
     Raises:
         InputError: unknown name, or a number of classes outside 2..255.
@@ -88,7 +91,7 @@ def build_base(name: str, num_classes: int, config: Mapping[str, Any] | None = N
         raise InputError(f"{num_classes} classes: expected 2 to 255")
     if config is not None and (config.get("architecture"), config.get("num_classes")) != (name, num_classes):
         raise CheckpointError(
-            f"checkpoint: expected base {name!r} with {num_classes} classes, found {config.get('architecture')!r} "
+            f"{source}: expected base {name!r} with {num_classes} classes, found {config.get('architecture')!r} "
             f"with {config.get('num_classes')!r}; choose the base and the classes it was trained with"
         )
     if name == "small":
@@ -99,7 +102,11 @@ def build_base(name: str, num_classes: int, config: Mapping[str, Any] | None = N
         try:
             return small.from_config(dict(config))
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, MemoryError) as error:
-            raise CheckpointError(f"checkpoint config of base 'small' cannot be used: {error!r}") from error
+            found = f"no {error.args[0]!r}" if isinstance(error, KeyError) else f"{error!r}"
+            raise CheckpointError(
+                f"{source}: expected the settings of a base 'small', found {found}; use the version of crispseg that "
+                "trained it, or train it again"
+            ) from error
     from crispseg.models.bases.sfnet import SFNetLite
 
     return SFNetLite(num_classes, depth=18)
