@@ -72,8 +72,8 @@ def test_manifest_says_what_is_inside(bundle):
     assert sorted(bundle.files) == ["base.onnx", "base.weights", "baseline.onnx", "refiner.onnx"]
     assert (bundle.height, bundle.width, len(bundle.classes)) == (50, 70, 11)
     assert (bundle.base.height, bundle.base.width) == (25, 35)
-    assert (bundle.base.logits_height, bundle.base.logits_width) == (7, 9)
-    assert (bundle.baseline.height, bundle.baseline.logits_height, bundle.baseline.logits_width) == (50, 13, 18)
+    assert (bundle.base.logits_height, bundle.base.logits_width) == (4, 5)
+    assert (bundle.baseline.height, bundle.baseline.logits_height, bundle.baseline.logits_width) == (50, 7, 9)
     assert bundle.base.architecture == "small"
     assert bundle.base.channel_order == "rgb"
     assert bundle.base.mean == (123.675, 116.28, 103.53)

@@ -48,6 +48,8 @@ class SmallNet(nn.Module):
         finest: int = 1,
     ) -> None:
         super().__init__()
+        if not 0 <= finest < len(widths):
+            raise ValueError(f"finest {finest}: expected 0 to {len(widths) - 1}")
         self.config = {
             "architecture": "small",
             "num_classes": int(num_classes),
