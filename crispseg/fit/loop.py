@@ -95,7 +95,9 @@ def train(
     average = Average(module, options.ema)
     start, best, history = 0, -1.0, []
     last = out / "last.pt"
-    if options.resume and last.is_file():
+    if options.resume:
+        if not last.is_file():
+            raise InputError(f"{last}: expected the state of a run to resume, found nothing; check -o or drop --resume")
         state = torch.load(last, map_location=options.device, weights_only=True)
         if state.get("config") != config:
             raise CheckpointError(f"{last}: expected a run of {config}, found {state.get('config')}; use another -o")

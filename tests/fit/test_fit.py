@@ -97,6 +97,11 @@ def test_best_checkpoint_loads_strictly(folders, tmp_path):
     assert module(torch.zeros(1, 3, 33, 47)).shape == (1, C, 33, 47)
 
 
+def test_resume_of_nothing_is_refused(folders, tmp_path):
+    with pytest.raises(InputError, match="found nothing; check -o"):
+        fit_base(options(folders, tmp_path / "none", resume=True))
+
+
 def test_resume_of_another_network_is_refused(folders, tmp_path):
     fit_base(options(folders, tmp_path / "run", steps=1))
     with pytest.raises(CheckpointError, match="use another -o"):
