@@ -59,6 +59,7 @@ RESUME = typer.Option(False, "--resume", help="continue the run in -o")
 FIT_OUT = typer.Option(..., "-o", "--out", help="folder for best.pt and last.pt", show_default=False)
 BASE_FILE = typer.Option(None, "--base", help="base checkpoint (refiner only)", show_default=False)
 INIT = typer.Option(None, "--init", help="checkpoint to start from", show_default=False)
+STRIDE = typer.Option(8, "--stride", help="stride of the logits, 4 or 8 (base only)")
 BALANCE = typer.Option(0.35, "--class-balance", min=0.0, max=1.0, help="loss weight of a class: frequency ** -this")
 FEATURES = typer.Option("rgb", "--features", help="inputs of the refiner: rgb,xy,p,p>0.5 (refiner only)")
 EXTENT = typer.Option("image", "--extent", help="bound of the coarser levels: image or active (refiner only)")
@@ -179,6 +180,7 @@ def fit(
     classes: str = CLASSES,
     base: Optional[Path] = BASE_FILE,
     init: Optional[Path] = INIT,
+    stride: int = STRIDE,
     class_balance: float = BALANCE,
     planes: Optional[str] = PLANES,
     repeats: Optional[str] = REPEATS,
@@ -241,6 +243,7 @@ def fit(
             resume=resume,
             base=base,
             init=init,
+            stride=stride,
             class_balance=class_balance,
             ensembler=ensembler,
             density=density,

@@ -42,6 +42,7 @@ class FitOptions:
     threads: int = 0
     resume: bool = False
     init: Path | None = None  # checkpoint to start from
+    stride: int = 8  # of the logits of a base, 4 or 8
     # refiner only
     base: Path | None = None
     planes: tuple[int, ...] = (16, 32, 48, 64, 96)
@@ -68,6 +69,7 @@ class FitOptions:
                 self.scale_range is None or 0.05 < self.scale_range[0] <= self.scale_range[1] <= 8,
                 f"--scale-range {self.scale_range}: expected two numbers between 0.05 and 8, the smaller first",
             ),
+            (self.stride in (4, 8), f"--stride {self.stride}: expected 4 or 8"),
             (self.lr > 0, f"--lr {self.lr}: expected more than 0"),
             (len(self.planes) == len(self.repeats), "planes and repeats: expected the same number of levels"),
             (

@@ -99,7 +99,7 @@ def fit_base(options: FitOptions, report: Report = quiet) -> dict:
 
     prepare(options)
     groups, validation = load_data(options)
-    module, twin = (SmallNet(options.num_classes).to(options.device) for _ in range(2))
+    module, twin = (SmallNet(options.num_classes, finest=options.stride // 4 - 1).to(options.device) for _ in range(2))
     if options.init is not None:
         # A pyramid that ends earlier has no use for the finer levels of the checkpoint.
         finer = [rf"(laterals|smooth)\.{level}\." for level in range(module.finest)]

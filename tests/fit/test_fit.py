@@ -202,6 +202,7 @@ def test_class_weights_favour_the_rare():
         ({"scenes": 2}, "CamVid"),
         ({"steps": 0}, "at least 1"),
         ({"scale": 2.0}, "--scale"),
+        ({"stride": 16}, "--stride"),
         ({"scale_range": (2.0, 1.0)}, "--scale-range"),
         ({"device": "cuda:7"}, "cuda:7"),
         ({"device": "abacus"}, "--device abacus: expected cpu, cuda"),
