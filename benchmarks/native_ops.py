@@ -1,11 +1,11 @@
-"""Time of the native convolution, kernel maps and plans on the levels of a 1024 x 2048 frame.
+"""Time of the native convolutions, kernel maps and plans on the levels of a 1024 x 2048 frame.
 
     python benchmarks/native_ops.py [--density 0.12] [--isa avx512] [--threads 1] [--passes 5] [--json out.json]
 
 Every layer is timed against the multiply-add peak of the same core and, when torch is there, against torch.mm on rows
 that are already gathered. Jobs are interleaved (A B C A B C). With one thread the clock is the CPU time of the process,
 so that other load on the machine counts little; with more it is wall time. GFLOP counts all taps of a submanifold map
-(missing neighbours included) and only the existing taps of down and up maps.
+(missing neighbours included; also for Winograd, which multiplies less) and only the existing taps of down and up maps.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Layer:
         cout: int,
         planned: bool,
         pad: int,
+        tiles: Optional[ops.Tiles] = None,
     ):
         rng = np.random.default_rng(1)
         self.native, self.name, self.shape = native, name, (len(table), cin, cout)
@@ -58,7 +59,8 @@ class Layer:
         self.x = ops.feature_matrix(n_in, cin, cin + (pad if cin >= 256 else 0))
         self.x[:] = rng.standard_normal(self.x.shape, dtype=np.float32)
         self.weight_values = rng.standard_normal((9, cin, cout), dtype=np.float32)
-        self.weight = ops.pack_weight(native, self.weight_values)
+        self.tiles = tiles
+        self.weight = (ops.pack_winograd if tiles else ops.pack_weight)(native, self.weight_values)
         self.bias = np.zeros(cout, np.float32)
         self.y = np.zeros((len(table), cout), np.float32)
         self.order = ops.plan_map(native, table) if planned else None
@@ -70,7 +72,10 @@ class Layer:
 
     def run(self) -> float:
         """Runs once, returns the floating point operations."""
-        self.native.call("cs_sparse_conv", byref(self.arguments))
+        if self.tiles:
+            ops.winograd_conv(self.native, self.arguments, self.tiles)
+        else:
+            self.native.call("cs_sparse_conv", byref(self.arguments))
         return self.flop
 
 
@@ -80,9 +85,9 @@ def layers(native: Native, coords: np.ndarray, wanted: str, pad: int) -> Tuple[L
     out: List[Layer] = []
     maps: List[Dict[str, float]] = []
 
-    def add(name: str, *arguments: object) -> None:
+    def add(name: str, *arguments: object, tiles: Optional[ops.Tiles] = None) -> None:
         if wanted in name:
-            out.append(Layer(native, name, *arguments, pad))  # type: ignore[arg-type]
+            out.append(Layer(native, name, *arguments, pad, tiles))  # type: ignore[arg-type]
 
     for level, c in enumerate(CHANNELS):
         times = {"level": level, "rows": len(coords)}
@@ -90,12 +95,15 @@ def layers(native: Native, coords: np.ndarray, wanted: str, pad: int) -> Tuple[L
         times["submanifold_ms"], table = best_ms(ops.submanifold_map, *level_of)
         times["down_ms"], (sites, down, up) = best_ms(ops.down_map, *level_of)
         times["plan_ms"], _ = best_ms(ops.plan_map, native, table)
+        times["tiles_ms"], tiles = best_ms(ops.winograd_plan, *level_of)
         maps.append(times)
         if level == 0:
             add("L0 stem", table, len(coords), 3, c, False)
         add(f"L{level} raster", table, len(coords), c, c, False)
         add(f"L{level} planned", table, len(coords), c, c, True)
+        add(f"L{level} winograd", table, len(coords), c, c, False, tiles=tiles)
         add(f"L{level} concat", table, len(coords), 2 * c, c, False)
+        add(f"L{level} concat winograd", table, len(coords), 2 * c, c, False, tiles=tiles)
         if level + 1 < len(CHANNELS):
             add(f"L{level} down", down, len(coords), c, 2 * c, True)
             add(f"L{level} up", up, len(sites), 2 * c, c, True)
@@ -167,7 +175,7 @@ def main() -> None:
     measured, maps = layers(native, coords, options.only, options.pad)
     rows = []
     print(f"{native.isa}, {native.threads} threads, {len(coords)} active pixels; GFLOP/s: best (median)")
-    print("layer           rows   cin  cout   GFLOP       ms           ours    peak  share mm")
+    print("layer                 rows   cin  cout   GFLOP       ms           ours    peak  share mm")
     for layer in measured:
         jobs: Dict[str, Callable[[], float]] = {
             "peak": lambda: native.threads * native.library.cs_fma_loop(native.handle, 2_000_000),
@@ -183,7 +191,7 @@ def main() -> None:
         rows.append({"layer": layer.name, "rows": n, "cin": cin, "cout": cout, "gflop": layer.flop * 1e-9,
                      "best": best, "median": median, "peak": peak, "torch_mm": mm})  # fmt: skip
         print(
-            f"{layer.name:12} {n:7} {cin:5} {cout:5} {layer.flop * 1e-9:7.2f} {layer.flop * 1e-6 / best:8.2f} "
+            f"{layer.name:18} {n:7} {cin:5} {cout:5} {layer.flop * 1e-9:7.2f} {layer.flop * 1e-6 / best:8.2f} "
             f"{best:6.1f} ({median:5.1f}) {peak:7.1f} {best / peak:6.1%} {'' if mm is None else f'{mm:.1f}'}"
         )
     print("maps, best CPU ms:")

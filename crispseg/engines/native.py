@@ -18,6 +18,7 @@ from crispseg.engines.native_graph import RawNode, read_graph
 from crispseg.engines.native_memory import Room, Slot
 from crispseg.engines.native_plan import Need, needed, plan_buffers
 from crispseg.engines.native_weights import Weights, prepare
+from crispseg.engines.native_winograd import Tiles
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import InputError
 from crispseg.plugins.loader import EXTENT, UPSAMPLE, Native
@@ -69,6 +70,7 @@ class NativeEngine:
         self._needs: Dict[Tuple[str, ...], Need] = {}
         self._weights = prepare(self._native, graph)
         self._prepared = self._weights.arguments
+        self._tiles = {name: Tiles(nodes) for name, nodes in self._weights.winograd.items()}
         # Of the run in progress.
         self._need = Need((), frozenset(), frozenset(), {})
         self._rows: List[int] = [0] * len(graph.grids)
@@ -278,6 +280,8 @@ class NativeEngine:
             coords = self._at(node.inputs["coords"])
             self._native.call("cs_submanifold_map", coords, n, *self._graph.grids[level], address)
             self._plan_visits(name)
+            if name in self._tiles and name in self._need.read_maps:
+                self._tiles[name].plan(self._native, coords, n, self._graph.grids[level])
 
     def _run_DownMap(self, _: int, node: RawNode) -> None:  # noqa: N802
         level, names = self._level(node), node.outputs
@@ -307,7 +311,8 @@ class NativeEngine:
         a.y, a.ldy = self._matrix(outs["y"]) if outs["y"] in wanted else (None, 0)
         for i, role in enumerate(("z1", "z2")):
             a.z[i], a.ldz[i] = self._matrix(outs[role]) if outs[role] in wanted else (None, 0)
-        if a.n_out:
+        tiles = self._tiles.get(ins["map"])
+        if a.n_out and not (tiles and tiles.run(self._native, index, a)):
             self._native.call("cs_sparse_conv", ctypes.byref(a))
 
     def _run_Concat(self, index: int, node: RawNode) -> None:  # noqa: N802
@@ -356,7 +361,7 @@ class NativeEngine:
         return {
             "weights": self._weights.nbytes,
             "features": sum(slot.room.nbytes for slot in self._slots),
-            "maps": sum(room.nbytes for room in self._rooms.values()),
+            "maps": sum(room.nbytes for room in [*self._rooms.values(), *self._tiles.values()]),
             "scratch": 0 if self._native is None else self._native.scratch_bytes,
         }
 
@@ -379,8 +384,8 @@ class NativeEngine:
         if self._native is not None:
             self._native.close()
             self._native = None
-        self._slots, self._rooms, self._prepared = [], {}, {}
-        self._weights = Weights({}, {}, [])
+        self._slots, self._rooms, self._prepared, self._tiles = [], {}, {}, {}
+        self._weights = Weights()
 
     def __enter__(self) -> NativeEngine:
         return self

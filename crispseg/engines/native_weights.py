@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, List
 
 import numpy as np
@@ -10,16 +10,21 @@ import numpy as np
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
 from crispseg.engines.native_memory import aligned
+from crispseg.engines.native_winograd import choose
 from crispseg.plugins.loader import ConvArguments, GateArguments, Native
 
 
 @dataclass
 class Weights:
-    """``arguments``: node index -> cs_conv, cs_gate, or (mean, std) addresses. The arrays behind them are kept here."""
+    """``arguments``: node index -> cs_conv, cs_gate, or (mean, std) addresses. The arrays behind them are kept here.
 
-    arguments: Dict[int, Any]
-    packed: Dict[str, np.ndarray]
-    keep: List[np.ndarray]
+    ``winograd``: kernel map -> node index -> address of the transformed weights.
+    """
+
+    arguments: Dict[int, Any] = field(default_factory=dict)
+    packed: Dict[str, np.ndarray] = field(default_factory=dict)
+    keep: List[np.ndarray] = field(default_factory=list)
+    winograd: Dict[str, Dict[int, int]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -29,10 +34,13 @@ class Weights:
 
 def prepare(native: Native, graph: Graph) -> Weights:
     """Pack and keep what the nodes need; the graph's constants are let go."""
-    weights = Weights({}, {}, [])
+    weights, chosen = Weights(), choose(graph)
     for index, node in enumerate(graph.nodes):
         if node.op == "SparseConv2d":
             weights.arguments[index] = _conv(native, graph, node, weights)
+            if index in chosen:
+                address = _packed(native, graph, node.inputs["weight"], True, weights)
+                weights.winograd.setdefault(chosen[index], {})[index] = address
         elif node.op == "EnsembleLogits" and node.attributes["mode"] == "gated":
             weights.arguments[index] = _gate(graph, node, weights)
         elif node.op == "PixelFeatures":
@@ -52,17 +60,23 @@ def _constant(graph: Graph, name: str, weights: Weights) -> int:
     return array.ctypes.data
 
 
+def _packed(native: Native, graph: Graph, name: str, winograd: bool, weights: Weights) -> int:
+    """Address of a weight in the layout of one algorithm; packed at its first use."""
+    value = graph.raw.constants[name]
+    key = name + ("#winograd" if winograd else "")
+    if key not in weights.packed:
+        source, shape = np.ascontiguousarray(value, np.float32), value.shape[1:] if winograd else value.shape
+        size, pack = ("cs_winograd_bytes", "cs_winograd_pack") if winograd else ("cs_packed_bytes", "cs_pack_weight")
+        weights.packed[key] = aligned(getattr(native.library, size)(native.handle, *shape))
+        native.call(pack, source.ctypes.data, *shape, weights.packed[key].ctypes.data)
+    return weights.packed[key].ctypes.data
+
+
 def _conv(native: Native, graph: Graph, node: RawNode, weights: Weights) -> ConvArguments:
     name = node.inputs["weight"]
-    value = graph.raw.constants[name]
-    taps, cin, cout = value.shape
-    if name not in weights.packed:
-        packed = aligned(native.library.cs_packed_bytes(native.handle, taps, cin, cout))
-        source = np.ascontiguousarray(value, np.float32)
-        native.call("cs_pack_weight", source.ctypes.data, taps, cin, cout, packed.ctypes.data)
-        weights.packed[name] = packed
     a = ConvArguments()
-    a.K, a.cin, a.cout, a.weight = taps, cin, cout, weights.packed[name].ctypes.data
+    a.K, a.cin, a.cout = graph.raw.constants[name].shape
+    a.weight = _packed(native, graph, name, False, weights)
     a.bias = _constant(graph, node.inputs["bias"], weights)
     a.relu = node.attributes["relu"]
     for i, suffix in enumerate("12"):

@@ -13,7 +13,7 @@ pytest.importorskip("onnx")
 import onnx
 from native_net import CLASSES, FRAME, LOW, frame, interpret, unet
 
-from crispseg.engines import native
+from crispseg.engines import native, native_winograd
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import EnvironmentMismatch, InputError
 from crispseg.plugins.loader import available_isas
@@ -246,3 +246,42 @@ def test_exported_refiner_agrees_with_onnxruntime(tmp_path):
         for name in ("coords", "count", "found", "labels"):
             assert (found[name] == wanted[name]).all(), name
         assert np.abs(found["confidence"].astype(int) - wanted["confidence"]).max() <= 1
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", [ALL, dict(), NONE], ids=["all", "some", "none"])
+def test_winograd_everywhere_agrees_with_the_definition(saved, monkeypatch, isa, case):
+    net = unet(5, threshold=0.2)
+    net.extra = MATRICES
+    feeds, found = frame(6, **case), {}
+    exact = interpret(net.model(), feeds)
+    for mode in ("1", "0"):
+        monkeypatch.setenv("CRISPSEG_WINOGRAD", mode)
+        with native.load(saved(net), EngineSpec(threads=2), isa) as engine:
+            for _ in range(2):
+                found[mode] = engine.run(feeds)
+                check(found[mode], exact, MATRICES)
+    if len(exact["coords"]):
+        assert not np.array_equal(found["0"]["yo"], found["1"]["yo"])  # two algorithms round differently
+
+
+def test_winograd_follows_the_frame(saved, monkeypatch):
+    """Wide convolutions on dense sites only; isolated sites give the direct kernel's bits."""
+    monkeypatch.setattr(native_winograd, "MIN_CHANNELS", 8)
+    monkeypatch.delenv("CRISPSEG_WINOGRAD", raising=False)
+    path = saved(unet(0))
+    single, full = one_active(), frame(1, **ALL)
+    with native.load(path) as engine:
+        got = engine.run(full), engine.run(single)
+        assert [len(tiles.weights) for tiles in engine._tiles.values()] == [4, 1]
+        again = engine.run(full)
+    for name, value in got[0].items():
+        np.testing.assert_array_equal(again[name], value)
+    monkeypatch.setenv("CRISPSEG_WINOGRAD", "0")
+    with native.load(path) as engine:
+        assert not engine._tiles
+        for name, value in engine.run(single).items():
+            np.testing.assert_array_equal(got[1][name], value)
+    monkeypatch.setenv("CRISPSEG_WINOGRAD", "yes")
+    with pytest.raises(InputError, match="CRISPSEG_WINOGRAD"):
+        native.load(path)

@@ -1,0 +1,90 @@
+"""Which convolutions of a refiner run by Winograd's algorithm, and the tile plans that they share.
+
+Which ones may is fixed when the engine is loaded; they keep both forms of their weights. Whether those of a level do
+follows the frame: where sites lie apart, the direct kernel is up to ten times as fast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Dict, Tuple
+
+import numpy as np
+
+from crispseg.engines.native_check import Graph
+from crispseg.engines.native_memory import Room
+from crispseg.errors import InputError
+from crispseg.plugins.loader import ConvArguments, Native
+
+ENVIRONMENT = "CRISPSEG_WINOGRAD"
+MIN_CHANNELS = 32
+"""Fewest input and output channels. On bands of 6..10 pixels Winograd is 1.2 to 1.6 times as fast as the direct kernel
+from 32 to 1024 channels, with AVX-512, AVX2 and generic vectors (benchmarks/native_ops.py); a stem of 3 is not."""
+SITES_PER_TILE = 2.75
+"""Active sites per occupied 2x2 tile from which Winograd pays: it multiplies 16 times a tile, the direct kernel once
+for every neighbour that a site has. Measured break-even on noise and bands, 32..256 channels: 2.6 to 2.8."""
+
+
+def choose(graph: Graph) -> Dict[int, str]:
+    """Node index -> kernel map. $CRISPSEG_WINOGRAD: "0" = none, "1" = every 3x3 submanifold convolution, on any frame.
+
+    Raises:
+        InputError: another value of $CRISPSEG_WINOGRAD.
+    """
+    mode = _mode()
+    tables = {node.outputs["map"] for node in graph.nodes if node.op == "SubmanifoldMap"}
+    chosen = {}
+    for index, node in enumerate(graph.nodes):
+        if mode == "0" or node.op != "SparseConv2d" or node.inputs["map"] not in tables:
+            continue
+        _, cin, cout = graph.raw.constants[node.inputs["weight"]].shape
+        if mode == "1" or min(cin, cout) >= MIN_CHANNELS:
+            chosen[index] = node.inputs["map"]
+    return chosen
+
+
+def _mode() -> str:
+    mode = os.environ.get(ENVIRONMENT, "")
+    if mode not in ("", "0", "1"):
+        raise InputError("%s: expected 0, 1 or nothing, found %r" % (ENVIRONMENT, mode))
+    return mode
+
+
+class Tiles:
+    """The tile plan of one kernel map, made once a frame.
+
+    Args:
+        weights: node index -> address of the transformed weights.
+    """
+
+    def __init__(self, weights: Dict[int, int]) -> None:
+        self.weights = weights
+        self.used = False  # on this frame
+        self._always = _mode() == "1"
+        self._inputs, self._outputs = Room(np.int32), Room(np.int32)
+        self._count = 0
+
+    def plan(self, native: Native, coords: int, n: int, grid: Tuple[int, int]) -> None:
+        """For ``n`` sites at ``coords`` (address of int32 [n, 2]) of a grid (rows, columns)."""
+        room = min(n, (grid[0] + 1) // 2 * ((grid[1] + 1) // 2))
+        count = np.zeros(1, np.int32)
+        inputs, outputs = self._inputs.ensure(16 * room), self._outputs.ensure(4 * room)
+        native.call("cs_winograd_plan", coords, n, *grid, inputs, outputs, count.ctypes.data)
+        self._count = int(count[0])
+        self.used = self._always or n >= SITES_PER_TILE * self._count
+
+    def run(self, native: Native, index: int, arguments: ConvArguments) -> bool:
+        """Run a convolution of this map on the frame's plan; False (and nothing done) when the direct kernel should."""
+        address = self.weights.get(index)
+        if not address or not self.used:
+            return False
+        mine = ConvArguments.from_buffer_copy(arguments)
+        mine.weight = address
+        native.call("cs_winograd_conv", ctypes.byref(mine), self._inputs.address, self._outputs.address, self._count)
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._inputs.nbytes + self._outputs.nbytes
