@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from fractions import Fraction
@@ -76,33 +77,36 @@ def test_size_change_is_refused_and_abort_removes(tmp_path):
     assert os.listdir(str(tmp_path)) == []
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk():
-    """Files of this process may not grow beyond 3000 bytes, as on a full disk."""
+    """Files of this process may not grow beyond 3000 bytes, as on a full disk; pytest's own output neither."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_png(tmp_path, small_disk):
+def test_full_disk_png(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (100, 100), dtype=np.uint8)
     (tmp_path / "old.png").write_bytes(b"old")
     for name in ("new.png", "old.png"):
-        with pytest.raises(InputError, match="cannot be written"):
+        with small_disk(), pytest.raises(InputError, match="cannot be written"):
             sinks.write_png(tmp_path / name, noise)
     assert os.listdir(str(tmp_path)) == ["old.png"]
     assert (tmp_path / "old.png").read_bytes() == b"old"
 
 
-def test_full_disk_video(tmp_path, small_disk):
+def test_full_disk_video(tmp_path):
     writer = sinks.VideoWriter(tmp_path / "o.mp4", 30)
     rng = np.random.default_rng(0)
-    with pytest.raises(InputError, match="cannot be written"):  # noqa: PT012
-        for _ in range(60):
-            writer.write(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-        writer.close()
-    writer.abort()
+    with small_disk():
+        with pytest.raises(InputError, match="cannot be written"):  # noqa: PT012
+            for _ in range(60):
+                writer.write(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            writer.close()
+        writer.abort()
     assert os.listdir(str(tmp_path)) == []
 
 
