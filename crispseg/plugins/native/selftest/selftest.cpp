@@ -2,6 +2,7 @@
 // 1 and 3 threads, twice per context (warm scratch must change nothing). Needs the library only: for a new target.
 //   selftest [rounds] [seed]; exit status 1 when anything is wrong.
 #include "cases_rows.h"
+#include "cases_winograd.h"
 
 namespace {
 
@@ -152,7 +153,9 @@ void bad_arguments(cs_context *ctx) {
   c.x = memory + 1, c.n_in = c.n_out = c.K = c.cin = c.cout = 1, c.ldx = c.ldy = 1;
   c.map = none, c.weight = memory, c.y = memory + 32;
   expect(cs_sparse_conv(ctx, &c) == CS_BAD_ARGUMENT, "conv: map outside");
-  c.map = nullptr, c.ldx = 0;
+  c.K = 9;
+  expect(cs_winograd_conv(ctx, &c, outside, outside, 2) == CS_BAD_ARGUMENT, "winograd: more tiles than rows");
+  c.K = 1, c.map = nullptr, c.ldx = 0;
   expect(cs_sparse_conv(ctx, &c) == CS_BAD_ARGUMENT, "conv: stride");
   expect(cs_submanifold_map(ctx, outside, 1, 4, 9, map) == CS_BAD_ARGUMENT, "map: site outside");
   int status = cs_pixel_colours(ctx, bytes, 4, 4, outside, 1, stats, stats, 0, memory, 3);
@@ -180,6 +183,7 @@ int main(int argc, char **argv) {
       {{"down_map", 0, 0, 0, 0, 0}, down_map, 2},
       {{"plan_map", 0, 0, 0, 0, 0}, plan_map, 2},
       {{"sparse_conv", 2e-6, 0, 0, 0, 0}, sparse_conv, 6},
+      {{"winograd", 2e-6, 0, 0, 0, 0}, winograd, 6},
       {{"ensemble_gated", 2e-6, 0, 0, 0, 0}, ensemble_gated, 2},
       {{"ensemble_entropy", 1e-5, 0, 0, 0, 0}, ensemble_entropy, 2},
       {{"scatter_labels", 1e-6, 0, 0, 0, 0}, scatter_labels, 2},

@@ -1,0 +1,67 @@
+// Winograd's tile plan and convolution against plain loops over the neighbours of every site.
+#pragma once
+#include "check.h"
+
+namespace {
+
+void winograd(cs_context *ctx) {
+  const bool large = op->cases % 7 == 3, wide = op->cases % 7 == 5;
+  const int H = large ? 70 : rnd.range(1, 20), W = large ? 61 : rnd.range(1, 20);
+  const int cin = wide ? rnd.range(280, 600) : rnd.range(1, 40), cout = wide ? rnd.range(1, 20) : rnd.range(1, 90);
+  const vector<int32_t> at = sites(H, W, op->cases == 0 ? 0 : op->cases == 1 ? 100 : rnd.range(0, 100));
+  const int n = static_cast<int>(at.size() / 2), room = std::min(n, ((H + 1) / 2) * ((W + 1) / 2));
+
+  vector<int32_t> grid((H + 4) * (W + 4), -1), want_in, want_out;  // two cells of border
+  const auto row_at = [&](int y, int x) { return grid[(y + 2) * (W + 4) + x + 2]; };
+  for (int i = 0; i < n; ++i) grid[(at[2 * i] + 2) * (W + 4) + at[2 * i + 1] + 2] = i;
+  for (int y = 0; y < H; y += 2)
+    for (int x = 0; x < W; x += 2) {
+      int32_t out[4];
+      for (int k = 0; k < 4; ++k) out[k] = row_at(y + k % 2, x + k / 2);
+      if (std::all_of(out, out + 4, [](int32_t i) { return i < 0; })) continue;
+      want_out.insert(want_out.end(), out, out + 4);
+      for (int k = 0; k < 16; ++k) want_in.push_back(row_at(y - 1 + k % 4, x - 1 + k / 4));
+    }
+  Output<int32_t> in(room, 16, false), out(room, 4, false);
+  int32_t tiles = -1;
+  call(cs_winograd_plan(ctx, at.data(), n, H, W, in.row(0), out.row(0), &tiles));
+  if (tiles != static_cast<int32_t>(want_out.size() / 4)) return wrong("%d tiles, expected %zu", tiles, want_out.size() / 4);
+  in.done(tiles), out.done(tiles);
+  expect(std::equal(want_in.begin(), want_in.end(), in.row(0)), "inputs of the tiles");
+  expect(std::equal(want_out.begin(), want_out.end(), out.row(0)), "outputs of the tiles");
+
+  Input x(n, cin), rest(n, cout);
+  const vector<float> weight = rnd.reals(size_t{9} * cin * cout), bias = rnd.reals(cout);
+  const vector<float> scale = rnd.reals(cout), shift = rnd.reals(cout);
+  const size_t bytes = cs_winograd_bytes(ctx, cin, cout);
+  const std::unique_ptr<void, decltype(&std::free)> packed(std::aligned_alloc(64, (bytes + 127) / 64 * 64), std::free);
+  std::memset(packed.get(), kGuard, bytes + 64);
+  call(cs_winograd_pack(ctx, weight.data(), cin, cout, packed.get()));
+  const unsigned char *guard = static_cast<unsigned char *>(packed.get()) + bytes;
+  expect(std::all_of(guard, guard + 64, [](unsigned char b) { return b == kGuard; }), "packed too much");
+  Output<float> y(n, cout), z(n, cout);
+  cs_conv c{};
+  c.x = x.row(0), c.ldx = x.ld, c.n_in = c.n_out = n, c.K = 9, c.cin = cin, c.cout = cout, c.weight = packed.get();
+  c.bias = bias.data(), c.relu = rnd.range(0, 1), c.y = y.row(0), c.ldy = y.ld;
+  if (rnd.coin()) c.residual = rest.row(0), c.ldr = rest.ld;
+  c.z[0] = z.row(0), c.ldz[0] = z.ld, c.scale[0] = scale.data(), c.shift[0] = shift.data();
+  call(cs_winograd_conv(ctx, &c, in.row(0), out.row(0), tiles));
+  y.done(), z.done();
+  for (int i = 0; i < n; ++i) {
+    vector<double> sum(bias.begin(), bias.end());
+    for (int o = 0; o < cout && c.residual; ++o) sum[o] += rest.row(i)[o];
+    for (int k = 0; k < 9; ++k) {
+      const int from = row_at(at[2 * i] + k % 3 - 1, at[2 * i + 1] + k / 3 - 1);
+      for (int j = 0; j < cin && from >= 0; ++j)
+        for (int o = 0; o < cout; ++o)
+          sum[o] += double{x.row(from)[j]} * weight[(static_cast<size_t>(k) * cin + j) * cout + o];
+    }
+    for (int o = 0; o < cout; ++o) {
+      const double v = c.relu && sum[o] < 0 ? 0 : sum[o], t = v * scale[o] + shift[o];
+      near(y.row(i)[o], v, cin + 2.0);
+      near(z.row(i)[o], t < 0 ? 0 : t, cin + 3.0);
+    }
+  }
+}
+
+}  // namespace
