@@ -361,7 +361,7 @@ class NativeEngine:
         return {
             "weights": self._weights.nbytes,
             "features": sum(slot.room.nbytes for slot in self._slots),
-            "maps": sum(room.nbytes for room in [*self._rooms.values(), *self._tiles.values()]),
+            "maps": sum(r.nbytes for r in self._rooms.values()) + sum(t.nbytes for t in self._tiles.values()),
             "scratch": 0 if self._native is None else self._native.scratch_bytes,
         }
 
