@@ -58,6 +58,7 @@ DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or cuda:1")
 RESUME = typer.Option(False, "--resume", help="continue the run in -o")
 FIT_OUT = typer.Option(..., "-o", "--out", help="folder for best.pt and last.pt", show_default=False)
 BASE_FILE = typer.Option(None, "--base", help="base checkpoint (refiner only)", show_default=False)
+BASE_NAME = typer.Option("small", "--base-name", help="architecture of --base: small, sfnet_lite_r18 (refiner only)")
 INIT = typer.Option(None, "--init", help="checkpoint to start from", show_default=False)
 STRIDE = typer.Option(8, "--stride", help="stride of the logits, 4 or 8 (base only)")
 BALANCE = typer.Option(0.35, "--class-balance", min=0.0, max=1.0, help="loss weight of a class: frequency ** -this")
@@ -179,6 +180,7 @@ def fit(
     scale: float = SCALE,
     classes: str = CLASSES,
     base: Optional[Path] = BASE_FILE,
+    base_name: str = BASE_NAME,
     init: Optional[Path] = INIT,
     stride: int = STRIDE,
     class_balance: float = BALANCE,
@@ -242,6 +244,7 @@ def fit(
             threads=threads,
             resume=resume,
             base=base,
+            base_name=base_name,
             init=init,
             stride=stride,
             class_balance=class_balance,

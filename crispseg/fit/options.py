@@ -45,6 +45,7 @@ class FitOptions:
     stride: int = 8  # of the logits of a base, 4 or 8
     # refiner only
     base: Path | None = None
+    base_name: str = "small"
     planes: tuple[int, ...] = (16, 32, 48, 64, 96)
     repeats: tuple[int, ...] = (1, 1, 1, 1, 1)
     features: tuple[str, ...] = ("rgb",)

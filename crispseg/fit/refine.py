@@ -3,67 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crispseg.errors import CheckpointError, InputError
+from crispseg.errors import InputError
 from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, normalise
 from crispseg.fit.loop import Report, train
 from crispseg.fit.options import FitOptions
-from crispseg.fit.train import MEAN, STD, confusion, finish, load_data, miou, prepare, quiet, shrink, upsample
-from crispseg.models.bases import small
+from crispseg.fit.train import confusion, finish, load_data, miou, prepare, quiet, shrink
+from crispseg.models.bases import BaseInfo, base_info, build_base
 from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict
 from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
-from crispseg.sparse.select import entropy
+from crispseg.sparse.select import entropy, upsample_logits
 
 SCALES = (0.8, 1.3)
-
-
-def load_base(options: FitOptions) -> small.SmallNet:
-    """The frozen base of ``options.base``: a checkpoint that ``fit_base`` wrote.
-
-    Raises:
-        InputError: no base named. CheckpointError: not such a checkpoint, or of other classes.
-    """
-    if options.base is None:
-        raise InputError("fit refiner: expected a base checkpoint, found none; give --base, made by crispseg fit base")
-    config = load_config(options.base)
-    if config.get("architecture") != "small" or config.get("num_classes") != options.num_classes:
-        raise CheckpointError(
-            f"{options.base}: expected a base of architecture 'small' with {options.num_classes} classes, found "
-            f"{config.get('architecture')!r} with {config.get('num_classes')}"
-        )
-    module = small.from_config(config)
-    load_strict(module, load_checkpoint(options.base), source=str(options.base))
-    return module.eval().requires_grad_(False).to(options.device)
 
 
 class FrozenBase:
     """Low-resolution logits of a batch of full-resolution frames, as the pipeline makes them."""
 
-    def __init__(self, module: nn.Module, options: FitOptions) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, info: BaseInfo, options: FitOptions) -> None:
+        self.module = module.eval().requires_grad_(False).to(options.device)
+        self.info = info
         self.scale = options.scale
         self.device = options.device
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> Tensor:
-        """uint8 [B, H, W, 3] -> float32 [B, C, h, w]."""
+        """uint8 [B, H, W, 3] RGB -> float32 [B, C, h, w]."""
         size = tuple(max(1, round(side * self.scale)) for side in images.shape[1:3])
         low = np.stack([shrink(image, (size[0], size[1])) for image in images])
-        x = normalise(low, MEAN, STD, self.device)
+        if self.info.channel_order == "bgr":
+            low = low[..., ::-1].copy()
+        x = normalise(low, self.info.mean, self.info.std, self.device)
         return self.module.forward_logits(x).contiguous()  # type: ignore[operator]
 
 
-def find_threshold(base: FrozenBase, pairs: list[Pair], density: float) -> float:
+def load_base(options: FitOptions) -> FrozenBase:
+    """The base called ``options.base_name`` with the weights of ``options.base``, ours or an official checkpoint.
+
+    Raises:
+        InputError: no checkpoint or an unknown base named. CheckpointError: it does not belong to that base.
+    """
+    if options.base is None:
+        raise InputError("fit refiner: expected a base checkpoint, found none; give --base, for example of fit base")
+    info = base_info(options.base_name)
+    config = load_config(options.base) or None
+    module = build_base(info.name, options.num_classes, config, str(options.base))
+    load_strict(module, load_checkpoint(options.base), info.droppable, str(options.base))
+    return FrozenBase(module, info, options)
+
+
+def find_threshold(
+    base: Callable[[np.ndarray], Tensor], pairs: list[Pair], density: float, rule: str = "bilinear"
+) -> float:
     """Entropy (nats) above which ``density`` of the pixels of at most 64 of the frames lie."""
     chosen = pairs[:: max(1, len(pairs) // 64)]
     values = []
     for image, _ in chosen:
-        full = upsample(base(image[None]), image.shape[:2])
+        full = upsample_logits(base(image[None]), (image.shape[0], image.shape[1]), rule)
         values.append(entropy(full, 1).flatten()[::7])
     return round(float(torch.quantile(torch.cat(values)[: 1 << 24], 1 - density)), 4)
 
@@ -79,11 +81,11 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
         InputError, CheckpointError: data, base, device or output cannot be used.
     """
     prepare(options)
-    base = FrozenBase(load_base(options), options)
+    base = load_base(options)
     groups, validation = load_data(options)
     threshold = options.threshold
     if threshold is None:
-        threshold = find_threshold(base, groups[0][1], options.density)
+        threshold = find_threshold(base, groups[0][1], options.density, base.info.upsample)
     config = SparseRefineConfig(
         num_classes=options.num_classes,
         planes=options.planes,
@@ -93,7 +95,7 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
         threshold=threshold,
         ensembler=options.ensembler,
         extent=options.extent,
-        upsample="bilinear",
+        upsample=base.info.upsample,
     )
     module, twin = (SparseRefiner(config).to(options.device) for _ in range(2))
     if options.init is not None:
@@ -119,7 +121,7 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
             logits = base(image[None])
             refined = net.refine(torch.from_numpy(image)[None].to(options.device), logits)  # type: ignore[operator]
             truth = torch.from_numpy(label)
-            labels = upsample(logits, label.shape)[0].argmax(0).cpu()
+            labels = upsample_logits(logits, (label.shape[0], label.shape[1]), base.info.upsample)[0].argmax(0).cpu()
             coarse += confusion(labels, truth, options.num_classes)
             labels[refined.mask[0].cpu()] = refined.ye.argmax(1).cpu()
             fine += confusion(labels, truth, options.num_classes)

@@ -225,3 +225,16 @@ def test_bad_data(folders, tmp_path):
         read_pairs(images, labels, 12)
     with pytest.raises(InputError, match="--base"):
         load_base(options(folders, tmp_path, base=None))
+
+
+def test_refiner_on_another_base(folders, tmp_path):
+    """SFNet-Lite, from a bare state dict: its own upsampling rule goes into the refiner."""
+    from crispseg.models.bases import build_base
+
+    torch.manual_seed(0)
+    torch.save(build_base("sfnet-lite-r18", C).state_dict(), tmp_path / "sf.pt")
+    changes = {"base": tmp_path / "sf.pt", "planes": (4, 6), "repeats": (1, 1), "steps": 1, "scale_range": (1.0, 1.0)}
+    fit_refiner(options(folders, tmp_path / "r", base_name="sfnet_lite_r18", **changes))
+    assert load_config(tmp_path / "r" / "best.pt")["upsample"] == "bilinear_corners"
+    with pytest.raises(CheckpointError, match=r"sf\.pt"):
+        fit_refiner(options(folders, tmp_path / "x", **changes))
