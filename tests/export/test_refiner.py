@@ -45,8 +45,13 @@ def export(module, feeds, **options):
 
 
 @pytest.mark.parametrize("optimise", [True, False])
-@pytest.mark.parametrize("extent", ["active", "image"])
-@pytest.mark.parametrize("case", ["a_64x96", "b_67x95", "c_allactive_32x32", "e_corners_64x96"])
+@pytest.mark.parametrize(
+    ("case", "extent"),
+    [
+        *((case, "active") for case in ("a_64x96", "b_67x95", "c_allactive_32x32", "e_corners_64x96")),
+        *((case, "image") for case in ("a_64x96", "b_67x95", "e_corners_64x96")),  # no golden file for c
+    ],
+)
 def test_official_numbers(case, extent, optimise):
     inputs = golden.load(f"inputs_{case}")
     expected = golden.load(f"small_{case}" + ("_imageclip" if extent == "image" else ""))
