@@ -53,6 +53,7 @@ class FitOptions:
     ensembler: str = "gated"
     density: float = 0.12
     threshold: float | None = None
+    iou_weight: float = 0.0  # of the soft IoU of the merged label map, beside the cross-entropies
 
     def __post_init__(self) -> None:
         """Checks ranges.
@@ -77,6 +78,7 @@ class FitOptions:
                 not self.scenes or self.num_classes == 11,
                 "--scenes: they hold CamVid's 11 classes; use --classes camvid",
             ),
+            (self.iou_weight >= 0, f"--iou-weight {self.iou_weight}: expected 0 or more"),
             (0 < self.density < 1, f"--density {self.density}: expected between 0 and 1"),
             (bool(self.folders) or self.scenes > 0, "no training data: give --images and --labels, or --scenes N"),
         )

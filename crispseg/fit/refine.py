@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crispseg.errors import InputError
 from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, normalise
 from crispseg.fit.loop import Report, train
+from crispseg.fit.losses import merged_iou_loss
 from crispseg.fit.options import FitOptions
 from crispseg.fit.train import confusion, finish, load_data, miou, prepare, quiet, shrink
 from crispseg.models.bases import BaseInfo, base_info, build_base
@@ -104,13 +105,17 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
 
     def loss(batch: Batch) -> Tensor:
         images, labels = batch
-        refined = module.refine(torch.from_numpy(images).to(options.device), base(images))
-        b, y, x = refined.coords.unbind(1)
-        target = torch.from_numpy(labels).to(options.device)[b, y, x].long()
+        logits = base(images)
+        refined = module.refine(torch.from_numpy(images).to(options.device), logits)
+        truth = torch.from_numpy(labels).to(options.device)
+        target = truth[refined.mask].long()
         if not bool((target != IGNORE).any()):
             return (refined.ye.sum() + refined.yo.sum()) * 0
-        both = (F.cross_entropy(rows, target, weights, ignore_index=IGNORE) for rows in (refined.ye, refined.yo))
-        return sum(both, torch.zeros((), device=options.device))
+        value = sum(F.cross_entropy(rows, target, weights, ignore_index=IGNORE) for rows in (refined.ye, refined.yo))
+        if options.iou_weight:
+            dense = upsample_logits(logits, (truth.shape[1], truth.shape[2]), base.info.upsample).argmax(1)
+            value = value + options.iou_weight * merged_iou_loss(refined.ye, refined.mask, dense, truth)
+        return torch.as_tensor(value)
 
     @torch.no_grad()
     def validate(net: nn.Module) -> dict:
