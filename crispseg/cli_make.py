@@ -61,6 +61,9 @@ BASE_FILE = typer.Option(None, "--base", help="base checkpoint (refiner only)", 
 BASE_NAME = typer.Option("small", "--base-name", help="architecture of --base: small, sfnet_lite_r18 (refiner only)")
 INIT = typer.Option(None, "--init", help="checkpoint to start from", show_default=False)
 STRIDE = typer.Option(8, "--stride", help="stride of the logits, 4 or 8 (base only)")
+IOU_WEIGHT = typer.Option(
+    0.0, "--iou-weight", min=0.0, help="weight of the soft IoU of the merged label map beside cross-entropy (refiner)"
+)
 BALANCE = typer.Option(0.35, "--class-balance", min=0.0, max=1.0, help="loss weight of a class: frequency ** -this")
 FEATURES = typer.Option("rgb", "--features", help="inputs of the refiner: rgb,xy,p,p>0.5 (refiner only)")
 EXTENT = typer.Option("image", "--extent", help="bound of the coarser levels: image or active (refiner only)")
@@ -184,6 +187,7 @@ def fit(
     init: Optional[Path] = INIT,
     stride: int = STRIDE,
     class_balance: float = BALANCE,
+    iou_weight: float = IOU_WEIGHT,
     planes: Optional[str] = PLANES,
     repeats: Optional[str] = REPEATS,
     features: str = FEATURES,
@@ -248,6 +252,7 @@ def fit(
             init=init,
             stride=stride,
             class_balance=class_balance,
+            iou_weight=iou_weight,
             ensembler=ensembler,
             density=density,
             threshold=threshold,
