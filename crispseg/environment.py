@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from importlib import metadata
@@ -55,6 +56,8 @@ def environment(threads: int | None = None, **extra: object) -> dict:
         "isa": native_isa(),
         "memory_mib": total_memory_mib(),
         "memory_limit_mib": memory_limit_mib(),
+        "l4t": l4t_release(),
+        "nvidia_driver": nvidia_driver(),
         "threads": threads if threads else usable_cpus(),
         **extra,
     }
@@ -132,6 +135,18 @@ def cpu_model() -> str | None:
         if fields.get(key):
             return fields[key]
     return _read("/proc/device-tree/model") or platform.processor() or None
+
+
+def l4t_release(path: object = "/etc/nv_tegra_release") -> str | None:
+    """Release of Jetson Linux, such as "35.4.1" (JetPack 5.1.2); None where this is no Jetson."""
+    found = re.search(r"R(\d{1,3}) \(release\), REVISION: (\d{1,3}(?:\.\d{1,3})*)", _read(path) or "")
+    return f"{found.group(1)}.{found.group(2)}" if found else None
+
+
+def nvidia_driver(path: object = "/proc/driver/nvidia/version") -> str | None:
+    """Version of NVIDIA's kernel driver, such as "580.159.03"; None without one (a Jetson has none either)."""
+    found = re.search(r"Kernel Module\b[^\n]*?\s(\d{3,4}\.\d{1,4}(?:\.\d{1,4})?)\s", _read(path) or "")
+    return found.group(1) if found else None
 
 
 @functools.lru_cache(maxsize=None)

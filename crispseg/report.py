@@ -60,6 +60,21 @@ DEFINITIONS = {
     "counts, and in the prediction's mask they take the label of no class",
     "boundary_ratio": "distance d of the boundary IoU as a share of the image diagonal (0.02 in the paper)",
     "pixel_accuracy": "pixels classified right / pixels that are not ignored, percent",
+    "enqueue": "host time to put one frame's work on the GPU's queue (copies, kernels or the graph launch), ms; it "
+    "does not wait for the GPU. trtexec: Enqueue Time",
+    "h2d": "copying one frame's inputs from page-locked host memory to the GPU, by CUDA events, ms. "
+    "trtexec: H2D Latency",
+    "gpu_compute": "from the first to the last kernel of one frame, by CUDA events, ms; without the copies. "
+    "trtexec: GPU Compute Time",
+    "d2h": "copying one frame's results (uint8 labels) from the GPU to page-locked host memory, by CUDA events, ms. "
+    "trtexec: D2H Latency",
+    "host_latency": "h2d + gpu_compute + d2h of the same frame, ms. trtexec: (Host) Latency",
+    "total_host_walltime_s": "from the enqueue of the first measured frame (after the warm-up) to the end of the "
+    "last, s. trtexec: Total Host Walltime",
+    "throughput_qps": "measured frames / total_host_walltime_s, with the next frame enqueued before the last one "
+    "has ended, as trtexec does. trtexec: Throughput",
+    "gpu_state": "clocks (MHz), temperature (C), power (W; rails of a Jetson in mW) and power mode right before and "
+    "right after the measurement; limited_by: what holds the clocks down at that moment",
     "frames": "number of frames measured",
     "dropped": "frames of a live source that came while the pipeline was busy and were not used",
     "count": "active pixels that were refined",
@@ -74,12 +89,13 @@ _LABELS = {
     "ignored_pixels": "ignored pixels, %",
     "throughput_fps": "throughput, frames/s",
     "peak_memory_mib": "peak memory, MiB",
+    "throughput_qps": "throughput with frames overlapped, frames/s",
     "speedup.ratio": "speed-up over the baseline",
     "speedup.low": "speed-up, 10th percentile",
     "speedup.high": "speed-up, 90th percentile",
 }
 _NOT_MEASURED = ("doctor", "fit", "inspect", "scenes")  # there the same words mean other things
-DETAILS = ("pipeline", "environment")
+DETAILS = ("pipeline", "gpu_state", "environment")
 ACCURACY_PARTS = ("base", "refined", "baseline")
 
 
@@ -180,8 +196,7 @@ def sections(report: dict) -> list:
         "definitions",
         "stages",
         "baseline_stages",
-        "environment",
-        "pipeline",
+        *DETAILS,
         *accuracies,
         *absent,
     }
@@ -201,7 +216,7 @@ def sections(report: dict) -> list:
     for name in DETAILS:
         if isinstance(report.get(name), dict):
             rows = [[key, format_value(value)] for key, value in _flat(report[name])]
-            tables.append((name.capitalize(), ("", ""), rows))
+            tables.append((name.replace("_", " ").capitalize(), ("", ""), rows))
     return tables
 
 
@@ -214,7 +229,7 @@ def render_table(report: dict, details: bool = False) -> Any:
 
     parts: list = []
     for title, columns, rows in sections(report):
-        if title.lower() in DETAILS and not details:
+        if title.lower().replace(" ", "_") in DETAILS and not details:
             continue
         table = Table(show_header=any(columns), box=box.SIMPLE_HEAD)
         for position, column in enumerate(columns):

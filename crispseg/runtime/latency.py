@@ -18,6 +18,7 @@ import numpy as np
 from crispseg.environment import environment, peak_memory_mib, usable_cpus
 from crispseg.errors import BundleError, InputError
 from crispseg.report import new_report, summarise
+from crispseg.runtime import clocks
 
 UNSTABLE_PERCENT = 10.0
 MOST_FRAMES = 8
@@ -142,6 +143,7 @@ def measure(
             stack.callback(_close, other)
             _warm_up(other, images, warmup, tick)
             candidates.append((other, Runs()))
+        device_before = clocks.device_state()  # warm: the clocks are up
         turn = 0
         while turn < max(min_runs, 2) or any(runs.seconds < seconds for _, runs in candidates):
             for candidate, runs in candidates:
@@ -150,6 +152,7 @@ def measure(
             tick()
         if not baseline:
             peak = peak_memory_mib()
+        device_after = clocks.device_state()
         load_after = environment()["load_average"]
         engines = pipeline.describe() if hasattr(pipeline, "describe") else None
     runs = candidates[0][1]
@@ -188,8 +191,12 @@ def measure(
         report["baseline_stages"] = candidates[1][1].summary()
         report["speedup"] = speedup(candidates[1][1].stages["total"], runs.stages["total"])
     report["pipeline"] = engines
+    if device_before or device_after:
+        report["gpu_state"] = {"before": device_before, "after": device_after}
     report["environment"] = {**facts, "load_average_after": load_after}
+    on_gpu = backend not in ("native", "onnxruntime") or provider != "CPUExecutionProvider"
     report["warnings"] = _warnings(bundle, runs, facts, threads)
+    report["warnings"] += clocks.warnings(device_before, device_after) if on_gpu else []
     return new_report("latency", **report)
 
 
