@@ -8,7 +8,7 @@ after another. Row counts are known only at run time, so slots grow then; the pl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, FrozenSet, List, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple
 
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
@@ -48,9 +48,36 @@ class Plan:
     copies: FrozenSet[Tuple[int, str]]
 
 
-def plan_buffers(graph: Graph) -> Plan:
-    """Give every matrix a place."""
-    places, widths, copies = _join(graph)
+@dataclass(frozen=True)
+class Layout:
+    """What a device asks of a plan.
+
+    ``stride``: columns -> elements from row to row. ``joins``: (matrix, column) -> whether a Concat may have this
+    input written in place there. ``size``: of a buffer and its matrices, to find what fits. ``group``: matrices of a
+    buffer -> who may share memory with it (equal values).
+    """
+
+    stride: Callable[[int], int]
+    joins: Callable[[str, int], bool]
+    size: Callable[[Buffer, Sequence[str]], float]
+    group: Callable[[Sequence[str]], Any]
+
+
+def cpu_layout(graph: Graph) -> Layout:
+    """That of the native engine: everything float32, sizes are guesses."""
+    share = [min(1.0, _DENSITY * _GROWTH**level) for level in range(len(graph.grids))]
+
+    def size(buffer: Buffer, names: Sequence[str]) -> float:
+        rows, columns = graph.grids[buffer.level]
+        return rows * columns * share[buffer.level] * buffer.width
+
+    return Layout(_stride, lambda name, column: True, size, lambda names: None)
+
+
+def plan_buffers(graph: Graph, layout: Optional[Layout] = None) -> Plan:
+    """Give every matrix a place; on the CPU without a layout."""
+    layout = layout or cpu_layout(graph)
+    places, widths, copies = _join(graph, layout)
     buffers: List[Buffer] = []
     renumbered: Dict[int, int] = {}
     for index, node in enumerate(graph.nodes):
@@ -60,7 +87,7 @@ def plan_buffers(graph: Graph) -> Plan:
             old = places[name].buffer
             if old not in renumbered:
                 renumbered[old] = len(buffers)
-                buffers.append(Buffer(graph.tensors[name].level, _stride(widths[old]), index, index))
+                buffers.append(Buffer(graph.tensors[name].level, layout.stride(widths[old]), index, index))
             buffers[renumbered[old]].last = index
         for name in node.inputs.values():
             if name in places:
@@ -69,7 +96,10 @@ def plan_buffers(graph: Graph) -> Plan:
     for name in graph.raw.outputs:
         if name in final:
             buffers[final[name].buffer].last = len(graph.nodes)
-    pads = _share(graph, buffers)
+    names: List[List[str]] = [[] for _ in buffers]
+    for name, place in final.items():
+        names[place.buffer].append(name)
+    pads = _share(buffers, layout, names)
     return Plan(final, tuple(buffers), tuple(pads), frozenset(copies))
 
 
@@ -78,7 +108,7 @@ def _stride(columns: int) -> int:
     return columns + 16 if columns >= 256 else columns
 
 
-def _join(graph: Graph) -> Tuple[Dict[str, Place], List[int], Set[Tuple[int, str]]]:
+def _join(graph: Graph, layout: Layout) -> Tuple[Dict[str, Place], List[int], Set[Tuple[int, str]]]:
     """Places in unshared buffers, width of each buffer, and the Concat inputs to copy.
 
     Backwards, so that a Concat of a Concat finds the outer one's place first.
@@ -103,7 +133,7 @@ def _join(graph: Graph) -> Tuple[Dict[str, Place], List[int], Set[Tuple[int, str
         at = place(node.outputs["y"])
         offset = at.offset
         for role, name in node.inputs.items():
-            if name in places:  # joined into another Concat, or twice into this one
+            if name in places or not layout.joins(name, offset):  # in place of another Concat, or twice in this one
                 copies.add((index, role))
             else:
                 places[name] = Place(at.buffer, offset)
@@ -111,16 +141,15 @@ def _join(graph: Graph) -> Tuple[Dict[str, Place], List[int], Set[Tuple[int, str
     return places, widths, copies
 
 
-def _share(graph: Graph, buffers: Sequence[Buffer]) -> List[int]:
+def _share(buffers: Sequence[Buffer], layout: Layout, matrices: Sequence[Sequence[str]]) -> List[int]:
     """Put buffers into slots by lifetime, the best fitting free slot first; returns the widest row of each slot."""
     pads: List[int] = []
     sizes: List[float] = []
     busy_until: List[int] = []
-    share = [min(1.0, _DENSITY * _GROWTH**level) for level in range(len(graph.grids))]
-    for buffer in sorted(buffers, key=lambda item: item.first):
-        rows, columns = graph.grids[buffer.level]
-        size = rows * columns * share[buffer.level] * buffer.width
-        free = [slot for slot in range(len(pads)) if busy_until[slot] < buffer.first]
+    owners: List[Any] = []
+    for buffer, names in sorted(zip(buffers, matrices), key=lambda item: item[0].first):
+        size, group = layout.size(buffer, names), layout.group(names)
+        free = [slot for slot in range(len(pads)) if busy_until[slot] < buffer.first and owners[slot] == group]
         large = [slot for slot in free if sizes[slot] >= size]
         if large:
             slot = min(large, key=lambda item: sizes[item])
@@ -131,6 +160,7 @@ def _share(graph: Graph, buffers: Sequence[Buffer]) -> List[int]:
             pads.append(0)
             sizes.append(0.0)
             busy_until.append(-1)
+            owners.append(group)
         buffer.slot = slot
         pads[slot] = max(pads[slot], buffer.width)
         sizes[slot] = max(sizes[slot], size)

@@ -7,26 +7,41 @@ from dataclasses import dataclass
 from crispseg.environment import usable_cpus
 from crispseg.errors import InputError
 
-BACKENDS = ("native", "onnxruntime")
-PRECISIONS = ("fp32",)
+BACKENDS = ("native", "onnxruntime", "cuda", "tensorrt")
+GPU_BACKENDS = ("cuda", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "int8")
+MAX_CAPACITY = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Backend, execution provider (ONNX Runtime's name), threads (0 = all usable CPUs) and arithmetic precision."""
+    """What runs where.
+
+    ``backend``; ``provider`` (ONNX Runtime's name); ``threads`` (0 = all usable CPUs); ``precision`` of the arithmetic;
+    ``device``: number of the GPU; ``capacity``: most refined pixels a frame, 0 = the bundle's.
+    """
 
     backend: str = "native"
     provider: str = "CPUExecutionProvider"
     threads: int = 0
     precision: str = "fp32"
+    device: int = 0
+    capacity: int = 0
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
-            raise InputError("backend %r: expected %s" % (self.backend, " or ".join(BACKENDS)))
+            raise InputError("backend %r: expected one of %s" % (self.backend, ", ".join(BACKENDS)))
         if self.precision not in PRECISIONS:
-            raise InputError("precision %r: expected %s" % (self.precision, " or ".join(PRECISIONS)))
-        if type(self.threads) is not int or not 0 <= self.threads <= 1024:
-            raise InputError("threads %r: expected an integer from 0 (all usable CPUs) to 1024" % (self.threads,))
+            raise InputError("precision %r: expected one of %s" % (self.precision, ", ".join(PRECISIONS)))
+        if self.precision != "fp32" and self.backend not in GPU_BACKENDS:
+            raise InputError(
+                "precision %s: backend %s computes in fp32; name --backend %s for it"
+                % (self.precision, self.backend, " or ".join(GPU_BACKENDS))
+            )
+        for name, most in (("threads", 1024), ("device", 1023), ("capacity", MAX_CAPACITY)):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= most:
+                raise InputError("%s %r: expected an integer from 0 to %d" % (name, value, most))
 
     @property
     def thread_count(self) -> int:
