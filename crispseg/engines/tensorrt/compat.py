@@ -324,7 +324,7 @@ def device_memory(trt: Any, engine: Any) -> int:
 
 
 def numpy_dtype(trt: Any, dtype: Any) -> np.dtype:
-    """numpy's name of a DataType. Raises UnsupportedOp for the types that numpy lacks (bf16, fp8, int4)."""
+    """Name in numpy of a DataType. Raises UnsupportedOp for the types that numpy lacks (bf16, fp8, int4)."""
     if dtype.name not in _DTYPES:
         raise UnsupportedOp("tensor of type %s: expected one of %s" % (dtype.name, ", ".join(sorted(_DTYPES))))
     return np.dtype(_DTYPES[dtype.name])

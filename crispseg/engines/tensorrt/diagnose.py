@@ -10,7 +10,9 @@ from crispseg.errors import CrispsegError, EnvironmentMismatch, UnsupportedOp
 # Severity, text.
 Message = Tuple[str, str]
 
-_NO_IMPLEMENTATION = re.compile(r"could not find any implementation for node\s+(.*?)(?:\s+due to insufficient|,|\.?\)?$)", re.I)  # fmt: skip
+_NO_IMPLEMENTATION = re.compile(
+    r"could not find any implementation for node\s+(.*?)(?:\s+due to insufficient|,|\.?\)?$)", re.I
+)
 # Seen across 7.x to 10.x: NVIDIA/TensorRT#469 and #749 print the first three forms in front of "could not find any
 # implementation", which by itself says nothing about memory.
 _MEMORY = re.compile(
@@ -21,10 +23,10 @@ _MEMORY = re.compile(
 _REQUEST = re.compile(
     r"requested? (?:size of|:|amount of GPU memory \()\s*(\d+)|Tactic Device request:\s*(\d+)MB", re.I
 )
-_PLUGIN = re.compile(
-    r"plugin (?:not found|creator)|getPluginCreator|could not find plugin|no importer registered", re.I
+_PLUGIN = re.compile(r"plugin (?:not found|creator)|getPluginCreator|find plugin|no importer registered", re.I)
+_DRIVER = re.compile(
+    r"CUDA (?:initialization|driver)|CUDA error \d+|no CUDA-capable device|insufficient driver|error code: 35", re.I
 )
-_DRIVER = re.compile(r"CUDA (?:initialization|driver)|CUDA error \d+|no CUDA-capable device|insufficient driver|error code: 35", re.I)  # fmt: skip
 
 
 def explain(messages: Sequence[Message], what: str, workspace_mib: Optional[int], precision: str) -> CrispsegError:
