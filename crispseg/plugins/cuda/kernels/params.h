@@ -1,0 +1,3 @@
+// Structures that kernels take by value. Plain numbers and pointers; the same layout on the host and on the device.
+#pragma once
+#include "types.h"

@@ -1,0 +1,81 @@
+// Opens the CUDA driver; error texts.
+#include "driver.h"
+
+#include <dlfcn.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+
+#include "crispseg_cuda.h"
+
+namespace crispseg {
+
+namespace {
+
+thread_local char last_error[1024] = "";
+std::mutex lock;
+Driver functions;
+bool ready = false;
+
+const char *library_name() {
+  const char *name = std::getenv("CRISPSEG_LIBCUDA");
+  return name && *name ? name : "libcuda.so.1";
+}
+
+}  // namespace
+
+int fail(int status, const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  std::vsnprintf(last_error, sizeof last_error, format, args);
+  va_end(args);
+  return status;
+}
+
+int fail_driver(const Driver *cu, CUresult result, const char *what) {
+  const char *name = nullptr, *text = nullptr;
+  cu->cuGetErrorName(result, &name);
+  cu->cuGetErrorString(result, &text);
+  return fail(CSG_DRIVER_ERROR, "%s: %s: %s", what, name ? name : "unknown CUDA error", text ? text : "no description");
+}
+
+const Driver *driver() {
+  std::lock_guard<std::mutex> guard(lock);
+  if (ready) return &functions;
+  const char *name = library_name();
+  // Never closed: the driver does not survive being unloaded.
+  void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    const char *why = dlerror();
+    fail(CSG_NO_DRIVER,
+         "CUDA driver: expected %s, found none (%s); install NVIDIA's driver (in a container: --gpus all or --runtime "
+         "nvidia), or use --backend native",
+         name, why ? why : "no reason given");
+    return nullptr;
+  }
+  const char *missing = nullptr;
+  Driver found;
+#define CRISPSEG_LOOK_UP(function, parameters)                                      \
+  found.function = reinterpret_cast<CUresult(*) parameters>(dlsym(library, #function)); \
+  if (!found.function && !missing) missing = #function;
+  CRISPSEG_DRIVER_FUNCTIONS(CRISPSEG_LOOK_UP)
+#undef CRISPSEG_LOOK_UP
+  if (missing) {
+    fail(CSG_NO_DRIVER, "CUDA driver: expected %s in %s, found none; update the driver to CUDA 11.4 or newer", missing, name);
+    return nullptr;
+  }
+  const CUresult result = found.cuInit(0);
+  if (result != CUDA_SUCCESS) {
+    fail_driver(&found, result, "cuInit");
+    return nullptr;
+  }
+  functions = found;
+  ready = true;
+  return &functions;
+}
+
+}  // namespace crispseg
+
+extern "C" const char *csg_last_error(void) { return crispseg::last_error; }
