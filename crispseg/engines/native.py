@@ -53,6 +53,7 @@ class NativeEngine:
 
     Attributes:
         inputs, outputs: name -> (numpy dtype, shape), None for a side that depends on the frame.
+        capacity: most refined pixels a frame; may be lowered between frames.
         stage_times: ms of the last run by stage: select, maps, conv, ensemble, scatter.
         node_times: ms of the last run by node.
     """
@@ -60,6 +61,7 @@ class NativeEngine:
     def __init__(self, graph: Graph, spec: EngineSpec, isa: str = "") -> None:
         self.path = graph.raw.path
         self.spec = spec
+        self.capacity = min(spec.capacity or graph.capacity, graph.capacity)
         self.stage_times: Dict[str, float] = {}
         self.node_times: Dict[str, float] = {}
         self._native: Any = Native(spec.thread_count, isa)
@@ -218,11 +220,11 @@ class NativeEngine:
         confidence = None
         if names["confidence"] in need.tensors:
             confidence = self._pixels[names["confidence"]] = np.empty(size, np.uint8)
-        coords = self._ints(names["coords"], 2 * graph.capacity)
+        coords = self._ints(names["coords"], 2 * self.capacity)
         numbers = np.zeros(2, np.int32)
         self._native.call(
             "cs_select_pixels", self._given["logits"].ctypes.data, graph.classes, *graph.low, *size,
-            UPSAMPLE[node.attributes["upsample"]], node.attributes["threshold"], graph.capacity, labels.ctypes.data,
+            UPSAMPLE[node.attributes["upsample"]], node.attributes["threshold"], self.capacity, labels.ctypes.data,
             None if confidence is None else confidence.ctypes.data, coords, numbers.ctypes.data,
             numbers.ctypes.data + 4,
         )  # fmt: skip

@@ -77,7 +77,8 @@ def load(path: Union[str, Path], spec: Optional[EngineSpec] = None) -> OrtEngine
     options.enable_mem_pattern = False
     try:
         # Without enable_fallback=0 it would print a banner on stdout and try another provider.
-        session = ort.InferenceSession(str(path), sess_options=options, providers=[spec.provider], enable_fallback=0)
+        model = str(path) if not spec.capacity else _with_capacity(path, spec.capacity)
+        session = ort.InferenceSession(model, sess_options=options, providers=[spec.provider], enable_fallback=0)
         session.disable_fallback()
     except Exception as error:
         raise _load_error(path, error, ort.__version__) from None
@@ -88,6 +89,18 @@ def load(path: Union[str, Path], spec: Optional[EngineSpec] = None) -> OrtEngine
             "fix the installation or name %s" % (spec.provider, ", ".join(used), used[0] if used else "another")
         )
     return OrtEngine(path, spec, session, ort)
+
+
+def _with_capacity(path: Path, capacity: int) -> bytes:
+    """A refiner's file with another capacity of SelectPixels."""
+    import onnx
+
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        for attribute in node.attribute if node.op_type == "SelectPixels" else ():
+            if attribute.name == "capacity":
+                attribute.i = min(attribute.i, capacity)
+    return model.SerializeToString()
 
 
 def _load_error(path: Path, error: Exception, version: str) -> Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -148,6 +148,7 @@ class Pipeline:
         self.refined = refiner is not None
         self._dense = dense
         self._refiner = refiner
+        self._refiner_capacity = bundle.refiner.capacity if bundle.refiner else 0
         self._labels = labels
         self._fit = fit
         self._place: Optional[Placement] = None
@@ -157,6 +158,29 @@ class Pipeline:
         mean = [int(round(min(255.0, max(0.0, value)))) for value in net.mean]
         # Bars have the colour that normalises to about zero, in the image's own channel order.
         self._pad = (mean[0], mean[1], mean[2]) if net.channel_order == "rgb" else (mean[2], mean[1], mean[0])
+
+    @property
+    def capacity(self) -> int:
+        """Most refined pixels a frame; 0 without a refiner."""
+        return 0 if self._refiner is None else self._refiner_capacity
+
+    def set_capacity(self, capacity: int) -> None:
+        """Refine at most so many pixels a frame (the most uncertain ones), from the next frame on.
+
+        Raises:
+            InputError: below 1, above the bundle's capacity, or there is no refiner.
+        """
+        refiner = self.bundle.refiner
+        if self._refiner is None or refiner is None or not 1 <= capacity <= refiner.capacity:
+            most = 0 if self._refiner is None or refiner is None else refiner.capacity
+            raise InputError("capacity %d: expected 1 to %d (the bundle's)" % (capacity, most))
+        if hasattr(self._refiner, "capacity"):
+            self._refiner.capacity = capacity
+        elif capacity != self._refiner_capacity:  # ONNX Runtime has it in the graph
+            spec = replace(self._refiner.spec, capacity=capacity)
+            self._refiner.close()
+            self._refiner = _open_refiner(self.bundle, spec)
+        self._refiner_capacity = capacity
 
     def run(self, frame: np.ndarray, want: Sequence[str] = ("labels",)) -> FrameResult:
         """Segment one frame, uint8 [H0, W0, 3] RGB. ``want``: any of "labels", "confidence", "active".

@@ -1,0 +1,125 @@
+"""``--budget-ms``: the most refined pixels a frame may have so that its latency stays within a budget.
+
+A frame costs a fixed part (preprocessing, base, selection) and a part for every refined pixel. Both are measured: the
+pipeline runs at a few capacities, a line is fitted, and the capacity is where the line, moved up by what the slowest
+frames lay above it, meets the budget. A frame with more uncertain pixels keeps its most uncertain ones; how many were
+left out is counted. The promise is about the frame's content: what other programs do to the machine is not in it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from crispseg.errors import InputError
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Capacities that are measured, as shares of the most uncertain pixels of a frame."""
+REPEATS = 5
+MIN_PIXELS = 64
+"""Frames with fewer uncertain pixels say nothing about the time that one takes."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Latency is taken as ``fixed_ms + ms_per_kpixel * pixels / 1000 + margin_ms``; ``capacity``: the choice.
+
+    ``points``: (refined pixels, ms) of every measured run. ``limit``: the bundle's capacity.
+    """
+
+    budget_ms: float
+    capacity: int
+    limit: int
+    fixed_ms: float
+    ms_per_kpixel: float
+    margin_ms: float
+    points: Tuple[Tuple[int, float], ...]
+
+
+def choose_capacity(points: Sequence[Tuple[int, float]], budget_ms: float, limit: int) -> Choice:
+    """Fit the line and take the largest capacity, 1 to ``limit``, that keeps the budget.
+
+    Args:
+        points: (refined pixels, ms), at least two different numbers of pixels.
+        budget_ms: most time of a frame, ms.
+        limit: the bundle's capacity.
+
+    Raises:
+        InputError: the fixed part alone is above the budget.
+    """
+    pixels = np.array([point[0] for point in points], np.float64)
+    ms = np.array([point[1] for point in points], np.float64)
+    # Medians first: one run that something else held up must not tilt the line.
+    sizes = np.unique(pixels)
+    middle = np.array([np.median(ms[pixels == size]) for size in sizes])
+    slope, spread = 0.0, sizes - sizes.mean()
+    if len(sizes) > 1:
+        slope = max(0.0, float(spread @ (middle - middle.mean()) / (spread @ spread)))
+    fixed = float(np.mean(middle - slope * sizes))
+    # A hiccup of the machine is not the frame's fault: of the runs only nine in ten must lie below the raised line.
+    margin = max(0.0, float(np.percentile(ms - fixed - slope * pixels, 90)))
+    room = budget_ms - fixed - margin
+    if room < slope:
+        raise InputError(
+            "--budget-ms %g: a frame takes %.3g ms before any pixel is refined (and varies by %.2g ms); allow more "
+            "than %.3g ms, use more threads, or a smaller base" % (budget_ms, fixed, margin, fixed + margin + slope)
+        )
+    capacity = limit if slope * limit <= room else int(min(limit, math.floor(room / slope)))
+    kept = tuple((int(n), round(float(t), 4)) for n, t in points)
+    return Choice(budget_ms, max(1, capacity), limit, round(fixed, 4), 1000 * slope, round(margin, 4), kept)
+
+
+def calibrate(pipeline: Any, frames: Sequence[np.ndarray], budget_ms: float, repeats: int = REPEATS) -> Choice:
+    """Measure ``pipeline`` on ``frames``, set its capacity to the choice, and return it.
+
+    Raises:
+        InputError: the budget is not positive, cannot be kept, there is no refiner, or no frame has uncertain pixels.
+    """
+    if not budget_ms > 0 or not math.isfinite(budget_ms):
+        raise InputError("--budget-ms %g: expected a positive number of milliseconds" % budget_ms)
+    limit = pipeline.capacity
+    if not limit:
+        raise InputError(
+            "--budget-ms: expected a bundle with a refiner, and its refiner in use; this one only has a base"
+        )
+    busiest, most = 0, -1
+    for index, frame in enumerate(frames):
+        result = pipeline.run(frame)
+        if result.count > most:
+            busiest, most = index, result.count
+    if most < MIN_PIXELS:
+        raise InputError(
+            "--budget-ms: expected frames with uncertain pixels to measure, found at most %d in %d frames; measure "
+            "others with crispseg latency --input" % (max(most, 0), len(frames))
+        )
+    points: List[Tuple[int, float]] = []
+    try:
+        for share in SHARES:
+            pipeline.set_capacity(max(1, int(share * most)))
+            pipeline.run(frames[busiest])  # buffers and graphs for this capacity
+            for _ in range(repeats):
+                start = time.perf_counter()
+                result = pipeline.run(frames[busiest])
+                points.append((result.count, 1e3 * (time.perf_counter() - start)))
+        choice = choose_capacity(points, budget_ms, limit)
+    except BaseException:
+        pipeline.set_capacity(limit)
+        raise
+    pipeline.set_capacity(choice.capacity)
+    return choice
+
+
+def summary(choice: Choice, counts: Sequence[int], founds: Sequence[int], totals_ms: Sequence[float]) -> Dict[str, Any]:
+    """What the report says: the choice, the pixels left out (found - count) and the frames above the budget."""
+    left = [found - count for count, found in zip(counts, founds)]
+    return {
+        **asdict(choice),
+        "left_out_pixels": {"mean": round(sum(left) / max(1, len(left)), 2), "max": max(left, default=0)},
+        "frames_cut": sum(value > 0 for value in left),
+        "frames_over_budget": sum(ms > choice.budget_ms for ms in totals_ms),
+        "worst_ms": round(max(totals_ms), 4) if totals_ms else None,
+    }
