@@ -1,7 +1,8 @@
 """Clocks, temperature and power of the GPUs at one moment: what makes two GPU measurements comparable.
 
-Desktop: NVML through ctypes, else the nvidia-smi program. Jetson (its NVML, where there is one, knows no clocks): nvpmodel,
-jetson_clocks and tegrastats. Every source is optional and its text untrusted: what is absent or reads oddly is left out, nothing raises.
+Desktop: NVML through ctypes, else the nvidia-smi program. Jetson (its NVML, where there is one, knows no clocks):
+nvpmodel, jetson_clocks and tegrastats. Every source is optional and its text untrusted: what is absent or reads oddly
+is left out, nothing raises. Not yet run on a Jetson.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import crispseg
 from crispseg import environment
 from crispseg.plugins.loader import BUILD_COMMAND
 from crispseg.report import new_report
+from crispseg.runtime import doctor_gpu
 
 PYTHON_LEAST = (3, 8)
 DISK_MIB, MEMORY_MIB = 1024, 2560  # a bundle with outputs; the stated peak of `run` at 1024x2048
@@ -58,20 +59,7 @@ found = "cv2 " + cv2.__version__ + ", " + ", ".join(" ".join(p.split()[:2]) for 
 import torch; found = torch.__version__ + (", CUDA usable" if torch.cuda.is_available() else ", CPU only")
 """,
     "onnxscript (export)": "import onnxscript; found = onnxscript.__version__",
-    "CUDA driver": """
-import ctypes
-driver = ctypes.CDLL("libcuda.so.1"); rc = driver.cuInit(0)
-if rc: raise RuntimeError("cuInit returned %d" % rc)
-version = ctypes.c_int(); driver.cuDriverGetVersion(ctypes.byref(version))
-count = ctypes.c_int(); driver.cuDeviceGetCount(ctypes.byref(count)); names = []
-for i in range(count.value):
-    name = ctypes.create_string_buffer(128); device = ctypes.c_int()
-    driver.cuDeviceGet(ctypes.byref(device), i); driver.cuDeviceGetName(name, 128, device)
-    names.append(name.value.decode())
-found = "CUDA %d.%d, %s" % (version.value // 1000, version.value % 1000 // 10, ", ".join(names) or "no device")
-ok = bool(names)
-""",
-    "TensorRT": "import tensorrt; found = tensorrt.__version__",
+    **doctor_gpu.PROBES,
 }
 _FIX = {
     "numpy": _PIP + "numpy",
@@ -83,8 +71,7 @@ _FIX = {
     "camera (OpenCV)": _PIP + "opencv-python-headless (GStreamer pipelines need the system's python3-opencv)",
     "torch (export, fit, verify)": _PIP + "torch",
     "onnxscript (export)": _PIP + "onnxscript",
-    "CUDA driver": "install NVIDIA's driver if this machine has an NVIDIA GPU; nvidia-smi must list it",
-    "TensorRT": _PIP + "tensorrt (x86-64); on a Jetson: python -m venv --system-site-packages, JetPack holds it",
+    **doctor_gpu.fixes(_PIP),
 }
 _CORE = ("python", "numpy", "pillow", "onnx", "onnxruntime")
 # what a person wants to do -> the checks it needs
@@ -96,14 +83,18 @@ _USES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("export and verify", (*_CORE, "torch (export, fit, verify)", "onnxscript (export)")),
     ("fit", ("python", "numpy", "pillow", "torch (export, fit, verify)")),
     ("base on a GPU (--provider CUDAExecutionProvider)", (*_CORE, "CUDA driver", "onnxruntime CUDA provider")),
+    ("refiner on a GPU (--backend cuda)", (*_CORE, "CUDA driver", "CUDA kernels")),
+    (
+        "TensorRT engines (crispseg build, --backend tensorrt)",
+        (*_CORE, "CUDA driver", "CUDA kernels", "TensorRT", "TensorRT plugin"),
+    ),
 )
 _OPTIONAL = {
     "camera (OpenCV)",
     "torch (export, fit, verify)",
     "onnxscript (export)",
-    "CUDA driver",
-    "TensorRT",
     "onnxruntime CUDA provider",
+    *doctor_gpu.OPTIONAL,
 }
 
 
@@ -117,6 +108,8 @@ def diagnose(progress: Optional[Callable[[int, int], None]] = None) -> List[dict
             checks.append(_check(name, ok, found, _FIX[name]))
             if progress:
                 progress(done, len(running))
+    doctor_gpu.combine(checks, _FIX)
+    checks += doctor_gpu.jetpack_checks(next(check["ok"] for check in checks if check["name"] == "TensorRT"))
     checks += [_cuda_provider(checks), _cpus(), _memory(), _disk()]
     return checks
 
@@ -163,7 +156,11 @@ def probe(code: str, seconds: float = PROBE_SECONDS) -> Tuple[bool, str]:
     if not ok and found.startswith("ModuleNotFoundError"):
         return False, "not installed"
     found = " ".join(str(found).split())
-    return bool(ok), found.split(". Build it")[0] if not ok else found
+    if not ok:  # our own messages end in the command that fixes it, which stands beside the check anyway
+        found = found.split(". Build it")[0]
+        if found.startswith("EnvironmentMismatch: "):
+            found = found[len("EnvironmentMismatch: ") :].split("; ")[0]
+    return bool(ok), found
 
 
 def _death(code: int) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from crispseg.runtime import doctor
+from crispseg.runtime import doctor, doctor_gpu
 
 
 def test_every_failed_check_has_a_fix_and_every_use_is_judged(monkeypatch):
@@ -22,7 +22,9 @@ def test_cpu_alone_is_enough_for_run(monkeypatch):
     report = doctor.examine()
     assert report["ok"] is True
     assert [item["what"] for item in report["can"] if not item["ok"]] == [
-        "base on a GPU (--provider CUDAExecutionProvider)"
+        "base on a GPU (--provider CUDAExecutionProvider)",
+        "refiner on a GPU (--backend cuda)",
+        "TensorRT engines (crispseg build, --backend tensorrt)",
     ]
 
 
@@ -43,3 +45,85 @@ def test_probe(code, expected):
 
 def test_probe_gives_up():
     assert doctor.probe("import time; time.sleep(20)", seconds=0.2)[0] is False
+
+
+# ---- GPUs -------------------------------------------------------------------------------------------------------
+
+KERNELS, COMPILER = "CUDA kernels", "CUDA compiler (nvcc or NVRTC)"
+
+
+def examine(monkeypatch, **found):
+    """Checks by name with every probe answered: "name with _ for blanks": (ok, found); all others are fine."""
+    answers = {doctor._PROBES[name]: answer for name, answer in found.items()}
+    monkeypatch.setattr(doctor, "probe", lambda code: answers.get(code, (True, "1.0, CUDAExecutionProvider")))
+    checks = doctor.diagnose()
+    return {check["name"]: check for check in checks}, {can["what"]: can for can in doctor.abilities(checks)}
+
+
+def test_a_library_without_an_image_needs_a_compiler(monkeypatch):
+    bare = (True, "libcrispseg_cuda.so, g++ 12, no kernel image linked in")
+    checks, can = examine(monkeypatch, **{KERNELS: bare})
+    assert checks[KERNELS]["ok"]
+    assert "crispseg build compiles one" in checks[KERNELS]["found"]
+    assert can["refiner on a GPU (--backend cuda)"]["ok"]
+    checks, can = examine(monkeypatch, **{KERNELS: bare, COMPILER: (False, "neither found")})
+    assert not checks[KERNELS]["ok"]
+    assert "crispseg[cuda]" in checks[KERNELS]["fix"]
+    assert can["refiner on a GPU (--backend cuda)"]["missing"] == [KERNELS]
+    linked = (True, "libcrispseg_cuda.so, g++ 12, kernel image linked in (900 KiB)")
+    checks, _ = examine(monkeypatch, **{KERNELS: linked, COMPILER: (False, "neither found")})
+    assert checks[KERNELS]["ok"]
+    assert checks[KERNELS]["fix"] is None
+
+
+def test_tensorrt_needs_its_plugin(monkeypatch):
+    missing = (False, "EnvironmentMismatch: TensorRT plugin library: expected libcrispseg_tensorrt.so, found none")
+    checks, can = examine(monkeypatch, **{"TensorRT plugin": missing})
+    use = can["TensorRT engines (crispseg build, --backend tensorrt)"]
+    assert use["missing"] == ["TensorRT plugin"]
+    assert "TensorRT_ROOT" in checks["TensorRT plugin"]["fix"]
+    assert "JetPack" not in checks  # no Jetson
+
+
+def test_jetson(monkeypatch, tmp_path):
+    installed = {"python3-libnvinfer": "8.5.2-1+cuda11.4", "libnvinfer-dev": "8.5.2-1+cuda11.4"}
+    monkeypatch.setattr(doctor_gpu, "_packages", lambda names: installed)
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\nversion = 3.8.10\n")
+    jetpack, packages, venv = doctor_gpu.jetpack_checks(False, "35.4.1", str(tmp_path))
+    assert jetpack["ok"]
+    assert jetpack["found"].startswith("5.1.2 (Jetson Linux 35.4.1)")
+    assert packages["fix"].endswith(
+        "sudo apt install libnvonnxparsers-dev cuda-nvcc-11-4 cuda-nvrtc-11-4 cuda-cudart-dev-11-4"
+    )
+    assert not venv["ok"]
+    assert "--system-site-packages" in venv["fix"]
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n")
+    assert doctor_gpu.jetpack_checks(False, "35.4.1", str(tmp_path))[2]["ok"]
+    assert not doctor_gpu.jetpack_checks(False, "32.7.1", str(tmp_path))[0]["ok"]
+    assert doctor_gpu.jetpack_checks(True, "35.9.9", str(tmp_path / "none"))[2]["found"] == "the system's Python"
+
+
+def test_fixes_on_a_jetson(monkeypatch):
+    monkeypatch.setattr(doctor_gpu, "l4t_release", lambda: "35.4.1")
+    fixes = doctor_gpu.fixes("pip install ")
+    assert fixes["TensorRT"].startswith("sudo apt install tensorrt python3-libnvinfer")
+    assert "cuda-nvrtc-11-4" in fixes[COMPILER]
+    assert set(fixes) == set(doctor_gpu.PROBES)
+
+
+def test_installed_packages():
+    found = doctor_gpu._packages(("dpkg", "no-such-package-at-all"))
+    assert found is None or list(found) in (["dpkg"], [])
+
+
+def test_gpu_probes_run_here_without_a_crash(monkeypatch):
+    monkeypatch.setenv("CRISPSEG_LIBCUDA", "libcuda-that-is-not-there.so")
+    ok, found = doctor.probe(doctor_gpu.PROBES["CUDA driver"])
+    assert not ok
+    assert found.startswith("CUDA driver: expected libcuda-that-is-not-there.so, found none")
+    assert "install" not in found
+    for name in (COMPILER, "TensorRT plugin"):
+        ok, found = doctor.probe(doctor_gpu.PROBES[name])
+        assert "SyntaxError" not in found
+        assert "NameError" not in found
+        assert found

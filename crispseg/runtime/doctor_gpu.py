@@ -1,0 +1,186 @@
+"""The doctor's questions about GPUs: driver, kernels, compiler, TensorRT and its plugin, and JetPack on a Jetson.
+
+The probes are code for ``doctor.probe`` (a process of their own each). Not yet run on a Jetson.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from crispseg.environment import l4t_release
+
+PROBES: Dict[str, str] = {
+    "CUDA driver": """
+import ctypes
+from crispseg.engines import cuda_driver as d
+driver = d.library(); number = ctypes.c_int(); size = ctypes.c_size_t(); name = ctypes.create_string_buffer(256)
+def get(function, *arguments): d.call(driver, function, ctypes.byref(number), *arguments); return number.value
+version = get("cuDriverGetVersion"); devices = []
+for i in range(get("cuDeviceGetCount")):
+    device = get("cuDeviceGet", i)
+    d.call(driver, "cuDeviceGetName", name, 256, device)
+    d.call(driver, "cuDeviceTotalMem_v2", ctypes.byref(size), device)
+    capability = get("cuDeviceGetAttribute", 75, device), get("cuDeviceGetAttribute", 76, device)
+    devices.append("%s (compute capability %d.%d, %d multiprocessors, %d MiB)" % ((name.value.decode(),) + capability
+                   + (get("cuDeviceGetAttribute", 16, device), size.value >> 20)))
+release = "CUDA %d.%d from %s: " % (version // 1000, version % 1000 // 10, d.library_name())
+found = release + (", ".join(devices) or "no device")
+ok = bool(devices)
+""",
+    "CUDA compiler (nvcc or NVRTC)": """
+import ctypes, glob, importlib.util, os, re, shutil, subprocess
+parts = []
+nvcc = shutil.which("nvcc") or next((p for p in ("/usr/local/cuda/bin/nvcc",) if os.path.exists(p)), None)
+if nvcc:
+    text = subprocess.run([nvcc, "--version"], stdout=subprocess.PIPE, timeout=20).stdout.decode()
+    release = re.search("release ([0-9.]+)", text)
+    parts.append("nvcc %s at %s" % (release.group(1) if release else "?", nvcc))
+names = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"]
+spec = importlib.util.find_spec("nvidia")
+for folder in (spec.submodule_search_locations if spec else ()):
+    names += sorted(glob.glob(os.path.join(folder, "*", "lib", "libnvrtc.so.*[0-9]")))
+names += sorted(glob.glob("/usr/local/cuda*/lib64/libnvrtc.so"))
+for name in names:
+    try: library = ctypes.CDLL(name)
+    except OSError: continue
+    major, minor = ctypes.c_int(), ctypes.c_int(); library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    parts.append("NVRTC %d.%d (%s)" % (major.value, minor.value, name)); break
+ok = bool(parts); found = ", ".join(parts) or "neither found"
+""",
+    "CUDA kernels": """
+import ctypes
+from crispseg.plugins import cuda_loader
+library = cuda_loader.load(); size = ctypes.c_size_t(); image = library.csg_embedded_image(ctypes.byref(size))
+linked = "kernel image linked in (%d KiB)" % (size.value >> 10) if image and size.value else "no kernel image linked in"
+found = "%s, %s, %s" % (library._name, library.csg_build_info().decode(), linked)
+""",
+    "TensorRT": """
+import os, tensorrt
+found = "%s at %s" % (tensorrt.__version__, os.path.dirname(tensorrt.__file__))
+""",
+    "TensorRT plugin": """
+import ctypes
+from crispseg.engines.tensorrt import registry
+path = registry.find_library(); library = ctypes.CDLL(str(path)); found = str(path)
+describe = getattr(library, "crispseg_build_info", None)
+if describe is not None:
+    describe.restype = ctypes.c_char_p; found += ", " + describe().decode()
+try: import tensorrt
+except ImportError: pass
+else: registry.load(tensorrt, path); found += ", registers in TensorRT " + tensorrt.__version__
+""",
+}
+OPTIONAL = {*PROBES, "JetPack", "JetPack packages", "virtual environment"}
+LINKED = "kernel image linked in"
+
+# Jetson Linux -> JetPack, as NVIDIA's release notes pair them.
+_JETPACK = {
+    "32.7.1": "4.6.1", "34.1.1": "5.0.1", "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2",
+    "35.5.0": "5.1.3", "35.6.0": "5.1.4", "35.6.1": "5.1.5", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2",
+}  # fmt: skip
+# Packages of JetPack that the GPU backends need, by the major release of Jetson Linux; CUDA's carry its version.
+_TENSORRT_PACKAGES = ("python3-libnvinfer", "libnvinfer-dev", "libnvonnxparsers-dev")
+_CUDA_PACKAGES = {"35": ("cuda-nvcc-11-4", "cuda-nvrtc-11-4", "cuda-cudart-dev-11-4")}
+VENV = "python3 -m venv --system-site-packages .venv"
+
+
+def fixes(pip: str) -> Dict[str, str]:
+    """What gets each missing thing here: name of a probe -> command or advice. ``pip``: "python -m pip install "."""
+    jetson = l4t_release() is not None
+    driver = (
+        "install NVIDIA's driver if this machine has an NVIDIA GPU; nvidia-smi must list it (in a container: docker "
+    )
+    driver += "run --gpus all; on a Jetson: --runtime nvidia)"
+    compiler = 'sudo apt install cuda-nvcc-11-4 cuda-nvrtc-11-4, then export PATH="$PATH:/usr/local/cuda/bin"'
+    if not jetson:
+        compiler = pip + '"crispseg[cuda]" (NVRTC, no toolkit needed), or install a CUDA toolkit'
+    tensorrt = pip + "tensorrt (x86-64; -cu12 or -cu13 behind the name chooses CUDA's release)"
+    if jetson:
+        tensorrt = "sudo apt install tensorrt python3-libnvinfer, and " + VENV
+    headers = "sudo apt install libnvinfer-dev" if jetson else "export TensorRT_ROOT=<folder with include/NvInfer.h>"
+    return {
+        "CUDA driver": driver,
+        "CUDA compiler (nvcc or NVRTC)": compiler,
+        "CUDA kernels": "build the package again (pip install .): the library is plain C++ and needs no CUDA; its "
+        "image comes from nvcc at that time, or from NVRTC at crispseg build: " + compiler,
+        "TensorRT": tensorrt,
+        "TensorRT plugin": headers + ", then build the package again (pip install .), see docs/gpu.md",
+    }
+
+
+def combine(checks: List[dict], fix: Dict[str, str]) -> None:
+    """Settles in place what one probe alone cannot: a library without an image needs a compiler beside it."""
+    by_name = {check["name"]: check for check in checks}
+    kernels, compiler = by_name["CUDA kernels"], by_name["CUDA compiler (nvcc or NVRTC)"]
+    if kernels["ok"] and LINKED not in kernels["found"].replace("no " + LINKED, ""):
+        if compiler["ok"]:
+            kernels["found"] += "; crispseg build compiles one"
+        else:
+            kernels.update(ok=False, fix=fix["CUDA kernels"], found=kernels["found"] + " and nothing to compile one")
+
+
+def jetpack_checks(tensorrt_found: bool, release: Optional[str] = None, prefix: str = sys.prefix) -> List[dict]:
+    """On a Jetson: JetPack's release, its packages, and whether this Python sees them. Elsewhere nothing."""
+    release = release or l4t_release()
+    if release is None:
+        return []
+    major = release.split(".")[0]
+    name = _JETPACK.get(release) or {"32": "4", "34": "5", "35": "5", "36": "6"}.get(major, "unknown")
+    supported = major in ("35", "36")
+    checks = [
+        {
+            "name": "JetPack",
+            "ok": supported,
+            "needed": False,
+            "found": "%s (Jetson Linux %s), %s" % (name, release, platform.machine()),
+            "fix": None if supported else "JetPack 5.1 or newer is wanted (TensorRT 8.5, Python 3.8)",
+        }
+    ]
+    wanted = _TENSORRT_PACKAGES + _CUDA_PACKAGES.get(major, ())
+    there = _packages(wanted)
+    if there is not None:
+        missing = [package for package in wanted if package not in there]
+        checks.append(
+            {
+                "name": "JetPack packages",
+                "ok": not missing,
+                "needed": False,
+                "found": "missing: " + ", ".join(missing)
+                if missing
+                else ", ".join("%s %s" % item for item in there.items()),
+                "fix": "sudo apt update && sudo apt install " + " ".join(missing) if missing else None,
+            }
+        )
+    checks.append(_virtual_environment(tensorrt_found, Path(prefix)))
+    return checks
+
+
+def _packages(names: tuple) -> Optional[Dict[str, str]]:
+    """Installed Debian packages of these: name -> version; None without dpkg."""
+    command = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status} ${Version}\\n", *names]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    rows = (line.split() for line in done.stdout.decode("utf-8", "replace").splitlines())
+    return {row[0]: row[2] for row in rows if len(row) == 3 and row[1] == "installed"}
+
+
+def _virtual_environment(tensorrt_found: bool, prefix: Path) -> dict:
+    """JetPack's TensorRT lies in the system's Python: a virtual environment that hides it cannot import it."""
+    try:
+        text = (prefix / "pyvenv.cfg").read_text(errors="replace")
+    except OSError:
+        text = ""
+    hides = bool(text) and "include-system-site-packages = true" not in text.lower()
+    ok = tensorrt_found or not hides
+    found = (
+        "the system's Python" if not text else "%s, %s the system's packages" % (prefix, "hides" if hides else "sees")
+    )
+    fix = None if ok else "rm -r %s && %s, then install crispseg into it again" % (os.path.basename(str(prefix)), VENV)
+    return {"name": "virtual environment", "ok": ok, "needed": False, "found": found, "fix": fix}
