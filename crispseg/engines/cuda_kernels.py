@@ -1,0 +1,139 @@
+"""The CUDA kernels on a device: where their image comes from, and calls of the host library with errors as exceptions.
+
+The image is linked into the library when nvcc was there at its build; otherwise ``crispseg build BUNDLE --backend cuda``
+compiles the same sources with NVRTC into the bundle's engine cache. Running never compiles.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import Any, Callable, Dict, Optional
+
+from crispseg.bundle import Bundle
+from crispseg.engines import cache, nvrtc
+from crispseg.engines.cuda import Context
+from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError, UnsupportedOp
+
+IMAGE = "kernels.cubin"
+_OK, _BAD_ARGUMENT, _NO_DRIVER, _UNSUPPORTED, _DRIVER_ERROR = 0, -1, -2, -3, -4
+TYPES = {"fp32": 0, "fp16": 1, "int8": 2}  # csg_type
+
+
+class Kernels:
+    """A context of the host library (csg_context) on a device. ``library`` holds the C functions.
+
+    Args:
+        context: the device, current on the calling thread.
+        image: cubin, fatbin or PTX; None = the one that is linked into the library.
+
+    Raises:
+        EnvironmentMismatch: no library, or the driver does not take the image.
+    """
+
+    def __init__(self, context: Context, image: Optional[bytes] = None) -> None:
+        from crispseg.plugins import cuda_loader
+
+        self.context = context
+        self.library = cuda_loader.load()
+        self.source = "linked into the library" if image is None else "engine cache"
+        context.activate()
+        self.handle: Any = self.library.csg_create(image, len(image or b""))
+        if not self.handle:
+            raise EnvironmentMismatch("CUDA kernels on %s: %s" % (context.info.name, self._error()))
+        self._finalizer = weakref.finalize(self, self.library.csg_destroy, self.handle)
+
+    def _error(self) -> str:
+        return (self.library.csg_last_error() or b"").decode("utf-8", "replace")
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call ``name(context, *arguments)``.
+
+        Raises:
+            InputError: a bad argument.
+            UnsupportedOp: something that the kernels do not run on this device.
+            EnvironmentMismatch: the driver failed.
+            CrispsegError: anything else.
+        """
+        status = getattr(self.library, name)(self.handle, *arguments)
+        if status == _OK:
+            return
+        text = "%s: %s" % (name, self._error())
+        if status == _BAD_ARGUMENT:
+            raise InputError(text)
+        if status == _UNSUPPORTED:
+            raise UnsupportedOp(text)
+        if status in (_NO_DRIVER, _DRIVER_ERROR):
+            raise EnvironmentMismatch(text)
+        raise CrispsegError(text)
+
+    def size(self, name: str, *arguments: Any) -> int:
+        """A workspace or capacity: ``name(*arguments)``."""
+        return int(getattr(self.library, name)(*arguments))
+
+    def describe(self) -> Dict[str, Any]:
+        """JSON-able facts."""
+        return {
+            "library": (self.library.csg_build_info() or b"").decode("utf-8", "replace"),
+            "image": self.source,
+            "compute_capability": self.context.info.capability,
+        }
+
+    def close(self) -> None:
+        """Unload the kernels. May be called twice."""
+        self._finalizer()
+        self.handle = None
+
+
+def open_kernels(context: Context, bundle: Optional[Bundle]) -> Kernels:
+    """The kernels for this device: linked in, else from the bundle's cache.
+
+    Raises:
+        EnvironmentMismatch: neither is there, or none fits; the message names the command that builds them.
+    """
+    from crispseg.plugins import cuda_loader
+
+    size = ctypes.c_size_t()
+    if cuda_loader.load().csg_embedded_image(ctypes.byref(size)):
+        try:
+            return Kernels(context)
+        except EnvironmentMismatch:
+            if bundle is None:  # linked for other architectures: the cache may have this one
+                raise
+    if bundle is None:
+        raise EnvironmentMismatch("CUDA kernels: none linked into the library; build it with nvcc, or use a bundle")
+    artefact = cache.find(bundle.path, identity(context))
+    return Kernels(context, artefact.read(IMAGE))
+
+
+def identity(context: Context) -> cache.Identity:
+    """What a compiled image depends on: the sources and the architecture, nothing of the bundle."""
+    sources = nvrtc.sources_hash(nvrtc.kernel_sources())
+    environment = {"compute_capability": context.info.capability, "kernels_sha256": sources}
+    return cache.Identity("cuda", "kernels", {}, {}, environment)
+
+
+def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., None]] = None) -> cache.Artefact:
+    """Compile the kernels for this device into the bundle's cache; one that is there already is kept.
+
+    Raises:
+        EnvironmentMismatch: no NVRTC, or the kernels do not compile.
+        InputError: the bundle cannot be written.
+    """
+    wanted = identity(context)
+    try:
+        found = cache.find(bundle.path, wanted)
+        found.read(IMAGE)
+        return found
+    except CrispsegError:
+        pass
+    cache.require_room(bundle.path)
+    if progress:
+        progress(0, 1, "compiling the kernels for sm_%d" % context.info.capability)
+    compiler = nvrtc.find_compiler(context.info.capability, context.info.driver)
+    image = nvrtc.compile_kernels(compiler, context.info.capability, nvrtc.kernel_sources())
+    Kernels(context, image).close()  # refused now rather than at run
+    if progress:
+        progress(1, 1)
+    facts = {"nvrtc": "%d.%d" % compiler.version, "architecture": compiler.target(context.info.capability)}
+    return cache.store(bundle.path, wanted, {IMAGE: image}, facts)

@@ -1,0 +1,197 @@
+"""Compiles the CUDA kernels for one architecture with NVRTC: no nvcc, no toolkit, about a second.
+
+NVRTC is one library: of the wheels nvidia-cuda-nvrtc-cu12 and -cu13 (``pip install crispseg[cuda]``), of a toolkit
+($CUDA_HOME, /usr/local/cuda), or of the system. $CRISPSEG_LIBNVRTC names another. The kernels include no header but
+their own, so nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import crispseg.plugins
+from crispseg.errors import CrispsegError, EnvironmentMismatch
+
+ENVIRONMENT = "CRISPSEG_LIBNVRTC"
+INSTALL = "pip install crispseg[cuda], or install a CUDA toolkit and set CUDA_HOME"
+MAIN = "kernels.cu"
+OPTIONS = ("--std=c++17",)
+_SUFFIXES = (".cu", ".cuh", ".h")
+_LOG_LINES = 12
+
+
+def kernel_sources(folder: Optional[Path] = None) -> Dict[str, str]:
+    """File name -> text of the kernels and their headers, in the order of their names.
+
+    Raises:
+        EnvironmentMismatch: the package came without them.
+    """
+    folder = folder or Path(next(iter(crispseg.plugins.__path__))) / "cuda" / "kernels"
+    try:
+        files = sorted(item for item in folder.iterdir() if item.suffix in _SUFFIXES)
+        found = {item.name: item.read_text("utf-8") for item in files}
+    except OSError as error:
+        raise EnvironmentMismatch("%s: cannot be read: %s; install crispseg again" % (folder, error)) from None
+    if MAIN not in found:
+        raise EnvironmentMismatch("%s: expected %s, found none; install crispseg again" % (folder, MAIN))
+    return found
+
+
+def sources_hash(sources: Dict[str, str]) -> str:
+    """SHA-256 (hex) of the kernels and of how they are compiled."""
+    digest = hashlib.sha256("\0".join(OPTIONS).encode("ascii"))
+    for name, text in sorted(sources.items()):
+        digest.update(("\0%s\0%s" % (name, text)).encode("utf-8"))
+    return digest.hexdigest()
+
+
+def candidates() -> List[Path]:
+    """NVRTC libraries of this machine, $CRISPSEG_LIBNVRTC alone when set, else wheels, toolkits, system."""
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return [Path(named)]
+    folders: List[Path] = []
+    for entry in sys.path:  # wheels: nvidia/cuda_nvrtc/lib (CUDA 11, 12), nvidia/cu13/lib
+        folders += sorted((Path(entry or ".") / "nvidia").glob("*/lib"))
+    roots = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
+    for root in roots:
+        folders += [Path(root) / "lib64", Path(root) / "lib"] if root else []
+    folders += [Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib/aarch64-linux-gnu"), Path("/usr/lib64")]
+    found: List[Path] = []
+    for folder in folders:
+        for path in sorted(folder.glob("libnvrtc.so*")):
+            real = path.resolve()
+            if real.is_file() and real not in found:
+                found.append(real)
+    return found
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """An NVRTC library: its CUDA ``version`` and the ``architectures`` it compiles for (empty: it does not say)."""
+
+    path: Path
+    library: ctypes.CDLL
+    version: Tuple[int, int]
+    architectures: Tuple[int, ...]
+
+    def target(self, architecture: int) -> int:
+        """The nearest architecture whose code runs on ``architecture`` (same major, no newer minor); 0 = none."""
+        if not self.architectures:
+            return architecture
+        same = (item for item in self.architectures if item // 10 == architecture // 10 and item <= architecture)
+        return max(same, default=0)
+
+
+def find_compiler(architecture: int, driver: str = "") -> Compiler:
+    """The newest NVRTC that compiles for ``architecture`` (87, 90, ...) and whose code the driver loads.
+
+    Args:
+        architecture: compute capability as a number.
+        driver: the driver's CUDA version, such as "12.4"; its major version bounds the compiler's. "" = any.
+
+    Raises:
+        EnvironmentMismatch: there is none; the message lists what was found.
+    """
+    most = int(driver.split(".")[0]) if driver else 10**6
+    refused: List[str] = []
+    fitting: List[Compiler] = []
+    for path in candidates():
+        try:
+            compiler = _open(path)
+        except (OSError, AttributeError, CrispsegError) as error:
+            refused.append("%s does not load (%s)" % (path, error))
+            continue
+        text = "%s (CUDA %d.%d" % ((path,) + compiler.version)
+        if compiler.architectures and not compiler.target(architecture):
+            refused.append(text + " without sm_%d)" % architecture)
+        elif compiler.version[0] > most:
+            refused.append(text + ", newer than the driver's %s)" % driver)
+        else:
+            fitting.append(compiler)
+    if fitting:
+        return max(fitting, key=lambda item: item.version)
+    raise EnvironmentMismatch(
+        "NVRTC: expected one that compiles for sm_%d%s, found %s; %s"
+        % (architecture, " and CUDA up to %d" % most if driver else "", "; ".join(refused) or "none", INSTALL)
+    )
+
+
+def compile_kernels(
+    compiler: Compiler, architecture: int, sources: Dict[str, str], options: Sequence[str] = ()
+) -> bytes:
+    """Compile to a cubin.
+
+    Args:
+        compiler: from :func:`find_compiler`.
+        architecture: compute capability as a number.
+        sources: from :func:`kernel_sources`.
+        options: further options, such as "-lineinfo".
+
+    Raises:
+        EnvironmentMismatch: it does not compile; the message holds the first lines of the log.
+    """
+    library = compiler.library
+    program, size = c_void_p(), c_size_t()
+    headers = [name for name in sources if name != MAIN]
+    names = (c_char_p * len(headers))(*[name.encode("utf-8") for name in headers])
+    texts = (c_char_p * len(headers))(*[sources[name].encode("utf-8") for name in headers])
+    arguments = ["--gpu-architecture=sm_%d" % compiler.target(architecture), *OPTIONS, *options]
+    flags = (c_char_p * len(arguments))(*[item.encode("utf-8") for item in arguments])
+    _check(library, "nvrtcCreateProgram", library.nvrtcCreateProgram(
+        byref(program), sources[MAIN].encode("utf-8"), MAIN.encode("utf-8"), len(headers), texts, names))  # fmt: skip
+    try:
+        status = library.nvrtcCompileProgram(program, len(arguments), flags)
+        if status:
+            raise EnvironmentMismatch(
+                "kernels for sm_%d: NVRTC %d.%d (%s) says: %s"
+                % ((architecture,) + compiler.version + (compiler.path, _log(library, program)))
+            )
+        _check(library, "nvrtcGetCUBINSize", library.nvrtcGetCUBINSize(program, byref(size)))
+        image = ctypes.create_string_buffer(size.value)
+        _check(library, "nvrtcGetCUBIN", library.nvrtcGetCUBIN(program, image))
+        return image.raw
+    finally:
+        library.nvrtcDestroyProgram(byref(program))
+
+
+def _log(library: ctypes.CDLL, program: c_void_p) -> str:
+    size = c_size_t()
+    if library.nvrtcGetProgramLogSize(program, byref(size)) or size.value < 2:
+        return "nothing"
+    text = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, text)
+    lines = [line for line in text.value.decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line]
+    return " | ".join((errors or lines)[:_LOG_LINES])
+
+
+def _open(path: Path) -> Compiler:
+    library = ctypes.CDLL(str(path))
+    library.nvrtcCreateProgram.argtypes = [c_void_p, c_char_p, c_char_p, c_int, c_void_p, c_void_p]
+    library.nvrtcCompileProgram.argtypes = [c_void_p, c_int, c_void_p]
+    library.nvrtcGetErrorString.restype = c_char_p
+    for name in ("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", "nvrtcGetCUBINSize", "nvrtcGetCUBIN"):
+        getattr(library, name).argtypes = [c_void_p, c_void_p]
+    major, minor, count = c_int(), c_int(), c_int()
+    _check(library, "nvrtcVersion", library.nvrtcVersion(byref(major), byref(minor)))
+    architectures: Tuple[int, ...] = ()
+    if hasattr(library, "nvrtcGetSupportedArchs"):  # CUDA 11.2
+        _check(library, "nvrtcGetNumSupportedArchs", library.nvrtcGetNumSupportedArchs(byref(count)))
+        numbers = (c_int * count.value)()
+        _check(library, "nvrtcGetSupportedArchs", library.nvrtcGetSupportedArchs(numbers))
+        architectures = tuple(numbers)
+    return Compiler(path, library, (major.value, minor.value), architectures)
+
+
+def _check(library: ctypes.CDLL, name: str, status: int) -> None:
+    if status:
+        text = library.nvrtcGetErrorString(status) or b""
+        raise EnvironmentMismatch("NVRTC: %s: %s" % (name, text.decode("utf-8", "replace") or status))
