@@ -253,7 +253,7 @@ def test_names_may_carry_underscores():
 
 
 def test_unknown_base_lists_the_known():
-    with pytest.raises(InputError, match="sfnet-lite-r18, small"):
+    with pytest.raises(InputError, match="sfnet-dfv2, sfnet-lite-r18, sfnet-lite-stdc1"):
         build_base("sfnet", 19)
 
 

@@ -7,56 +7,16 @@ and ``forward`` (logits at the image's size). Everything a user of the logits mu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crispseg.errors import CheckpointError, InputError
+from crispseg.models.bases.catalog import BASES
+from crispseg.models.bases.info import BaseInfo, Figure
 
 if TYPE_CHECKING:
     from torch import nn
 
-_IMAGENET_MEAN = (123.675, 116.28, 103.53)
-_IMAGENET_STD = (58.395, 57.12, 57.375)
-
-
-@dataclass(frozen=True)
-class BaseInfo:
-    """What a base expects and gives.
-
-    Attributes:
-        name: architecture, as on the command line and in bundles.
-        stride: of the logits that ``forward_logits`` returns.
-        channel_order: of the image, "rgb" or "bgr".
-        mean: subtracted from the image, per channel, in units of 0..255.
-        std: divides the image afterwards, in the same units.
-        upsample: how the authors bring the logits to the image's size, a rule of the op SelectPixels.
-        paper: title and place.
-        droppable: regular expressions of checkpoint keys that no logit depends on.
-    """
-
-    name: str
-    stride: int
-    channel_order: str = "rgb"
-    mean: tuple[float, float, float] = _IMAGENET_MEAN
-    std: tuple[float, float, float] = _IMAGENET_STD
-    upsample: str = "bilinear"
-    paper: str = ""
-    droppable: tuple[str, ...] = ()
-
-
-BASES: dict[str, BaseInfo] = {
-    info.name: info
-    for info in (
-        BaseInfo(
-            "sfnet-lite-r18",
-            4,
-            upsample="bilinear_corners",
-            paper="SFNet: Faster and Accurate Semantic Segmentation via Semantic Flow, IJCV 2023, arXiv 2207.04415",
-            droppable=(r"head\.dsn\.", r"head\.fpn_in\.2\.", r"aux_layer\."),
-        ),
-        BaseInfo("small", 8),
-    )
-}
+__all__ = ["BASES", "BaseInfo", "Figure", "base_info", "build_base"]
 
 
 def base_info(name: str) -> BaseInfo:
@@ -107,6 +67,15 @@ def build_base(
                 f"{source}: expected the settings of a base 'small', found {found}; use the version of crispseg that "
                 "trained it, or train it again"
             ) from error
-    from crispseg.models.bases.sfnet import SFNetLite
+    family, _, variant = name.partition("-")
+    if family == "sanet":
+        from crispseg.models.bases.sanet import SANet
 
-    return SFNetLite(num_classes, depth=18)
+        return SANet(num_classes, tiny=variant == "tiny")
+    if family == "srnet":
+        from crispseg.models.bases.srnet import SRNet
+
+        return SRNet(num_classes, int(variant[1:]))
+    from crispseg.models.bases.sfnet import SFNet
+
+    return SFNet(num_classes, variant[len("lite-") :] if variant.startswith("lite-") else variant, "lite-" in name)
