@@ -1,6 +1,6 @@
-"""The CUDA kernels on a device: where their image comes from, and calls of the host library with errors as exceptions.
+"""The CUDA kernels on a device: where their image comes from, and calls of the host library that raise errors.
 
-The image is linked into the library when nvcc was there at its build; otherwise ``crispseg build BUNDLE --backend cuda``
+The image is linked into the library when nvcc was there at its build; otherwise `crispseg build BUNDLE --backend cuda`
 compiles the same sources with NVRTC into the bundle's engine cache. Running never compiles.
 """
 
@@ -55,7 +55,10 @@ class Kernels:
             EnvironmentMismatch: the driver failed.
             CrispsegError: anything else.
         """
-        status = getattr(self.library, name)(self.handle, *arguments)
+        self.check(name, getattr(self.library, name)(self.handle, *arguments))
+
+    def check(self, name: str, status: int) -> None:
+        """Raise what :meth:`call` does for a status."""
         if status == _OK:
             return
         text = "%s: %s" % (name, self._error())

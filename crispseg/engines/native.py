@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from crispseg.engines.native_check import Graph, check_graph
+from crispseg.engines.native_check import Graph, check_graph, check_inputs
 from crispseg.engines.native_graph import RawNode, read_graph
 from crispseg.engines.native_memory import Room, Slot
 from crispseg.engines.native_plan import Need, needed, plan_buffers
@@ -121,7 +121,7 @@ class NativeEngine:
         for name in names:
             if name not in self.outputs:
                 raise InputError("%s: output %r: expected one of %s" % (self.path, name, ", ".join(self.outputs)))
-        self._given = self._check(inputs)
+        self._given = check_inputs(self.path, self.inputs, inputs)
         need = self._needs.get(names)
         if need is None:
             need = self._needs[names] = needed(self._graph, names)
@@ -151,24 +151,6 @@ class NativeEngine:
         self._given = {}
         self._pixels.clear()
         return result
-
-    def _check(self, inputs: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
-        if set(inputs) != set(self.inputs):
-            raise InputError(
-                "%s: expected inputs %s, found %s"
-                % (self.path, ", ".join(self.inputs), ", ".join(map(str, inputs)) or "none")
-            )
-        given = {}
-        for name, (dtype, shape) in self.inputs.items():
-            value = inputs[name]
-            if not isinstance(value, np.ndarray) or value.dtype != dtype or list(value.shape) != shape:
-                found = "%s %s" % (value.dtype, list(value.shape)) if isinstance(value, np.ndarray) else type(value)
-                raise InputError(
-                    "%s: input %s: expected %s %s (the bundle's frame size), found %s"
-                    % (self.path, name, np.dtype(dtype), shape, found)
-                )
-            given[name] = np.ascontiguousarray(value)
-        return given
 
     def _take(self, name: str) -> np.ndarray:
         tensor = self._graph.tensors[name]

@@ -7,12 +7,13 @@ rows are known only at run time, so a fit means: of the same level, and of the r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
 from crispseg.engines.native_graph import RawGraph, RawNode
-from crispseg.errors import BundleError, UnsupportedOp
+from crispseg.errors import BundleError, InputError, UnsupportedOp
 from crispseg.plugins.ops import coarser, feature_width
 
 MAX_SIDE = 65536
@@ -260,3 +261,31 @@ class _Checker:
 
 def _sides(shape: Tuple[Any, ...]) -> bool:
     return all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in shape)
+
+
+def check_inputs(path: Path, ports: Mapping[str, Any], inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+    """The arrays given to a refiner, contiguous.
+
+    Args:
+        path: its file, for messages.
+        ports: name -> (numpy dtype, shape) of the inputs.
+        inputs: name -> array.
+
+    Raises:
+        InputError: one is missing, unknown, or of another dtype or shape.
+    """
+    if set(inputs) != set(ports):
+        raise InputError(
+            "%s: expected inputs %s, found %s" % (path, ", ".join(ports), ", ".join(map(str, inputs)) or "none")
+        )
+    given = {}
+    for name, (dtype, shape) in ports.items():
+        value = inputs[name]
+        if not isinstance(value, np.ndarray) or value.dtype != dtype or list(value.shape) != shape:
+            found = "%s %s" % (value.dtype, list(value.shape)) if isinstance(value, np.ndarray) else type(value)
+            raise InputError(
+                "%s: input %s: expected %s %s (the bundle's frame size), found %s"
+                % (path, name, np.dtype(dtype), shape, found)
+            )
+        given[name] = np.ascontiguousarray(value)
+    return given
