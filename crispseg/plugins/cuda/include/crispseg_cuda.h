@@ -100,9 +100,10 @@ CSG_API int csg_parity_order(csg_context *ctx, csg_stream stream, const int32_t 
                              int32_t capacity, int H, int W, int32_t *d_order, void *d_workspace, size_t workspace_bytes);
 
 /* ---- convolution -------------------------------------------------------------------------------------------- */
-/* Weights are packed on the host for the arithmetic type and uploaded by the caller. fp16, int8: channels padded with zeros to
- * multiples of 16 (cin; int8: 32) and 16 (cout). Source: float [K,cin,cout] row major. For int8, csg_pack_weight quantises symmetrically per
- * output channel and writes the scales: w ~ q * scale[cout]. */
+/* Weights are packed on the host for the arithmetic type, the same way for every GPU, and uploaded by the caller to an address that is a
+ * multiple of 16. Source: float [K,cin,cout] row major, finite. Input rows have their channels padded with zeros to a multiple of 16
+ * (fp16) or 32 (int8); the packed weights bring their own padding. Output columns from cout on are not written. For int8,
+ * csg_pack_weight quantises symmetrically per output channel and writes the scales: w ~ q * scale[cout]. K <= 32. */
 CSG_API size_t csg_packed_bytes(csg_type type, int K, int cin, int cout);
 CSG_API int csg_pack_weight(csg_type type, const float *weight, int K, int cin, int cout, void *packed, float *scales);
 
@@ -124,7 +125,12 @@ typedef struct {
    * clamp(rint(value / quant)) to -127..127. */
   const float *d_dequant;
   float y_quant, z_quant[2];
+  /* csg_conv_workspace bytes, 16-byte aligned, or NULL. With it, long sums over few rows (the deep levels) are split between blocks and
+   * added in a fixed order; without it one block sums each tile. Nothing in it outlives the call. */
+  void *d_workspace; size_t workspace_bytes;
 } csg_conv;
+/* Depends on type, capacity, K, cin, cout and the device alone; 0 = no use for one (or a wrong argument, see csg_last_error). */
+CSG_API size_t csg_conv_workspace(const csg_context *ctx, const csg_conv *conv);
 CSG_API int csg_sparse_conv(csg_context *ctx, csg_stream stream, const csg_conv *conv);
 
 /* ---- back end ----------------------------------------------------------------------------------------------- */

@@ -1,15 +1,22 @@
 // What the host hands to every convolution kernel. Plain types: read by NVRTC, nvcc and the host compiler alike.
-#ifndef CRISPSEG_CONV_ARGS_H
-#define CRISPSEG_CONV_ARGS_H
+#pragma once
+#include "types.h"
 
 // Elements of the matrices, numbered as csg_type.
 enum { CONV_F32 = 0, CONV_F16 = 1, CONV_I8 = 2 };
-// Bytes along k in one step of the main loop: 32 halves or 64 int8. Packed weights are [chunk][tap][cout padded to 16][64 bytes].
+// Bytes along k in one step of the main loop: 32 halves or 64 int8. Packed weights are [chunk][tap][cout padded to
+// 16][64 bytes].
 enum { CONV_CHUNK = 64, CONV_MAX_TAPS = 32, CONV_MAX_SPLITS = 8 };
+// Rows of a tile of the tensor-core kernels; stages of the mma pipeline; bytes between the rows of a wmma buffer. A
+// block needs the stages (buffers), then 4 bytes for each row, 16 for the tile, and 4 for each row and tap.
+enum { CONV_ROWS = 128, CONV_F32_ROWS = 64, CONV_MMA_STAGES = 4, CONV_WMMA_PITCH = 96 };
+// A tile of 128 x 128 may be split (see conv_splits); at most so many blocks a multiprocessor work on a split
+// convolution.
+enum { CONV_SPLIT_COLUMNS = 128, CONV_SPLIT_BLOCKS = 4 };
 
 struct ConvMatrix {
   void *data;         // NULL: absent
-  long long stride;   // elements
+  cs_i64 stride;   // elements
   int type;
   int wide;           // groups of 8 columns are aligned for 16-byte (int8: 8-byte) accesses
   float quant;        // int8 outputs
@@ -17,7 +24,7 @@ struct ConvMatrix {
 
 struct ConvArgs {
   const void *x;
-  long long x_stride;  // bytes (fp16, int8) or elements (fp32)
+  cs_i64 x_stride;  // bytes (fp16, int8) or elements (fp32)
   int x_pieces;        // 16-byte pieces of a row of x that may be read (fp16, int8)
   int taps, cin, cout, cout_padded;
   int chunks;          // 64-byte chunks of a row of x (fp16, int8)
@@ -29,8 +36,8 @@ struct ConvArgs {
   ConvMatrix residual, y, z[2];
   const float *scale[2], *shift[2];
   int relu;
-  // Sums of the splits of the taps x channels of a tile: [split][row tile][column tile][rows][columns]; NULL: never split.
+  // Sums of the splits of the taps x channels of a tile: [split][row tile][column tile][rows][columns]; NULL: never
+  // split.
   void *partial;
   int multiprocessors;
 };
-#endif

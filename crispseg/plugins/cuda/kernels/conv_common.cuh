@@ -1,11 +1,20 @@
 // What the convolution kernels share: which tile a block computes, its rows and taps, and the fused epilogue.
-#ifndef CRISPSEG_CONV_COMMON_CUH
-#define CRISPSEG_CONV_COMMON_CUH
-#include "base.cuh"
-#include "conv_args.h"
+#pragma once
 #include "mma.cuh"
 
-// ---- epilogue: 8 columns of a row ---------------------------------------------------------------------------------------
+// CS_DEVICE is static; this is for the functions of objects.
+#if defined(CS_EMULATE)
+#define CS_MEMBER inline
+#else
+#define CS_MEMBER __device__ __forceinline__
+#endif
+
+CS_DEVICE void conv_bits(unsigned bits, float &v) { v = __uint_as_float(bits); }
+CS_DEVICE void conv_bits(unsigned bits, int &v) { v = (int)bits; }
+CS_DEVICE unsigned conv_bits_of(float v) { return __float_as_uint(v); }
+CS_DEVICE unsigned conv_bits_of(int v) { return (unsigned)v; }
+
+// ---- epilogue: 8 columns of a row ----
 struct alignas(16) Words4 {
   unsigned w[4];
 };
@@ -13,51 +22,55 @@ struct alignas(8) Words2 {
   unsigned w[2];
 };
 
-CS_DEVICE float conv_load(const ConvMatrix &m, long long at) {
-  return m.type == CONV_F16 ? half_to_float(((const unsigned short *)m.data)[at]) : ((const float *)m.data)[at];
+CS_DEVICE float conv_load(const ConvMatrix &m, cs_i64 at) {
+  return m.type == CONV_F16 ? cs_half_to_float(((const cs_half *)m.data)[at]) : ((const float *)m.data)[at];
 }
 
-CS_DEVICE void conv_load_8(const ConvMatrix &m, long long at, int columns, float *v) {
+CS_DEVICE void conv_load_8(const ConvMatrix &m, cs_i64 at, int columns, float *v) {
   if (columns < 8 || !m.wide) {
     for (int j = 0; j < 8; ++j) v[j] = j < columns ? conv_load(m, at + j) : 0.0f;
   } else if (m.type == CONV_F16) {
-    const Words4 w = *(const Words4 *)((const unsigned short *)m.data + at);
+    const Words4 w = *(const Words4 *)((const cs_half *)m.data + at);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = half_to_float((unsigned short)(w.w[j / 2] >> (16 * (j % 2))));
+    for (int j = 0; j < 4; ++j) {
+      const float2 pair = cs_unpack_half2(w.w[j]);
+      v[2 * j] = pair.x;
+      v[2 * j + 1] = pair.y;
+    }
   } else {
     const Words4 *from = (const Words4 *)((const float *)m.data + at);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Words4 w = from[h];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) v[4 * h + j] = bits_to_float(w.w[j]);
+      for (int j = 0; j < 4; ++j) v[4 * h + j] = __uint_as_float(w.w[j]);
     }
   }
 }
 
 CS_DEVICE int conv_quantise(float v, float quant) {
-  const float q = rintf(divide_rn(v, quant));
+  const float q = rintf(__fdiv_rn(v, quant));
   return (int)(q < -127.0f ? -127.0f : q > 127.0f ? 127.0f : q);
 }
 
-CS_DEVICE void conv_store_8(const ConvMatrix &m, long long at, int columns, const float *v) {
+CS_DEVICE void conv_store_8(const ConvMatrix &m, cs_i64 at, int columns, const float *v) {
   if (columns < 8 || !m.wide) {
     for (int j = 0; j < columns; ++j) {
-      if (m.type == CONV_F16) ((unsigned short *)m.data)[at + j] = float_to_half(v[j]);
+      if (m.type == CONV_F16) ((cs_half *)m.data)[at + j] = cs_float_to_half(v[j]);
       else if (m.type == CONV_F32) ((float *)m.data)[at + j] = v[j];
       else ((signed char *)m.data)[at + j] = (signed char)conv_quantise(v[j], m.quant);
     }
   } else if (m.type == CONV_F16) {
     Words4 w;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) w.w[j] = (unsigned)float_to_half(v[2 * j]) | (unsigned)float_to_half(v[2 * j + 1]) << 16;
-    *(Words4 *)((unsigned short *)m.data + at) = w;
+    for (int j = 0; j < 4; ++j) w.w[j] = cs_pack_half2(v[2 * j], v[2 * j + 1]);
+    *(Words4 *)((cs_half *)m.data + at) = w;
   } else if (m.type == CONV_F32) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       Words4 w;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) w.w[j] = float_to_bits(v[4 * h + j]);
+      for (int j = 0; j < 4; ++j) w.w[j] = __float_as_uint(v[4 * h + j]);
       ((Words4 *)((float *)m.data + at))[h] = w;
     }
   } else {
@@ -69,7 +82,7 @@ CS_DEVICE void conv_store_8(const ConvMatrix &m, long long at, int columns, cons
 }
 
 // Products and sums are rounded one by one (no contraction), so that an int8 result can be checked bit by bit.
-template <typename Sum> CS_DEVICE void conv_finish(const ConvArgs &a, long long row, int column, const Sum *sum) {
+template <typename Sum> CS_DEVICE void conv_finish(const ConvArgs &a, cs_i64 row, int column, const Sum *sum) {
   const int columns = a.cout - column < 8 ? a.cout - column : 8;
   if (columns <= 0) return;
   float v[8], w[8];
@@ -77,13 +90,13 @@ template <typename Sum> CS_DEVICE void conv_finish(const ConvArgs &a, long long 
   for (int j = 0; j < 8; ++j) {
     v[j] = (float)sum[j];
     const int c = column + (j < columns ? j : 0);
-    if (a.dequant) v[j] = multiply_rn(v[j], a.dequant[c]);
-    if (a.bias) v[j] = add_rn(v[j], a.bias[c]);
+    if (a.dequant) v[j] = __fmul_rn(v[j], a.dequant[c]);
+    if (a.bias) v[j] = __fadd_rn(v[j], a.bias[c]);
   }
   if (a.residual.data) {
     conv_load_8(a.residual, row * a.residual.stride + column, columns, w);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = add_rn(v[j], w[j]);
+    for (int j = 0; j < 8; ++j) v[j] = __fadd_rn(v[j], w[j]);
   }
   if (a.relu) {
 #pragma unroll
@@ -96,34 +109,31 @@ template <typename Sum> CS_DEVICE void conv_finish(const ConvArgs &a, long long 
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const int c = column + (j < columns ? j : 0);
-      const float u = add_rn(multiply_rn(v[j], a.scale[i][c]), a.shift[i][c]);
+      const float u = __fadd_rn(__fmul_rn(v[j], a.scale[i][c]), a.shift[i][c]);
       w[j] = u < 0.0f ? 0.0f : u;
     }
     conv_store_8(a.z[i], row * a.z[i].stride + column, columns, w);
   }
 }
 
-// ---- tiles ----------------------------------------------------------------------------------------------------------------
-// A deep level has few rows and long sums: 1,700 rows x 1024 channels are 112 tiles of 128 x 128 for 132 multiprocessors. Its
-// taps x channels are then split between `splits` blocks, which leave their sums in the workspace; conv_reduce adds them in
-// the order of the splits, so the result does not depend on who is first. Cost of s splits in steps of the main loop: blocks in
-// a row on one multiprocessor, times steps of each, plus filling the pipeline (4 steps) and moving the sums (8 steps); a lone
-// block hides less latency (+ 30 %). One lane a candidate.
+// ---- tiles ----
+// A deep level has few rows and long sums: 1,700 rows x 1024 channels are 112 tiles of 128 x 128 for 132
+// multiprocessors. Its taps x channels are then split between `splits` blocks, which leave their sums in the
+// workspace; conv_reduce adds them in the order of the splits, so the result does not depend on who is first. Cost of
+// s splits in steps of the main loop: blocks in a row on one multiprocessor, times steps of each, plus filling the
+// pipeline (4 steps) and moving the sums (8 steps); a lone block hides less latency (+ 30 %). One lane a candidate.
 CS_DEVICE int conv_splits(const ConvArgs &a, int tiles) {
   if (!a.partial || tiles <= 0) return 1;
-  const int lane = threadIdx.x & 31, splits = lane + 1, steps = a.taps * a.chunks, cores = a.multiprocessors;
+  const int lane = cs_lane(), splits = lane + 1, steps = a.taps * a.chunks, cores = a.multiprocessors;
   int cost = 0x7fffffff;
-  if (splits == 1 || (splits <= CONV_MAX_SPLITS && splits * tiles <= 4 * cores && splits * 8 <= steps)) {
+  const bool fits = splits <= CONV_MAX_SPLITS && splits * tiles <= CONV_SPLIT_BLOCKS * cores && splits * 8 <= steps;
+  if (splits == 1 || fits) {
     const int blocks = (tiles * splits + cores - 1) / cores;
     cost = blocks * ((steps + splits - 1) / splits + (splits > 1 ? 12 : 4));
     if (blocks == 1) cost += cost / 10 * 3;
     cost = cost * 32 + lane; // steps * blocks < 2^26: see conv.cpp
   }
-  for (int d = 16; d > 0; d /= 2) {
-    const int other = __shfl_xor_sync(0xffffffffu, cost, d);
-    cost = other < cost ? other : cost;
-  }
-  return (cost & 31) + 1;
+  return (cs_warp_min(cost) & 31) + 1;
 }
 
 struct ConvTile {
@@ -131,8 +141,8 @@ struct ConvTile {
   int count;
 };
 
-// False: nothing to do for this block. Blocks of one row tile follow each other, so that its rows stay in the L2 cache, and
-// so do the blocks of one split, so that they share the weights.
+// False: nothing to do for this block. Blocks of one row tile follow each other, so that its rows stay in the L2
+// cache, and so do the blocks of one split, so that they share the weights.
 template <int ROWS> CS_DEVICE bool conv_tile(const ConvArgs &a, ConvTile &t) {
   t.count = *a.count < a.capacity ? *a.count : a.capacity;
   t.row_tiles = (t.count + ROWS - 1) / ROWS;
@@ -150,38 +160,39 @@ template <int ROWS> CS_DEVICE bool conv_tile(const ConvArgs &a, ConvTile &t) {
 template <int ROWS, int THREADS>
 CS_DEVICE unsigned conv_tile_rows(const ConvArgs &a, const ConvTile &t, int *rows, int *inputs, unsigned *mask) {
   if (threadIdx.x == 0) *mask = 0;
-  __syncthreads();
+  cs_sync();
   unsigned taps = 0;
   for (int i = threadIdx.x; i < ROWS; i += THREADS) {
     const int place = t.row_tile * ROWS + i;
     const int row = place >= t.count ? -1 : a.order ? a.order[place] : place;
     rows[i] = row;
     for (int k = 0; k < a.taps; ++k) {
-      const int input = row < 0 ? -1 : a.map ? a.map[(long long)row * a.taps + k] : row;
+      const int input = row < 0 ? -1 : a.map ? a.map[(cs_i64)row * a.taps + k] : row;
       inputs[k * ROWS + i] = input;
       if (input >= 0) taps |= 1u << k;
     }
   }
   if (taps) atomicOr(mask, taps);
-  __syncthreads();
+  cs_sync();
   return *mask;
 }
 
-// The steps of a tile: chunks of 64 bytes along the channels outside, taps inside: the nine taps of a tile read nearly the same rows, so eight of
-// nine reads find them in L1. Taps that no row of the tile has take no step.
+// The steps of a tile: chunks of 64 bytes of channels outside, taps inside. The nine taps of a tile read nearly the
+// same rows, so most of the reads of a chunk find them in L1. Taps that no row of the tile has take no step.
 struct ConvSteps {
   unsigned taps, left;
   int chunk, steps;
-  CS_DEVICE ConvSteps(const ConvArgs &a, const ConvTile &t, unsigned mask) : taps(mask), left(mask), chunk(0), steps(0) {
+  CS_MEMBER ConvSteps(const ConvArgs &a, const ConvTile &t, unsigned mask)
+      : taps(mask), left(mask), chunk(0), steps(0) {
     if (!mask) return;
-    const int per_chunk = population(mask), all = per_chunk * a.chunks;
-    const int begin = (int)((long long)all * t.split / t.splits);
-    steps = (int)((long long)all * (t.split + 1) / t.splits) - begin;
+    const int per_chunk = __popc(mask), all = per_chunk * a.chunks;
+    const int begin = (int)((cs_i64)all * t.split / t.splits);
+    steps = (int)((cs_i64)all * (t.split + 1) / t.splits) - begin;
     chunk = begin / per_chunk;
     for (int i = begin - chunk * per_chunk; i > 0; --i) left &= left - 1;
   }
-  CS_DEVICE int tap() const { return first_bit(left); }
-  CS_DEVICE void next() {
+  CS_MEMBER int tap() const { return __ffs((int)left) - 1; }
+  CS_MEMBER void next() {
     left &= left - 1;
     if (!left) {
       left = taps;
@@ -198,18 +209,20 @@ CS_DEVICE const char *conv_piece(const ConvArgs &a, int input, int chunk, int c)
 // 16-byte piece c of column n of the packed weight; NULL beyond the last column.
 CS_DEVICE const char *conv_weight_piece(const ConvArgs &a, int chunk, int tap, int n, int c) {
   if (n >= a.cout_padded) return nullptr;
-  return (const char *)a.weight + (((long long)chunk * a.taps + tap) * a.cout_padded + n) * CONV_CHUNK + c * 16;
+  return (const char *)a.weight + (((cs_i64)chunk * a.taps + tap) * a.cout_padded + n) * CONV_CHUNK + c * 16;
 }
 
-// ---- from a warp's sums to the outputs -----------------------------------------------------------------------------------
-// A warp stages 16 rows x COLUMNS sums in its own piece of shared memory (rows COLUMNS + 8 apart: no bank conflict on the way in)
-// and leaves them as 8 columns a lane: whole sectors of every output, and columns known although wmma hides its layout.
-template <int COLUMNS> CS_DEVICE constexpr int conv_stage_stride() { return COLUMNS + 8; }
+// ---- from a warp's sums to the outputs ----
+// A warp stages 16 rows x COLUMNS sums in its own piece of shared memory (rows COLUMNS + 8 apart: no bank conflict on
+// the way in) and leaves them as 8 columns a lane: whole sectors of every output, and columns known although wmma
+// hides its layout.
+template <int COLUMNS> static constexpr int CONV_STAGE_STRIDE = COLUMNS + 8;
 
 template <int ROWS, int TILE_COLUMNS, int COLUMNS, typename Sum>
-CS_DEVICE void conv_leave(const ConvArgs &a, const ConvTile &t, const int *rows, const Sum *stage, int row0, int column0) {
-  constexpr int lanes = COLUMNS / 8, stride = conv_stage_stride<COLUMNS>();
-  const int lane = threadIdx.x & 31, c = lane % lanes * 8;
+CS_DEVICE void conv_leave(const ConvArgs &a, const ConvTile &t, const int *rows, const Sum *stage, int row0,
+                          int column0) {
+  constexpr int lanes = COLUMNS / 8, stride = CONV_STAGE_STRIDE<COLUMNS>;
+  const int lane = cs_lane(), c = lane % lanes * 8;
 #pragma unroll 1
   for (int r = lane / lanes; r < 16; r += 32 / lanes) {
     if (rows[row0 + r] < 0) continue;
@@ -218,15 +231,20 @@ CS_DEVICE void conv_leave(const ConvArgs &a, const ConvTile &t, const int *rows,
     for (int h = 0; h < 2; ++h) {
       const Words4 w = *(const Words4 *)(stage + r * stride + c + 4 * h);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) bits_to(w.w[j], v[4 * h + j]);
+      for (int j = 0; j < 4; ++j) conv_bits(w.w[j], v[4 * h + j]);
     }
     if (t.splits == 1) {
       conv_finish(a, rows[row0 + r], t.column_tile * TILE_COLUMNS + column0 + c, v);
     } else {
-      const long long unit = ((long long)t.split * t.row_tiles + t.row_tile) * a.column_tiles + t.column_tile;
-      Sum *to = (Sum *)a.partial + (unit * ROWS + row0 + r) * TILE_COLUMNS + column0 + c;
+      const cs_i64 unit = ((cs_i64)t.split * t.row_tiles + t.row_tile) * a.column_tiles + t.column_tile;
+      Words4 *to = (Words4 *)((Sum *)a.partial + (unit * ROWS + row0 + r) * TILE_COLUMNS + column0 + c);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) to[j] = v[j];
+      for (int h = 0; h < 2; ++h) {
+        Words4 w;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) w.w[j] = conv_bits_of(v[4 * h + j]);
+        to[h] = w;
+      }
     }
   }
 }
@@ -243,7 +261,7 @@ template <int ROWS, int COLUMNS, typename Sum> CS_DEVICE void conv_reduce(const 
   const int row_tile = place / ROWS, c = threadIdx.x % groups * 8;
   Sum v[8];
   for (int s = 0; s < splits; ++s) {
-    const long long unit = ((long long)s * row_tiles + row_tile) * a.column_tiles + column_tile;
+    const cs_i64 unit = ((cs_i64)s * row_tiles + row_tile) * a.column_tiles + column_tile;
     const Words4 *from = (const Words4 *)((const Sum *)a.partial + (unit * ROWS + place % ROWS) * COLUMNS + c);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -251,11 +269,10 @@ template <int ROWS, int COLUMNS, typename Sum> CS_DEVICE void conv_reduce(const 
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         Sum u;
-        bits_to(w.w[j], u);
+        conv_bits(w.w[j], u);
         v[4 * h + j] = s ? v[4 * h + j] + u : u;
       }
     }
   }
   conv_finish(a, a.order ? a.order[place] : place, column_tile * COLUMNS + c, v);
 }
-#endif

@@ -1,26 +1,25 @@
-// Tensor-core and asynchronous-copy instructions as functions. On the device they are inline PTX, so that neither NVRTC nor
-// nvcc needs a header (mma.h and cuda_fp16.h are not part of the NVRTC packages). On the host (CS_EMULATE) the lanes of a warp
-// exchange their operands through a scratch array and compute what the PTX manual says, fragment layouts included.
+// Tensor-core and asynchronous-copy instructions as functions. On the device they are inline PTX, so that neither
+// NVRTC nor nvcc needs a header (mma.h and cuda_fp16.h are not part of the NVRTC packages). On the host (CS_EMULATE)
+// the lanes of a warp exchange their operands through a scratch array and compute what the PTX manual says, fragment
+// layouts included.
 //
-// fp16 and int8 tiles are the same bytes: a row of A or a column of B is a run of 16-byte pieces along k (8 halves or 16 int8),
-// and the lane of mma.sync that holds bytes 4t..4t+3 of a piece is the same for both types. Only the instruction differs.
-#ifndef CRISPSEG_MMA_CUH
-#define CRISPSEG_MMA_CUH
+// fp16 and int8 tiles are the same bytes: a row of A or a column of B is a run of 16-byte pieces along k (8 halves or
+// 16 int8), and the lane of mma.sync that holds bytes 4t..4t+3 of a piece is the same for both types. Only the
+// instruction differs.
+#pragma once
 #include "base.cuh"
 
 template <bool I8> struct MmaTypes { using Sum = float; };
 template <> struct MmaTypes<true> { using Sum = int; };
 
-#if defined(CS_EMULATE)
-#define CS_HAVE_MMA 1
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-#define CS_HAVE_MMA 1 /* mma.sync m16n8k16, cp.async */
+#if defined(CS_EMULATE) || CS_ARCH >= 800
+#define CS_HAVE_MMA 1  // mma.sync m16n8k16, cp.async
 #else
 #define CS_HAVE_MMA 0
 #endif
 
 #if defined(CS_EMULATE)
-// ---- host -----------------------------------------------------------------------------------------------------------
+// ---- host ----
 typedef char *SharedAddress;
 CS_DEVICE SharedAddress shared_address(void *p) { return (char *)p; }
 
@@ -33,10 +32,11 @@ CS_DEVICE EmulatedLane *emulated_warp() {
   static EmulatedLane lanes[32][32];
   return lanes[(threadIdx.x / 32) & 31];
 }
-CS_DEVICE float emulated_half(unsigned word, int i) { return half_to_float((unsigned short)(word >> (16 * i))); }
 CS_DEVICE int emulated_byte(unsigned word, int i) { return (int)(signed char)(word >> (8 * i)); }
 CS_DEVICE void emulated_dot(float *sum, unsigned a, unsigned b) {
-  for (int i = 0; i < 2; ++i) *sum += emulated_half(a, i) * emulated_half(b, i);
+  const float2 x = cs_unpack_half2(a), y = cs_unpack_half2(b);
+  *sum += x.x * y.x;
+  *sum += x.y * y.y;
 }
 CS_DEVICE void emulated_dot(int *sum, unsigned a, unsigned b) {
   for (int i = 0; i < 4; ++i) *sum += emulated_byte(a, i) * emulated_byte(b, i);
@@ -78,17 +78,23 @@ CS_DEVICE void mma_16x8(typename MmaTypes<I8>::Sum (&c)[4], const unsigned (&a)[
   __syncwarp();
 }
 
-// wmma leaves the layout of a fragment open; here lane l holds elements 8l .. 8l+7 of the 16 x 16 tile, row major (B: column major).
+// wmma leaves the layout of a fragment open; here lane l holds elements 8l .. 8l+7 of the 16 x 16 tile, row major (B:
+// column major).
 template <bool I8> CS_DEVICE void wmma_load(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) {
   const int lane = threadIdx.x & 31, size = I8 ? 1 : 2;
   const char *from = p + ((lane / 2) * stride + (lane % 2) * 8) * size;
   for (int i = 0; i < 8 * size; ++i) ((char *)r)[i] = from[i];
 }
-template <bool I8> CS_DEVICE void wmma_load_a(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) { wmma_load<I8>(r, p, stride); }
-template <bool I8> CS_DEVICE void wmma_load_b(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) { wmma_load<I8>(r, p, stride); }
+template <bool I8> CS_DEVICE void wmma_load_a(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) {
+  wmma_load<I8>(r, p, stride);
+}
+template <bool I8> CS_DEVICE void wmma_load_b(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) {
+  wmma_load<I8>(r, p, stride);
+}
 
 template <bool I8>
-CS_DEVICE void wmma_16x16(typename MmaTypes<I8>::Sum (&c)[8], const unsigned (&a)[I8 ? 2 : 8], const unsigned (&b)[I8 ? 2 : 8]) {
+CS_DEVICE void wmma_16x16(typename MmaTypes<I8>::Sum (&c)[8], const unsigned (&a)[I8 ? 2 : 8],
+                          const unsigned (&b)[I8 ? 2 : 8]) {
   constexpr int words = I8 ? 2 : 4;
   EmulatedLane *lanes = emulated_warp();
   const int lane = threadIdx.x & 31;
@@ -111,7 +117,7 @@ template <bool I8> CS_DEVICE void wmma_store(SharedAddress p, const typename Mma
 }
 
 #else
-// ---- device ---------------------------------------------------------------------------------------------------------
+// ---- device ----
 typedef unsigned SharedAddress;
 CS_DEVICE SharedAddress shared_address(const void *p) {
   unsigned a;
@@ -129,7 +135,9 @@ CS_DEVICE void copy_async_16(SharedAddress to, const void *from, bool live, bool
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 CS_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING> CS_DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+template <int PENDING> CS_DEVICE void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
 
 // Four 8-row matrices of 16-byte rows; lane l gives the address of row l % 8 of matrix l / 8.
 CS_DEVICE void load_matrices(unsigned (&r)[4], SharedAddress row) {
@@ -156,67 +164,76 @@ CS_DEVICE void mma_16x8(typename MmaTypes<I8>::Sum (&c)[4], const unsigned (&a)[
 }
 #endif
 
-// wmma m16n16k16 (sm_70 fp16, sm_72 int8). Strides in elements; rows of fp16 start at multiples of 32 bytes, of int8 at 8.
+// wmma m16n16k16 (sm_70 fp16, sm_72 int8). Strides in elements; rows of fp16 start at multiples of 32 bytes, of int8
+// at 8.
 template <bool I8> struct Wmma;
 template <> struct Wmma<false> {
-  static CS_DEVICE void load_a(unsigned (&r)[8], SharedAddress p, int stride) {
+  CS_DEVICE void load_a(unsigned (&r)[8], SharedAddress p, int stride) {
     asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.f16 {%0,%1,%2,%3,%4,%5,%6,%7}, [%8], %9;"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]), "=r"(r[4]), "=r"(r[5]), "=r"(r[6]), "=r"(r[7])
                  : "r"(p), "r"(stride)
                  : "memory");
   }
-  static CS_DEVICE void load_b(unsigned (&r)[8], SharedAddress p, int stride) {
+  CS_DEVICE void load_b(unsigned (&r)[8], SharedAddress p, int stride) {
     asm volatile("wmma.load.b.sync.aligned.col.m16n16k16.shared.f16 {%0,%1,%2,%3,%4,%5,%6,%7}, [%8], %9;"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]), "=r"(r[4]), "=r"(r[5]), "=r"(r[6]), "=r"(r[7])
                  : "r"(p), "r"(stride)
                  : "memory");
   }
-  static CS_DEVICE void multiply(float (&c)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
+  CS_DEVICE void multiply(float (&c)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
     asm("wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11,%12,%13,%14,%15}, "
         "{%16,%17,%18,%19,%20,%21,%22,%23}, {%0,%1,%2,%3,%4,%5,%6,%7};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(a[4]), "r"(a[5]), "r"(a[6]), "r"(a[7]), "r"(b[0]), "r"(b[1]),
           "r"(b[2]), "r"(b[3]), "r"(b[4]), "r"(b[5]), "r"(b[6]), "r"(b[7]));
   }
-  static CS_DEVICE void store(SharedAddress p, const float (&c)[8], int stride) {
-    asm volatile("wmma.store.d.sync.aligned.row.m16n16k16.shared.f32 [%0], {%1,%2,%3,%4,%5,%6,%7,%8}, %9;" ::"r"(p), "f"(c[0]),
-                 "f"(c[1]), "f"(c[2]), "f"(c[3]), "f"(c[4]), "f"(c[5]), "f"(c[6]), "f"(c[7]), "r"(stride)
+  CS_DEVICE void store(SharedAddress p, const float (&c)[8], int stride) {
+    asm volatile("wmma.store.d.sync.aligned.row.m16n16k16.shared.f32 [%0], {%1,%2,%3,%4,%5,%6,%7,%8}, %9;"
+                 :
+                 : "r"(p), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]), "f"(c[4]), "f"(c[5]), "f"(c[6]), "f"(c[7]),
+                   "r"(stride)
                  : "memory");
   }
 };
 template <> struct Wmma<true> {
-  static CS_DEVICE void load_a(unsigned (&r)[2], SharedAddress p, int stride) {
+  CS_DEVICE void load_a(unsigned (&r)[2], SharedAddress p, int stride) {
     asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.s8 {%0,%1}, [%2], %3;"
                  : "=r"(r[0]), "=r"(r[1])
                  : "r"(p), "r"(stride)
                  : "memory");
   }
-  static CS_DEVICE void load_b(unsigned (&r)[2], SharedAddress p, int stride) {
+  CS_DEVICE void load_b(unsigned (&r)[2], SharedAddress p, int stride) {
     asm volatile("wmma.load.b.sync.aligned.col.m16n16k16.shared.s8 {%0,%1}, [%2], %3;"
                  : "=r"(r[0]), "=r"(r[1])
                  : "r"(p), "r"(stride)
                  : "memory");
   }
-  static CS_DEVICE void multiply(int (&c)[8], const unsigned (&a)[2], const unsigned (&b)[2]) {
+  CS_DEVICE void multiply(int (&c)[8], const unsigned (&a)[2], const unsigned (&b)[2]) {
     asm("wmma.mma.sync.aligned.row.col.m16n16k16.s32.s8.s8.s32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9}, {%10,%11}, "
         "{%0,%1,%2,%3,%4,%5,%6,%7};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]), "+r"(c[4]), "+r"(c[5]), "+r"(c[6]), "+r"(c[7])
         : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(b[1]));
   }
-  static CS_DEVICE void store(SharedAddress p, const int (&c)[8], int stride) {
-    asm volatile("wmma.store.d.sync.aligned.row.m16n16k16.shared.s32 [%0], {%1,%2,%3,%4,%5,%6,%7,%8}, %9;" ::"r"(p), "r"(c[0]),
-                 "r"(c[1]), "r"(c[2]), "r"(c[3]), "r"(c[4]), "r"(c[5]), "r"(c[6]), "r"(c[7]), "r"(stride)
+  CS_DEVICE void store(SharedAddress p, const int (&c)[8], int stride) {
+    asm volatile("wmma.store.d.sync.aligned.row.m16n16k16.shared.s32 [%0], {%1,%2,%3,%4,%5,%6,%7,%8}, %9;"
+                 :
+                 : "r"(p), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]), "r"(c[4]), "r"(c[5]), "r"(c[6]), "r"(c[7]),
+                   "r"(stride)
                  : "memory");
   }
 };
-template <bool I8> CS_DEVICE void wmma_load_a(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) { Wmma<I8>::load_a(r, p, stride); }
-template <bool I8> CS_DEVICE void wmma_load_b(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) { Wmma<I8>::load_b(r, p, stride); }
+template <bool I8> CS_DEVICE void wmma_load_a(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) {
+  Wmma<I8>::load_a(r, p, stride);
+}
+template <bool I8> CS_DEVICE void wmma_load_b(unsigned (&r)[I8 ? 2 : 8], SharedAddress p, int stride) {
+  Wmma<I8>::load_b(r, p, stride);
+}
 template <bool I8>
-CS_DEVICE void wmma_16x16(typename MmaTypes<I8>::Sum (&c)[8], const unsigned (&a)[I8 ? 2 : 8], const unsigned (&b)[I8 ? 2 : 8]) {
+CS_DEVICE void wmma_16x16(typename MmaTypes<I8>::Sum (&c)[8], const unsigned (&a)[I8 ? 2 : 8],
+                          const unsigned (&b)[I8 ? 2 : 8]) {
   Wmma<I8>::multiply(c, a, b);
 }
 template <bool I8> CS_DEVICE void wmma_store(SharedAddress p, const typename MmaTypes<I8>::Sum (&c)[8], int stride) {
   Wmma<I8>::store(p, c, stride);
 }
-#endif
 #endif

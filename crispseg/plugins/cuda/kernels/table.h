@@ -13,6 +13,19 @@ CS_KERNEL(csk_fill_u32, 256, 72, (cs_u32 *, cs_u32, cs_i64))
 // ---- front end: selection, features, logits, maps ----
 
 // ---- convolution ----
+CS_KERNEL(csk_conv_f32, 256, 72, (ConvArgs))
+CS_KERNEL(csk_conv_f16_wmma_128x64, 128, 72, (ConvArgs))
+CS_KERNEL(csk_conv_f16_wmma_128x32, 128, 72, (ConvArgs))
+CS_KERNEL(csk_conv_i8_wmma_128x64, 128, 72, (ConvArgs))
+CS_KERNEL(csk_conv_i8_wmma_128x32, 128, 72, (ConvArgs))
+CS_KERNEL(csk_conv_f16_mma_128x128, 128, 80, (ConvArgs))
+CS_KERNEL(csk_conv_f16_mma_128x64, 128, 80, (ConvArgs))
+CS_KERNEL(csk_conv_f16_mma_128x32, 128, 80, (ConvArgs))
+CS_KERNEL(csk_conv_i8_mma_128x128, 128, 80, (ConvArgs))
+CS_KERNEL(csk_conv_i8_mma_128x64, 128, 80, (ConvArgs))
+CS_KERNEL(csk_conv_i8_mma_128x32, 128, 80, (ConvArgs))
+CS_KERNEL(csk_conv_f32_reduce, 128, 80, (ConvArgs))
+CS_KERNEL(csk_conv_i32_reduce, 128, 80, (ConvArgs))
 
 // ---- back end: ensemble, scatter ----
 

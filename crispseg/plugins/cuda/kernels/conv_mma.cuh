@@ -1,0 +1,160 @@
+// Sparse convolution for compute capability 8.0 and later: gathered implicit GEMM with cp.async, ldmatrix and mma.sync.
+//
+// A block of 128 threads (4 warps) computes ROWS output rows x COLUMNS output channels. Each step multiplies one
+// tap's 64 bytes of channels (32 fp16, 64 int8): the rows named by the kernel map and the packed weights go to shared
+// memory by cp.async (zeros for -1 without reading), STAGES - 1 steps ahead; a row is 64 bytes, its four 16-byte
+// pieces swizzled by (row / 2) % 4, so that neither the copies nor ldmatrix meet a bank conflict.
+//
+// Expected on an H200 (132 multiprocessors at 1.76 GHz; not measured yet). Dense fp16 through wgmma is 2048
+// multiply-adds a cycle and multiprocessor (989 TFLOP/s; 650 to 700 in large matrix products); mma.sync reaches about
+// 60 % of it, say 1250. A step of 128 x 128 is 524,288 multiply-adds: 420 cycles of tensor cores. Shared memory moves
+// 128 bytes a cycle: four warps of 64 x 64 read 32 KB by ldmatrix and the copies write 16 KB, 384 cycles beside them.
+// (Eight warps of 64 x 32 would read 48 KB: 512 cycles, the bound; hence few large warps with 128 sums a thread.) L2:
+// 8 KB of weights a step and, as taps run inside chunks, about a third of the 8 KB of rows, the rest hits L1: 11 KB
+// in 420 cycles, 26 bytes a cycle of 64. So the bound is the tensor core at 60 % of the dense rate. Two blocks share
+// a multiprocessor (at most 255 registers a thread, 71 KB each), so that one hides the barriers, the fill and the
+// epilogue of the other. 35 % leaves a factor 1.7 for absent neighbours (a row of -1 is multiplied unless its whole
+// tile lacks the tap) and tails. wgmma would lift the bound, with code for sm_90a alone.
+#pragma once
+#include "conv_common.cuh"
+
+#if CS_HAVE_MMA
+CS_DEVICE SharedAddress conv_swizzled(SharedAddress tile, int row, int piece) {
+  return tile + row * CONV_CHUNK + ((piece ^ ((row >> 1) & 3)) << 4);
+}
+
+template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma {
+  using Sum = typename MmaTypes<I8>::Sum;
+  static constexpr int ROWS = CONV_ROWS, STAGES = CONV_MMA_STAGES, THREADS = 128;
+  static constexpr int M = WARP_ROWS / 16, N = WARP_COLUMNS / 16;
+  static constexpr int A_BYTES = ROWS * CONV_CHUNK, STAGE_BYTES = A_BYTES + COLUMNS * CONV_CHUNK;
+  static_assert((ROWS / WARP_ROWS) * (COLUMNS / WARP_COLUMNS) * 32 == THREADS, "four warps");
+  static_assert(4 * 16 * CONV_STAGE_STRIDE<WARP_COLUMNS> * 4 <= STAGES * STAGE_BYTES, "the epilogue reuses the stages");
+
+  CS_DEVICE void copy(const ConvArgs &a, SharedAddress stage, const int *inputs, int chunk, int tap, int column0) {
+    const int piece = threadIdx.x & 3, first = threadIdx.x >> 2;
+#pragma unroll
+    for (int i = 0; i < ROWS / 32; ++i) {
+      const int row = first + 32 * i;
+      const char *from = conv_piece(a, inputs[tap * ROWS + row], chunk, piece);
+      copy_async_16(conv_swizzled(stage, row, piece), from ? from : a.x, from != nullptr, true);
+    }
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 32; ++i) {
+      const int n = first + 32 * i;
+      const char *from = conv_weight_piece(a, chunk, tap, column0 + n, piece);
+      copy_async_16(conv_swizzled(stage + A_BYTES, n, piece), from ? from : a.weight, from != nullptr, false);
+    }
+  }
+
+  CS_DEVICE void multiply(Sum (&sum)[M][2 * N][4], SharedAddress stage, int row0, int column0) {
+    const int lane = cs_lane();
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      unsigned x[M][4], w[N][4];
+#pragma unroll
+      for (int m = 0; m < M; ++m)  // matrices: rows 0-7, rows 8-15, then the same of the next 16 bytes
+        load_matrices(x[m], conv_swizzled(stage, row0 + 16 * m + (lane & 15), 2 * k + (lane >> 4)));
+#pragma unroll
+      for (int n = 0; n < N; ++n)  // columns 0-7 and the next 16 bytes, columns 8-15 and the next 16 bytes
+        load_matrices(w[n], conv_swizzled(stage + A_BYTES, column0 + 16 * n + (lane & 7) + (lane >> 4) * 8,
+                                          2 * k + (lane >> 3 & 1)));
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          mma_16x8<I8>(sum[m][2 * n], x[m], w[n][0], w[n][1]);
+          mma_16x8<I8>(sum[m][2 * n + 1], x[m], w[n][2], w[n][3]);
+        }
+    }
+  }
+
+  CS_DEVICE void run(const ConvArgs &a, unsigned char *memory) {
+    ConvTile t;
+    if (!conv_tile<ROWS>(a, t)) return;
+    const SharedAddress stages = shared_address(memory);
+    int *const rows = (int *)(memory + STAGES * STAGE_BYTES), *const inputs = rows + ROWS + 4;
+    const unsigned mask = conv_tile_rows<ROWS, THREADS>(a, t, rows, inputs, (unsigned *)(rows + ROWS));
+    ConvSteps ahead(a, t, mask);
+    const int steps = ahead.steps, tile_column = t.column_tile * COLUMNS;
+    const int warp = cs_warp(), lane = cs_lane();
+    const int row0 = warp % (ROWS / WARP_ROWS) * WARP_ROWS, column0 = warp / (ROWS / WARP_ROWS) * WARP_COLUMNS;
+
+    Sum sum[M][2 * N][4];
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < 2 * N; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[m][n][i] = 0;
+
+    // One group a step, empty ones at the end, so that "all but the last STAGES - 2 groups" always means "this step".
+    int load = 0;
+    for (; load < STAGES - 1; ++load) {
+      if (load < steps) {
+        copy(a, stages + load * STAGE_BYTES, inputs, ahead.chunk, ahead.tap(), tile_column);
+        ahead.next();
+      }
+      copy_async_commit();
+    }
+    int stage = 0, next = STAGES - 1;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step, ++load) {
+      copy_async_wait<STAGES - 2>();
+      cs_sync();  // everyone's copies of this step are there, and everyone is done with the stage that is filled next
+      if (load < steps) {
+        copy(a, stages + next * STAGE_BYTES, inputs, ahead.chunk, ahead.tap(), tile_column);
+        ahead.next();
+      }
+      copy_async_commit();
+      multiply(sum, stages + stage * STAGE_BYTES, row0, column0);
+      stage = stage + 1 == STAGES ? 0 : stage + 1;
+      next = next + 1 == STAGES ? 0 : next + 1;
+    }
+    copy_async_wait<0>();
+    cs_sync();
+
+    constexpr int stride = CONV_STAGE_STRIDE<WARP_COLUMNS>;
+    Sum *const own = (Sum *)memory + warp * 16 * stride;
+    // Rolled, for one copy of the epilogue in the code; sums are registers, so each m has its own stores.
+#pragma unroll 1
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+      for (int i = 0; i < M; ++i) {
+        if (i != m) continue;
+#pragma unroll
+        for (int n = 0; n < 2 * N; ++n)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            Sum *to = own + (lane / 4 + 8 * h) * stride + 8 * n + 2 * (lane % 4);
+            to[0] = sum[i][n][2 * h];
+            to[1] = sum[i][n][2 * h + 1];
+          }
+      }
+      __syncwarp();
+      conv_leave<ROWS, COLUMNS, WARP_COLUMNS>(a, t, rows, own, row0 + 16 * m, column0);
+      __syncwarp();
+    }
+  }
+};
+
+#define CONV_MMA_KERNEL(name, blocks, ...)                               \
+  CS_GLOBAL void CS_LAUNCH_BOUNDS(128, blocks) name(ConvArgs a) {        \
+    CS_DYNAMIC_SHARED(unsigned char, memory);                            \
+    ConvMma<__VA_ARGS__>::run(a, memory);                                \
+  }
+CONV_MMA_KERNEL(csk_conv_f16_mma_128x128, 2, false, 128, 64, 64)
+CONV_MMA_KERNEL(csk_conv_f16_mma_128x64, 3, false, 64, 64, 32)
+CONV_MMA_KERNEL(csk_conv_f16_mma_128x32, 4, false, 32, 32, 32)
+CONV_MMA_KERNEL(csk_conv_i8_mma_128x128, 2, true, 128, 64, 64)
+CONV_MMA_KERNEL(csk_conv_i8_mma_128x64, 3, true, 64, 64, 32)
+CONV_MMA_KERNEL(csk_conv_i8_mma_128x32, 4, true, 32, 32, 32)
+#undef CONV_MMA_KERNEL
+
+CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_conv_f32_reduce(ConvArgs a) {
+  conv_reduce<CONV_ROWS, CONV_SPLIT_COLUMNS, float>(a);
+}
+CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_conv_i32_reduce(ConvArgs a) {
+  conv_reduce<CONV_ROWS, CONV_SPLIT_COLUMNS, int>(a);
+}
+#endif
