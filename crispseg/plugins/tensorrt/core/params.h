@@ -30,7 +30,9 @@
  *    Gate of EnsembleLogits: w1 b1 w2 b2 w3 b3 w4 b4 flattened and joined, one fp32 [n] initialiser, attribute
  *    `hidden` = D.
  * 6. `order` is an optional speed-up: output 4 of DownMap (rows of the finer level grouped by parity), input 11 of
- *    those SparseConv2d whose map is output `up` of the same DownMap.
+ *    those SparseConv2d whose map is output `up` of the same DownMap. `workspace` (bytes, default 0) is another: with
+ *    csg_conv_workspace bytes of scratch SparseConv2d splits long sums over few rows; a value that turns out too small
+ *    for the device is not used. TensorRT keeps one workspace for all layers, so 32 MiB on every one costs 32 MiB.
  *
  * Op             bit  inputs                                 bit  outputs                      attributes
  * SelectPixels   0    logits T (0, 1) [1,C,h,w]              0    labels words                 height width upsample
@@ -54,7 +56,7 @@
  *                2    count [1]                              2    z2 T [M,cout] (optional)     x_type residual_type
  *                3    weight words                                                             y_type z1_type z2_type
  *                4    bias [cout] (optional)                                                  y_quant z1_quant z2_quant
- *                5    residual T (0, 1) [M,cout] (optional)
+ *                5    residual T (0, 1) [M,cout] (optional)                                    workspace
  *                6..9 scale1 shift1 scale2 shift2 [cout] (optional)
  *                10   dequant [cout] (exactly when x is int8)
  *                11   order [M] (optional)
@@ -88,7 +90,8 @@ constexpr int32_t kOps = 8;
 
 /* Contract version: also the plugin_version of every node. */
 constexpr char const *kPluginVersion = "1";
-constexpr int32_t kMaxDim = 1 << 20; /* rows or columns of a frame, channels */
+constexpr int32_t kMaxDim = 1 << 20; /* rows or columns of a frame */
+constexpr int32_t kMaxChannels = 1 << 16;
 
 char const *op_name(Op op);
 
@@ -118,7 +121,7 @@ struct Params {
   int32_t inputs = 0, outputs = 0;
   int32_t height = 0, width = 0, capacity = 0, capacity_out = 0;
   int32_t upsample = CSG_NEAREST, extent = CSG_EXTENT_ACTIVE, gated = 0, hidden = 0;
-  int32_t relu = 0, taps = 0, cin = 0, cout = 0, packed = 0, columns = 0;
+  int32_t relu = 0, taps = 0, cin = 0, cout = 0, packed = 0, workspace = 0, columns = 0;
   int32_t logits_type = 0, x_type = 0, residual_type = 0, y_type = 0, z1_type = 0, z2_type = 0, yo_type = 0;
   float threshold = 0.0f, y_quant = 0.0f, z1_quant = 0.0f, z2_quant = 0.0f;
   csg_features features{};

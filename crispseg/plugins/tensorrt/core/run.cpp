@@ -90,6 +90,10 @@ int run_conv(Params const &p, Call const &c, Tensors const &t) {
     conv.z_quant[i] = quants[i];
   }
   conv.d_dequant = t.in<float>(10);
+  if (p.workspace > 0 && csg_conv_workspace(c.ctx, &conv) <= workspace_bytes(p)) {
+    conv.d_workspace = c.workspace;
+    conv.workspace_bytes = workspace_bytes(p);
+  }
   return csg_sparse_conv(c.ctx, c.stream, &conv);
 }
 

@@ -14,7 +14,8 @@ void walk(P &p, Visit &&visit) {
   visit(p.inputs), visit(p.outputs);
   visit(p.height), visit(p.width), visit(p.capacity), visit(p.capacity_out);
   visit(p.upsample), visit(p.extent), visit(p.gated), visit(p.hidden);
-  visit(p.relu), visit(p.taps), visit(p.cin), visit(p.cout), visit(p.packed), visit(p.columns);
+  visit(p.relu), visit(p.taps), visit(p.cin), visit(p.cout), visit(p.packed);
+  visit(p.workspace), visit(p.columns);
   visit(p.logits_type), visit(p.x_type), visit(p.residual_type), visit(p.y_type), visit(p.z1_type), visit(p.z2_type);
   visit(p.yo_type);
   visit(p.threshold), visit(p.y_quant), visit(p.z1_quant), visit(p.z2_quant);

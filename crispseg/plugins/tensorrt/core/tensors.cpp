@@ -261,6 +261,7 @@ size_t workspace_bytes(Params const &p) {
     case Op::kSelectPixels: return csg_select_workspace(p.height, p.width);
     case Op::kSubmanifoldMap:
     case Op::kDownMap: return csg_map_workspace(p.height, p.width);
+    case Op::kSparseConv2d: return static_cast<size_t>(p.workspace);
     default: return 0;
   }
 }
