@@ -1,4 +1,4 @@
-"""The commands that need PyTorch: export, verify and fit."""
+"""The commands that need PyTorch: export, verify and fit; and the list of bases that export knows."""
 
 from __future__ import annotations
 
@@ -70,6 +70,22 @@ EXTENT = typer.Option("image", "--extent", help="bound of the coarser levels: im
 ENSEMBLER = typer.Option("gated", "--ensembler", help="gated or entropy (refiner only)")
 DENSITY = typer.Option(0.12, "--density", help="share of active pixels that sets the threshold (refiner only)")
 VALIDATE_EVERY = typer.Option(400, "--validate-every", min=1, help="steps between validations")
+
+
+@app.command()
+def bases(json: bool = JSON) -> None:
+    """List the base networks: size, cost, published accuracy and speed, checkpoints.
+
+    Example: crispseg bases --json
+    """
+    from crispseg.cli_output import execute, show_bases
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.models.bases.listing import list_bases
+
+        return list_bases()
+
+    execute(work, json=json, title="reading", show=show_bases)
 
 
 @app.command()

@@ -210,6 +210,39 @@ def show_bundle(result: Dict[str, Any]) -> Any:
     return Group(*parts)
 
 
+def show_bases(result: Dict[str, Any]) -> Any:
+    """The bases in a table, then what belongs to several of them; --json has the rest (normalisation, dropped keys)."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("base", no_wrap=True)
+    for name in ("parameters, M", "GMAC at 1024x2048", "stride", "classes"):
+        table.add_column(name, justify="right")
+    table.add_column("published by the authors: mIoU, frames/s", overflow="fold")
+    notes: Dict[str, Dict[str, List[str]]] = {"Papers": {}, "Code": {}, "Checkpoints": {}}
+    for row in result["bases"]:
+        figures = []
+        for f in row["figures"]:
+            speeds = " / ".join(f"{fps:g} on {device}" for device, fps in f["fps"].items())
+            size = f" at {f['size']}" if f["size"] else ""
+            figures.append(f"{f['dataset']} {f['miou']:g}{size}{'; ' if speeds else ''}{speeds} ({f['source']})")
+        million = "-" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f}"
+        gmac = "-" if row["gmac"] is None else f"{row['gmac']:.1f}"
+        classes = ", ".join(map(str, row["classes"])) or "any"
+        table.add_row(row["name"], million, gmac, str(row["stride"]), classes, "\n".join(figures) or "-")
+        for title, key in (("Papers", "paper"), ("Code", "code"), ("Checkpoints", "checkpoint")):
+            if row[key]:
+                notes[title].setdefault(row[key], []).append(row["name"])
+    parts: List[Any] = [table]
+    for title, entries in notes.items():
+        parts.append(Text(title, style="bold"))
+        parts.extend(Text(f"  {', '.join(names)}: {text}") for text, names in entries.items())
+    return Group(*parts)
+
+
 def _mark(ok: bool, text: str, needed: bool) -> Any:
     from rich.text import Text
 
