@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from crispseg.errors import CrispsegError, EnvironmentMismatch, UnsupportedOp
 
@@ -83,7 +83,7 @@ def explain_parse(errors: Sequence[dict], names: Sequence[str], what: str, relea
         what: the network, for the message.
         release: version of TensorRT.
     """
-    first = errors[0] if errors else {"text": "no reason given", "node": -1, "name": "", "operator": ""}
+    first: Dict[str, Any] = errors[0] if errors else {"text": "no reason given", "node": -1, "name": "", "operator": ""}
     index = first["node"]
     if first["name"]:
         node = "%s (%s)" % (first["name"], first["operator"])

@@ -10,11 +10,11 @@ import ctypes
 import ctypes.util
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from crispseg.engines.tensorrt.compat import version
 from crispseg.errors import EnvironmentMismatch
-from crispseg.plugins.ops import BY_NAME, CONTRACT_VERSION
+from crispseg.plugins.ops import BY_NAME, CONTRACT_VERSION, PLUGIN_ATTRIBUTES
 
 ENVIRONMENT = "CRISPSEG_TENSORRT_LIBRARY"
 LIBRARY = "libcrispseg_tensorrt.so"
@@ -162,6 +162,20 @@ def loaded_libraries() -> Tuple[str, ...]:
     return tuple(_loaded)
 
 
-def field_names(creator: Any) -> List[str]:
-    """Names of the fields that a creator reads."""
-    return [field.name for field in creator.field_names]
+def require_fields(trt: Any, model: Any) -> None:
+    """Raise EnvironmentMismatch unless every attribute of a stripped model's plugin nodes is a field of its creator.
+
+    The parser hands over the fields that a creator lists and drops all other attributes without a word.
+    """
+    registry = trt.get_plugin_registry()
+    for node in model.graph.node:
+        if node.op_type not in BY_NAME:
+            continue
+        creator = find_creator(trt, registry, node.op_type)
+        listed = set() if creator is None else {field.name for field in creator.field_names}
+        lost = sorted({item.name for item in node.attribute} - listed - set(PLUGIN_ATTRIBUTES))
+        if lost:
+            raise EnvironmentMismatch(
+                "plugin %s: expected fields %s, found %s; the plugin library is of another version of crispseg: %s"
+                % (node.op_type, ", ".join(lost), ", ".join(sorted(listed)) or "none", BUILD_COMMAND)
+            )

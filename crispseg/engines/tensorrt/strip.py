@@ -277,23 +277,17 @@ class _Strip:
 
 def pack_with_library() -> Pack:
     """``csg_pack_weight`` of the CUDA library (host code; needs no GPU). Raises EnvironmentMismatch without it."""
-    import ctypes
-
     from crispseg.plugins import cuda_loader
 
     library = cuda_loader.load()
 
     def pack(kind: int, weight: np.ndarray) -> bytes:
-        taps, cin, cout = weight.shape
-        room = np.zeros(library.csg_packed_bytes(kind, taps, cin, cout), np.uint8)
-        scales = np.zeros(cout + 32, np.float32)
-        types = library.csg_pack_weight.argtypes
-        at = {i: ctypes.cast(array.ctypes.data, types[i]) for i, array in ((1, weight), (5, room), (6, scales))}
-        status = library.csg_pack_weight(kind, at[1], taps, cin, cout, at[5], at[6])
+        weight = np.ascontiguousarray(weight, np.float32)
+        room = np.zeros(library.csg_packed_bytes(kind, *weight.shape), np.uint8)
+        status = library.csg_pack_weight(kind, weight.ctypes.data, *weight.shape, room.ctypes.data, None)
         if status != 0:
-            raise UnsupportedOp(
-                "weights %s: the kernels cannot pack them: %s" % (weight.shape, library.csg_last_error())
-            )
+            reason = (library.csg_last_error() or b"").decode("utf-8", "replace")
+            raise UnsupportedOp("weights %s: the kernels cannot pack them: %s" % (weight.shape, reason))
         return room.tobytes()
 
     return pack

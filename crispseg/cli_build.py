@@ -1,0 +1,130 @@
+"""The command that compiles a bundle for the GPU of this machine."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import typer
+
+from crispseg.cli import BUNDLE, JSON, REPORT, app
+
+
+class Target(str, Enum):
+    """Backends that need a build."""
+
+    tensorrt = "tensorrt"
+    cuda = "cuda"
+
+
+class Precision(str, Enum):
+    """Arithmetic of the engines."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+TARGET = typer.Option(Target.tensorrt, "--backend", help="tensorrt: engines; cuda: kernels alone, base in ONNX Runtime")
+PRECISION = typer.Option(Precision.fp16, "--precision", help="int8 needs a calibrated bundle; its refiner stays fp16")
+WORKSPACE = typer.Option(None, "--workspace", min=1, help="most scratch memory of a layer, MiB; default: all")
+TIMING = typer.Option(None, "--timing-cache", help="file of measured times; default: one in the bundle")
+LEVEL = typer.Option(None, "--opt-level", min=0, max=5, help="builder optimisation level, TensorRT 8.6 and later")
+PROFILE = typer.Option([], "--profile", help="[INPUT=]MIN,OPT,MAX shapes of an input with open sides, as 1x3x512x1024")
+DLA = typer.Option(None, "--dla", min=0, help="DLA core for the base (Jetson), GPU for what it cannot run")
+CALIBRATION = typer.Option(None, "--calibration-cache", help="TensorRT 8.x or 10 int8 ranges for a base without Q/DQ")
+CAPACITY = typer.Option(None, "--capacity", min=1, help="most refined pixels a frame; default: the bundle's")
+BASELINE_TOO = typer.Option(False, "--baseline", help="also the base dense at full size, for comparison")
+DEVICE = typer.Option(0, "--device", min=0, help="number of the GPU")
+FORCE = typer.Option(False, "--force", help="build again what is there")
+
+
+@app.command()
+def build(
+    bundle: Path = BUNDLE,
+    backend: Target = TARGET,
+    precision: Precision = PRECISION,
+    workspace: Optional[int] = WORKSPACE,
+    timing_cache: Optional[Path] = TIMING,
+    opt_level: Optional[int] = LEVEL,
+    profile: List[str] = PROFILE,
+    dla: Optional[int] = DLA,
+    calibration_cache: Optional[Path] = CALIBRATION,
+    capacity: Optional[int] = CAPACITY,
+    baseline: bool = BASELINE_TOO,
+    device: int = DEVICE,
+    force: bool = FORCE,
+    report: Optional[Path] = REPORT,
+    json: bool = JSON,
+) -> None:
+    """Compile a bundle for the GPU of this machine, into BUNDLE/engines.
+
+    Example: crispseg build demo/bundle --backend tensorrt --precision fp16
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.bundle import load_bundle
+
+        loaded = load_bundle(bundle)
+        if backend is Target.cuda:
+            return build_kernels(loaded, device, progress)
+        from crispseg.engines.tensorrt.build import BuildOptions, parse_profile
+
+        options = BuildOptions(
+            precision=precision.value,
+            workspace_mib=workspace,
+            timing_cache=timing_cache,
+            opt_level=opt_level,
+            profiles=dict(parse_profile(text) for text in profile),
+            dla=dla,
+            calibration=calibration_cache,
+        )
+        roles = ("base", "refiner", "baseline") if baseline else ("base", "refiner")
+        return build_engines(loaded, options, roles, capacity or 0, device, force, progress)
+
+    execute(work, json=json, title="building", report_file=report)
+
+
+def build_kernels(bundle: Any, device: int, progress: Any) -> Dict[str, Any]:
+    """Compile the CUDA kernels into the bundle's cache (backend cuda)."""
+    from crispseg.engines import cuda_kernels
+    from crispseg.engines.cuda import open_device
+    from crispseg.environment import environment
+    from crispseg.report import new_report
+
+    context = open_device(device)
+    artefact = cuda_kernels.build(bundle, context, progress)
+    row = {"part": "kernels", "key": artefact.identity.key[:16], **artefact.facts}
+    return new_report("build", bundle=str(bundle.path), backend="cuda", device=context.info.name, engines=[row],
+                      environment=environment())  # fmt: skip
+
+
+def build_engines(
+    bundle: Any, options: Any, roles: Any, capacity: int, device: int, force: bool, progress: Any
+) -> Dict[str, Any]:
+    """Build the TensorRT engines of a bundle (backend tensorrt)."""
+    from crispseg.engines.tensorrt import compat
+    from crispseg.environment import environment
+    from crispseg.report import new_report
+
+    trt = compat.require()  # before the device: without TensorRT its absence is the news
+    from crispseg.engines.cuda import open_device
+    from crispseg.engines.tensorrt.artefacts import build_bundle
+
+    context = open_device(device)
+    rows = build_bundle(
+        bundle, options, to_precision, context, trt=trt, roles=roles, capacity=capacity, force=force, progress=progress
+    )
+    return new_report("build", bundle=str(bundle.path), backend="tensorrt", tensorrt=compat.version(trt),
+                      device=context.info.name, engines=rows, environment=environment())  # fmt: skip
+
+
+def to_precision(model: Any, precision: str) -> Any:
+    """A dense network as it is built: cast to float16 when asked to; int8 and fp32 files are taken as they are."""
+    if precision == "fp16":
+        from crispseg.export.passes.fp16 import to_fp16
+
+        to_fp16(model)
+    return model

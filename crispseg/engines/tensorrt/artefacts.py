@@ -1,0 +1,237 @@
+"""A bundle's engines: built into ``bundle/engines`` by `crispseg build`, found there by everything that runs.
+
+What an engine depends on stands in its identity (``engines/cache.py``): the network's files, precision and options, the
+GPU, TensorRT and, for the refiner, the plugin library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+from crispseg.bundle import Bundle
+from crispseg.engines import cache
+from crispseg.engines.tensorrt import compat, registry
+from crispseg.engines.tensorrt.build import BuildOptions, build_engine
+from crispseg.errors import CrispsegError, InputError, UnsupportedOp
+
+BACKEND = "tensorrt"
+# Of what this package does to a graph before TensorRT sees it (fp16 pass, strip): raised when engines must be rebuilt.
+FORMAT = 1
+ROLES = ("base", "refiner", "baseline")
+
+# (dense model, precision) -> model; the fp16 pass lives with the exporter.
+Convert = Callable[[Any, str], Any]
+
+
+def engine_file(role: str) -> str:
+    """Name of the engine inside its artefact."""
+    return role + ".engine"
+
+
+def refiner_precision(precision: str) -> str:
+    """What the refiner is built for: int8 has no calibrated refiner yet, its rows stay fp16."""
+    return "fp16" if precision == "int8" else precision
+
+
+def environment(trt: Any, device: Any, role: str, library: Optional[Path] = None) -> Dict[str, Any]:
+    """What an engine only works with.
+
+    Args:
+        trt: the tensorrt module.
+        device: cuda.DeviceInfo.
+        role: "base", "baseline" or "refiner".
+        library: the plugin library; its hash counts for the refiner.
+    """
+    facts: Dict[str, Any] = {
+        "gpu": device.name,
+        "compute_capability": device.capability,
+        "tensorrt": compat.version(trt),
+        # An engine outlives updates of the driver within a major release of CUDA.
+        "cuda": device.driver.split(".")[0],
+    }
+    if role == "refiner":
+        facts["plugin_sha256"] = cache.file_hash(library or registry.find_library())
+    return facts
+
+
+def identity(
+    bundle: Bundle, role: str, spec: Mapping[str, Any], facts: Mapping[str, Any], capacity: int = 0
+) -> cache.Identity:
+    """Identity of one engine. ``spec``: all options when it is built; what matters to the caller when it is looked for.
+
+    Raises InputError for a part that the bundle does not have.
+    """
+    net = getattr(bundle, role)
+    if net is None:
+        raise InputError("bundle %s: has no %s" % (bundle.path, role))
+    asked = {**spec, "format": FORMAT}
+    if role == "refiner":
+        asked["precision"] = refiner_precision(spec["precision"])
+        asked["capacity"] = min(capacity or net.capacity, net.capacity)
+    return cache.Identity(BACKEND, role, cache.sources(bundle, net.file), asked, facts)
+
+
+def find(
+    bundle: Bundle,
+    role: str,
+    precision: str,
+    trt: Any,
+    device: Any,
+    *,
+    capacity: int = 0,
+    library: Optional[Path] = None,
+) -> cache.Artefact:
+    """The engine of a part of the bundle for this device, built before. Never builds.
+
+    Raises:
+        EnvironmentMismatch: there is none for this device, TensorRT or precision; the message has the command.
+    """
+    facts = environment(trt, device, role, library)
+    return cache.find(bundle.path, identity(bundle, role, {"precision": precision}, facts, capacity))
+
+
+def build_bundle(
+    bundle: Bundle,
+    options: BuildOptions,
+    convert: Convert,
+    context: Any,
+    *,
+    trt: Any = None,
+    roles: Sequence[str] = ("base", "refiner"),
+    capacity: int = 0,
+    library: Optional[Path] = None,
+    pack: Any = None,
+    force: bool = False,
+    progress: Optional[Callable[..., None]] = None,
+) -> List[Dict[str, Any]]:
+    """Build the engines of a bundle for the device of ``context``; those that are there already are kept.
+
+    Args:
+        bundle: checked.
+        options: how; ``timing_cache`` None takes one beside the engines.
+        convert: makes a dense model fp16 when asked to.
+        context: cuda.Context of the device.
+        trt: the tensorrt module; None imports it.
+        roles: which parts; those that the bundle lacks are skipped.
+        capacity: most active pixels of the refiner, 0 = the bundle's.
+        library: the plugin library; None finds it.
+        pack: packs weights for the kernels; None uses the CUDA library.
+        force: build again what is there.
+        progress: called with (done, total, text).
+
+    Returns:
+        One row for each engine: part, precision, seconds, MiB, layers, and whether it was ``built`` or ``kept``.
+    """
+    trt = compat.require() if trt is None else trt
+    cache.require_room(bundle.path)
+    roles = [role for role in roles if getattr(bundle, role) is not None]
+    if "refiner" in roles:
+        library = library or registry.find_library()
+        registry.load(trt, library, _kernel_image(bundle, context, progress))
+    if options.timing_cache is None:
+        name = "timing-%s-sm%d.cache" % (compat.version(trt), context.info.capability)
+        options = _with(options, timing_cache=bundle.path / cache.FOLDER / name)
+    rows = []
+    for role in roles:
+        facts = environment(trt, context.info, role, library)
+        wanted = identity(bundle, role, options.spec(), facts, capacity)
+        kept = None if force else _kept(bundle, wanted)
+        if kept is None:
+            artefact = _build(bundle, role, wanted, options, convert, trt, pack, progress)
+        else:
+            artefact = kept
+        rows.append(_row(artefact, kept is not None))
+    return rows
+
+
+def _build(
+    bundle: Bundle, role: str, wanted: cache.Identity, options: BuildOptions, convert: Convert, trt: Any, pack: Any,
+    progress: Optional[Callable[..., None]],
+) -> cache.Artefact:  # fmt: skip
+    from crispseg.engines.tensorrt import strip
+
+    start = time.perf_counter()
+    precision = wanted.spec["precision"]
+    model = _read(bundle, getattr(bundle, role).file)
+    if role == "refiner":
+        front = strip.strip_refiner(model, precision, pack or strip.pack_with_library(), wanted.spec["capacity"])
+        options = _with(options, precision=precision, calibration=None, profiles={}, dla=None)
+        registry.require_fields(trt, front.model)
+    else:
+        if precision == "int8" and options.calibration is None:
+            _require_quantised(model, bundle, role)
+        converted = convert(model, precision)
+        front = strip.describe(model if converted is None else converted)
+    built = build_engine(
+        front.model.SerializeToString(),
+        options,
+        what=role,
+        nodes=front.nodes,
+        plugins=front.plugins,
+        progress=progress,
+        trt=trt,
+    )
+    facts = {**built.facts, "total_s": round(time.perf_counter() - start, 2)}
+    return cache.store(bundle.path, wanted, {engine_file(role): built.plan}, facts)
+
+
+def _read(bundle: Bundle, name: str) -> Any:
+    """The network with its weights. Raises BundleError."""
+    import onnx
+
+    from crispseg.engines.external_data import check_external_data
+
+    path = bundle.file(name)
+    check_external_data(path)
+    return onnx.load(str(path))
+
+
+def _require_quantised(model: Any, bundle: Bundle, role: str) -> None:
+    if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise UnsupportedOp(
+            "bundle %s: %s: --precision int8 needs QuantizeLinear nodes in the ONNX file, found none; calibrate the "
+            "bundle first, or use --precision fp16" % (bundle.path, role)
+        )
+
+
+def _kernel_image(bundle: Bundle, context: Any, progress: Optional[Callable[..., None]]) -> Optional[Path]:
+    """The kernels' image, None when the library has them linked in for this device."""
+    import ctypes
+
+    from crispseg.engines import cuda_kernels
+    from crispseg.plugins import cuda_loader
+
+    if cuda_loader.load().csg_embedded_image(ctypes.byref(ctypes.c_size_t())):
+        return None
+    return cuda_kernels.build(bundle, context, progress).path / cuda_kernels.IMAGE
+
+
+def _kept(bundle: Bundle, wanted: cache.Identity) -> Optional[cache.Artefact]:
+    try:
+        artefact = cache.load(bundle.path / cache.FOLDER / wanted.key)
+        artefact.read(engine_file(wanted.role))
+    except CrispsegError:
+        return None
+    return artefact
+
+
+def _row(artefact: cache.Artefact, kept: bool) -> Dict[str, Any]:
+    facts, name = artefact.facts, engine_file(artefact.identity.role)
+    return {
+        "part": artefact.identity.role,
+        "precision": artefact.identity.spec.get("precision"),
+        "engine": "kept" if kept else "built",
+        "build_s": facts.get("build_s"),
+        "mib": round(artefact.files[name][1] / 2**20, 2),
+        "layers": facts.get("layers"),
+        "plugin_layers": facts.get("plugin_layers"),
+        "strongly_typed": facts.get("strongly_typed"),
+        "key": artefact.identity.key[:16],
+    }
+
+
+def _with(options: BuildOptions, **changes: Any) -> BuildOptions:
+    return dataclasses.replace(options, **changes)
