@@ -6,7 +6,9 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <mutex>
+#include <string>
 
 #include "crispseg_cuda.h"
 
@@ -16,8 +18,7 @@ namespace {
 
 thread_local char last_error[1024] = "";
 std::mutex lock;
-Driver functions;
-bool ready = false;
+std::map<std::string, Driver> drivers;  // by library name: tests use an emulated one beside the real one
 
 const char *library_name() {
   const char *name = std::getenv("CRISPSEG_LIBCUDA");
@@ -43,8 +44,9 @@ int fail_driver(const Driver *cu, CUresult result, const char *what) {
 
 const Driver *driver() {
   std::lock_guard<std::mutex> guard(lock);
-  if (ready) return &functions;
   const char *name = library_name();
+  const auto known = drivers.find(name);
+  if (known != drivers.end()) return &known->second;
   // Never closed: the driver does not survive being unloaded.
   void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
   if (!library) {
@@ -71,9 +73,7 @@ const Driver *driver() {
     fail_driver(&found, result, "cuInit");
     return nullptr;
   }
-  functions = found;
-  ready = true;
-  return &functions;
+  return &(drivers[name] = found);
 }
 
 }  // namespace crispseg

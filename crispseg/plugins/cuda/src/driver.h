@@ -61,8 +61,8 @@ struct Driver {
 #undef CRISPSEG_DECLARE
 };
 
-// The driver, opened and initialised, or nullptr with the error set (CSG_NO_DRIVER). Opened once a process; a failure is
-// tried again at the next call. $CRISPSEG_LIBCUDA names another library than libcuda.so.1.
+// The driver, opened and initialised, or nullptr with the error set. Opened once a process; a failure is tried again at the
+// next call. $CRISPSEG_LIBCUDA names another library than libcuda.so.1.
 const Driver *driver();
 
 // Sets csg_last_error and returns status.

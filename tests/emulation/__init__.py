@@ -1,0 +1,156 @@
+"""An emulated CUDA driver: the GPU side of crispseg on a machine without a GPU, built with g++ alone.
+
+``libcuda_emulated.so`` exports the driver API; a kernel image is a shared library made of the same ``kernels.cu`` by g++. Blocks
+run one after the other, the threads of a block as fibers. It proves logic, order of work and memory use; not speed, and not
+the hardware. Environment (read at cuInit): CRISPSEG_EMULATION_CAPABILITY (87), _ORDER (forward, reverse, or the seed of a
+shuffle of blocks and threads), _EAGER=1 (work runs when it is enqueued, not when something waits), _MIB (4096), _DEVICES=0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Sequence
+
+HERE = Path(__file__).resolve().parent
+CUDA = HERE.parents[1] / "crispseg" / "plugins" / "cuda"
+CACHE = "CRISPSEG_EMULATION_CACHE"
+FORWARD, REVERSE, SHUFFLE = 0, 1, 2
+
+_COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-pthread"]
+# What a GPU has too: no rule about the types of pointers that is enforced, and one rounding an operation.
+_KERNEL = ["-DCS_EMULATE", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-unused-variable"]
+_KERNEL += ["-Wno-unused-parameter", f"-I{HERE}", f"-I{CUDA / 'kernels'}", "-x", "c++"]
+
+
+def compiler() -> list[str]:
+    """The C++ compiler and its fixed arguments ($CXX)."""
+    return shlex.split(os.environ.get("CXX") or "g++")
+
+
+def cache() -> Path:
+    """Folder of objects and libraries; everything in it is named by a hash of what made it."""
+    folder = os.environ.get(CACHE) or os.path.join(tempfile.gettempdir(), f"crispseg-emulation-{os.getuid()}")
+    path = Path(folder)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{path}: expected a folder of this user; set {CACHE} to another")
+    return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(folder / "lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: Sequence[str]) -> bytes:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        text = done.stderr.decode("utf-8", "replace")
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{text[-8000:]}")
+    return done.stdout
+
+
+def _object(folder: Path, source: Path, flags: Sequence[str]) -> Path:
+    """Compile one source; the name is a hash of the preprocessed text, so that unchanged files cost no compilation."""
+    base = [*compiler(), *_COMMON, *flags]
+    text = _run([*base, "-E", str(source)])
+    digest = hashlib.sha256(repr(base).encode() + text).hexdigest()[:24]
+    target = folder / f"{source.stem}-{digest}.o"
+    if not target.exists():
+        partial = folder / f"{target.name}.{os.getpid()}.partial"
+        _run([*base, "-c", str(source), "-o", str(partial)])
+        os.replace(partial, target)
+    return target
+
+
+def _shared(folder: Path, name: str, objects: Sequence[Path], flags: Sequence[str] = ()) -> Path:
+    digest = hashlib.sha256(repr([o.name for o in objects] + list(flags)).encode()).hexdigest()[:24]
+    target = folder / digest / name
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        partial = target.parent / f"{name}.{os.getpid()}.partial"
+        command = [*compiler(), "-shared", "-pthread", "-Wl,--no-undefined", *map(str, objects), "-ldl", "-lm", *flags]
+        _run([*command, "-o", str(partial)])
+        os.replace(partial, target)
+    return target
+
+
+def driver(flags: Sequence[str] = ()) -> Path:
+    """``libcuda_emulated.so``, built when it is not there."""
+    folder = cache()
+    with _locked(folder):
+        objects = [
+            _object(folder, source, flags) for source in sorted(HERE.glob("*.cpp")) if source.name != "image.cpp"
+        ]
+        return _shared(folder, "libcuda_emulated.so", objects)
+
+
+def host_library() -> Path:
+    """``libcrispseg_cuda.so`` of this work tree (no kernel image inside)."""
+    folder = cache()
+    flags = [f"-I{CUDA / 'include'}"]
+    with _locked(folder):
+        objects = [_object(folder, source, flags) for source in sorted((CUDA / "src").glob("*.cpp"))]
+        return _shared(folder, "libcrispseg_cuda.so", objects)
+
+
+def _units(source: Path) -> list[Path]:
+    """The files that a source of nothing but includes names, else the source itself: small units compile again alone."""
+    text = re.sub(r"//.*", "", source.read_text())
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [re.fullmatch(r'#include "([^"]+\.cuh)"', line) for line in lines]
+    if not lines or not all(names):
+        return [source]
+    return [source.parent / m.group(1) for m in names if m and m.group(1) != "base.cuh"]
+
+
+def image(source: Path = CUDA / "kernels" / "kernels.cu", table: Path = CUDA / "kernels" / "table.h") -> bytes:
+    """A kernel image for ``csg_create`` or ``cuModuleLoadData``: the kernels of ``source`` that ``table`` lists."""
+    folder = cache()
+    with _locked(folder):
+        objects = [_object(folder, unit, _KERNEL) for unit in _units(source)]
+        objects.append(_object(folder, HERE / "image.cpp", [f'-DCS_EMU_TABLE="{table}"', *_KERNEL]))
+        library = _shared(folder, "kernels.so", objects)
+    return b"// emulated kernels\n" + str(library).encode() + b"\n" + b"\0" * 64
+
+
+class Hooks:
+    """The test hooks of the emulated driver."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.library.cs_emu_check.restype = ctypes.c_char_p
+        self.library.cs_emu_launches.restype = ctypes.c_int64
+        self.library.cs_emu_live_allocations.restype = ctypes.c_int64
+        self.library.cs_emu_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
+
+    def check(self) -> str:
+        """What went wrong since the last call and was not reported (damaged guard bytes, failed kernels), or ""."""
+        return self.library.cs_emu_check().decode("utf-8", "replace")
+
+    def launches(self) -> int:
+        """Kernels that have run."""
+        return self.library.cs_emu_launches()
+
+    def live(self) -> int:
+        """Device allocations that are not freed."""
+        return self.library.cs_emu_live_allocations()
+
+    def order(self, kind: int = FORWARD, seed: int = 0) -> None:
+        """Order of blocks and of threads in a block from now on."""
+        self.library.cs_emu_set_order(kind, seed)
+
+    def eager(self, on: bool) -> None:
+        """Whether work runs when it is enqueued, or as late as possible (the default)."""
+        self.library.cs_emu_set_eager(int(on))
