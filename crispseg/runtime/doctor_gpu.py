@@ -67,7 +67,7 @@ found = "%s at %s" % (tensorrt.__version__, os.path.dirname(tensorrt.__file__))
 import ctypes
 from crispseg.engines.tensorrt import registry
 path = registry.find_library(); library = ctypes.CDLL(str(path)); found = str(path)
-describe = getattr(library, "crispseg_build_info", None)
+describe = getattr(library, "crispseg_plugin_info", None)
 if describe is not None:
     describe.restype = ctypes.c_char_p; found += ", " + describe().decode()
 try: import tensorrt

@@ -1,0 +1,184 @@
+"""Sections that prepare and that run other programs: build, prepare, tests, sanitizer, plugin."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any, Dict, Sequence
+
+from gpu import building
+from gpu.settings import ROOT, Settings, environment, tiny
+from gpu.skip import Skip
+
+# Tests that run on whatever driver is there; patterns under tests/.
+_TESTS = ("plugins/test_cuda_*.py", "engines/test_cuda_*.py", "runtime/test_gpu_*.py")
+_TEST_SECONDS = 140
+
+
+def run_build(settings: Settings) -> Dict[str, Any]:
+    """Both libraries and the kernels for this GPU; where they lie is read by the later sections."""
+    from crispseg.engines import cuda
+
+    emulated = bool(os.environ.get("CRISPSEG_LIBCUDA"))  # such a driver brings its own compiled kernels
+    result = building.build(settings, cuda.open_device().info.capability, with_image=not emulated)
+    (settings.folder / "libraries.json").write_text(json.dumps(result["libraries"]))
+    image = result.get("image", {})
+    spills = [k["name"] for k in image.get("kernels", ()) if k.get("spill_bytes")]
+    result["line"] = "host %.0f s, kernels %s s, %d kernels%s" % (
+        result["host_seconds"], image.get("seconds", "-"), len(image.get("kernels", ())),
+        ", spilling: " + ", ".join(spills) if spills else "",
+    )  # fmt: skip
+    return result
+
+
+def run_prepare(settings: Settings) -> Dict[str, Any]:
+    """The default refiner with random weights as ONNX, and the scene, for the sections that follow."""
+    import numpy as np
+
+    from gpu.layers import scene
+
+    missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Skip("the refiner is exported with torch and onnx; not installed: " + ", ".join(missing))
+    image, logits, coords = scene(settings)
+    np.savez(str(settings.folder / "scene.npz"), image=image, logits=logits)
+    parameters = export(settings, logits.shape[1:], settings.folder / "refiner.onnx")
+    density = 100 * len(coords) / (settings.height * settings.width)
+    return {"line": "%.1f M parameters, %d active pixels (%.2f %%)" % (parameters / 1e6, len(coords), density),
+            "parameters": parameters, "active": len(coords), "density": density}  # fmt: skip
+
+
+def export(settings: Settings, logits_shape: Sequence[int], path: Path) -> int:
+    """Random weights whose activations stay of order one: norms take the statistics of a small scene."""
+    import torch
+    from bands import band_scene
+
+    from crispseg.export.refiner import export_refiner
+    from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
+
+    torch.manual_seed(0)
+    config = SparseRefineConfig(num_classes=settings.classes, planes=settings.planes, repeats=settings.repeats)
+    module = SparseRefiner(config)
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            norm.momentum = 1.0
+    height, width = min(256, settings.height), min(512, settings.width)
+    image, logits, _ = band_scene(height, width, classes=settings.classes, stride=settings.stride, density=0.15)
+    with torch.no_grad():
+        module.train().refine(torch.from_numpy(image)[None], torch.from_numpy(logits))
+    model = export_refiner(
+        module.eval(), height=settings.height, width=settings.width, logits_shape=tuple(logits_shape),
+        threshold=settings.threshold, capacity=settings.capacity,
+    )  # fmt: skip
+    path.write_bytes(model.SerializeToString())
+    return sum(p.numel() for p in module.parameters())
+
+
+def run_tests(settings: Settings) -> Dict[str, Any]:
+    """The op table and the engines' tests on this driver, with pytest."""
+    if importlib.util.find_spec("pytest") is None:
+        raise Skip("pytest is not installed")
+    if settings.dry_run:
+        raise Skip("the test suite runs these with the emulated driver anyway")
+    files = sorted(str(path) for pattern in _TESTS for path in (ROOT / "tests").glob(pattern))
+    if not files:
+        raise Skip("no tests of the CUDA side in this tree")
+    report = settings.folder / "tests.xml"
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", str(report), *files]
+    tail = ""
+    try:
+        done = _run(words, _TEST_SECONDS, settings)
+        tail = done.stdout.decode("utf-8", "replace")[-3000:]
+    except subprocess.TimeoutExpired as stop:
+        tail = "not done in %d s: %s" % (_TEST_SECONDS, (stop.stdout or b"").decode("utf-8", "replace")[-2000:])
+    if not report.is_file():
+        return {"failed": {"pytest": tail}}
+    result = read_junit(report)
+    result["line"] = "%d passed, %d skipped, %d failed" % (result["passed"], result["skipped"], len(result["failed"]))
+    result["tail"] = tail if result["failed"] else ""
+    return result
+
+
+def _run(words: Sequence[str], seconds: float, settings: Settings) -> "subprocess.CompletedProcess[bytes]":
+    """A program with the libraries of this run; its stderr is part of stdout."""
+    return subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False,
+        env=environment(settings), cwd=str(ROOT),
+    )  # fmt: skip
+
+
+def read_junit(path: Path) -> Dict[str, Any]:
+    """Counts, failures {test: message}, and how many tests were skipped for which reason."""
+    passed = skipped = 0
+    failed: Dict[str, str] = {}
+    reasons: Dict[str, int] = {}
+    for case in ElementTree.parse(str(path)).iter("testcase"):
+        name = "%s::%s" % (case.get("classname"), case.get("name"))
+        bad = [child for child in case if child.tag in ("failure", "error")]
+        skip = case.find("skipped")
+        if bad:
+            failed[name] = (bad[0].get("message") or "")[:300]
+        elif skip is not None:
+            skipped += 1
+            reason = (skip.get("message") or "")[:200]
+            reasons[reason] = reasons.get(reason, 0) + 1
+        else:
+            passed += 1
+    return {"passed": passed, "skipped": skipped, "skipped_because": reasons, "failed": failed}
+
+
+def run_sanitizer(settings: Settings) -> Dict[str, Any]:
+    """compute-sanitizer (memcheck, then racecheck) over the checks on a small frame."""
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if settings.dry_run or not os.path.exists(program):
+        raise Skip("compute-sanitizer: " + ("not with an emulated driver" if settings.dry_run else "not found"))
+    small = dataclasses.replace(
+        tiny(str(settings.folder / "small")), dry_run=False, height=96, width=160, planes=(16, 32, 64)
+    )
+    small.save()
+    shutil.copy(str(settings.folder / "libraries.json"), str(small.folder / "libraries.json"))
+    if importlib.util.find_spec("torch") is None:
+        raise Skip("the small refiner is exported with torch")
+    run_prepare(small)
+    result: Dict[str, Any] = {"failed": {}, "tools": {}}
+    for tool, seconds in (("memcheck", 55), ("racecheck", 35)):
+        words = [program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", sys.executable]
+        words += [str(Path(__file__).resolve().parent / "run.py"), "--section", "checks", "--work", small.work]
+        try:
+            done = _run(words, seconds, small)
+        except subprocess.TimeoutExpired:
+            result["tools"][tool] = "not done in %d s" % seconds
+            continue
+        text = done.stdout.decode("utf-8", "replace")
+        lines = [line for line in text.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
+        result["tools"][tool] = lines[-1] if lines else "exit %d: %s" % (done.returncode, text[-500:])
+        if done.returncode == 9:
+            result["failed"][tool] = "\n".join(line for line in text.splitlines() if line.startswith("===="))[-2500:]
+    result["line"] = "; ".join("%s: %s" % item for item in result["tools"].items())
+    return result
+
+
+def run_plugin(settings: Settings) -> Dict[str, Any]:
+    """The plugin objects with a real enqueue, through the C++ harness, where TensorRT's headers are at hand."""
+    harness = ROOT / "crispseg" / "plugins" / "tensorrt" / "harness"
+    if not harness.is_dir():
+        raise Skip("no plugin harness in this tree")
+    cmake = shutil.which("cmake")
+    if cmake is None or not tensorrt_headers():
+        raise Skip("cmake not found" if cmake is None else "no TensorRT headers: set TensorRT_ROOT")
+    raise Skip("not wired up yet")
+
+
+def tensorrt_headers() -> str:
+    """Folder that holds NvInferRuntime.h, or ""."""
+    roots = [os.environ.get(name, "") for name in ("TensorRT_ROOT", "TENSORRT_ROOT", "TENSORRT_INCLUDE_DIR")]
+    places = [Path(root) / sub for root in roots if root for sub in ("include", ".")]
+    places += [Path("/usr/include/x86_64-linux-gnu"), Path("/usr/include/aarch64-linux-gnu"), Path("/usr/include")]
+    return next((str(place) for place in places if (place / "NvInferRuntime.h").is_file()), "")
