@@ -76,6 +76,13 @@ class DeviceMemory:
         """Address and size of the workspace."""
         return self._workspace.address, self._workspace.nbytes
 
+    def reserve(self, nbytes: int) -> None:
+        """Let the workspace have so many bytes at least; between frames alone."""
+        if nbytes > self._workspace.nbytes:
+            self._context.synchronize()
+            self._workspace.close()
+            self._workspace = self._context.alloc(nbytes)
+
     def sizes(self) -> Dict[str, int]:
         """Bytes: feature matrices, coordinates and maps, label maps, scratch."""
         return {

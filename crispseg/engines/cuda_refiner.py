@@ -79,6 +79,7 @@ class CudaRefiner:
         self._rows = self._plan.capacities
         self._memory = DeviceMemory(kernels, graph, self._plan)
         self._weights = DeviceWeights(kernels, graph, spec.precision)
+        self._reserve()
         self._needs: Dict[Tuple[str, ...], Need] = {}
         self._need = Need((), frozenset(), frozenset(), {})
         self._stream = self._image = self._logits = None  # type: Any
@@ -99,6 +100,13 @@ class CudaRefiner:
         if not 1 <= value <= self._most:
             raise InputError("%s: capacity %d: expected 1 to %d" % (self.path, value, self._most))
         self._rows = level_capacities(self._graph, value)
+        self._reserve()
+
+    def _reserve(self) -> None:
+        """Scratch for the convolutions at these capacities: the fewer rows, the more blocks share one sum."""
+        convs = [self._conv(node) for node in self._graph.nodes if node.op == "SparseConv2d"]
+        size, handle = self._kernels.library.csg_conv_workspace, self._kernels.handle
+        self._memory.reserve(max((int(size(handle, ctypes.byref(a))) for a in convs), default=0))
 
     # ---- enqueue ----------------------------------------------------------------------------------------------------
 
@@ -219,21 +227,27 @@ class CudaRefiner:
             order = self._memory.order(level)
             self._call("csg_parity_order", *self._sites(node), *grid, order, *self._memory.scratch())
 
-    def _run_SparseConv2d(self, _: int, node: RawNode) -> None:  # noqa: N802
+    def _conv(self, node: RawNode) -> Any:
+        """The arguments of a convolution, as far as they are sizes."""
         from crispseg.plugins import cuda_loader
 
-        a, ins, outs, wanted, graph = cuda_loader.Conv(), node.inputs, node.outputs, self._need.tensors, self._graph
+        a, tensors, ins = cuda_loader.Conv(), self._graph.tensors, node.inputs
+        a.type, a.capacity = TYPES[self.spec.precision], self._rows[tensors[ins["count"]].level]
+        a.K, a.cin = tensors[ins["map"]].columns if ins["map"] else 1, tensors[ins["x"]].columns
+        a.cout = max(tensors[name].columns for name in node.outputs.values() if name)
+        return a
+
+    def _run_SparseConv2d(self, _: int, node: RawNode) -> None:  # noqa: N802
+        a, ins, outs, wanted, graph = self._conv(node), node.inputs, node.outputs, self._need.tensors, self._graph
         types, level = self._plan.types, self._graph.tensors[node.inputs["count"]].level
-        a.type = TYPES[self.spec.precision]
         a.d_x, a.ldx = self._memory.matrix(ins["x"])
-        a.K, a.cin = 1, graph.tensors[ins["x"]].columns
-        a.cout = max(graph.tensors[name].columns for name in outs.values() if name)
+        a.d_count = self._memory.count(level)
+        a.d_workspace, a.workspace_bytes = self._memory.scratch()
         if ins["map"]:
             table = graph.tensors[ins["map"]]
-            a.d_map, a.K = self._memory.ints(ins["map"]), table.columns
+            a.d_map = self._memory.ints(ins["map"])
             if table.source > level:  # up: rows of one parity read the same taps
                 a.d_order = self._memory.order(level)
-        a.d_count, a.capacity = self._memory.count(level), self._rows[level]
         a.d_weight = self._weights.address(ins["weight"] + "#packed")
         a.d_bias, a.relu = self._weights.address(ins["bias"]), node.attributes["relu"]
         if ins["residual"]:

@@ -35,7 +35,9 @@ _INSTALL = {
 }
 
 
-def load(path: Union[str, Path], spec: Optional[EngineSpec] = None) -> OrtEngine:
+def load(
+    path: Union[str, Path], spec: Optional[EngineSpec] = None, provider_options: Optional[Dict[str, str]] = None
+) -> OrtEngine:
     """Open an ONNX file (external data beside it is found) on the provider of ``spec``.
 
     Raises:
@@ -78,7 +80,8 @@ def load(path: Union[str, Path], spec: Optional[EngineSpec] = None) -> OrtEngine
     try:
         # Without enable_fallback=0 it would print a banner on stdout and try another provider.
         model = str(path) if not spec.capacity else _with_capacity(path, spec.capacity)
-        session = ort.InferenceSession(model, sess_options=options, providers=[spec.provider], enable_fallback=0)
+        session = ort.InferenceSession(model, sess_options=options, providers=[(spec.provider, provider_options or {})],
+                                       enable_fallback=0)  # fmt: skip
         session.disable_fallback()
     except Exception as error:
         raise _load_error(path, error, ort.__version__) from None
@@ -161,6 +164,33 @@ class OrtEngine:
             ) from None
         self.stage_times = {"run": (time.perf_counter() - start) * 1e3}
         return dict(zip(names, values))
+
+    def bind(self, device: Tuple[str, int], *ports: Tuple[Sequence[Any], int]) -> Any:
+        """Bind device memory: ((name, dtype, shape), address) of the input, then of the output."""
+        binding = self._session.io_binding()
+        for (port, address), place in zip(ports, (binding.bind_input, binding.bind_output)):
+            name, dtype, shape = port
+            place(name=name, device_type=device[0], device_id=device[1], element_type=dtype, shape=shape,
+                  buffer_ptr=address)  # fmt: skip
+        return binding
+
+    def run_bound(self, binding: Any) -> None:
+        """Run on bound memory; on a GPU this only enqueues.
+
+        Raises:
+            UnsupportedOp: the network failed while it ran.
+        """
+        if self._session is None:
+            raise InputError("%s: the engine is closed" % self.path)
+        if "CPU" not in self.spec.provider:
+            # Without this every run would wait for the GPU (ONNX Runtime 1.14 and newer).
+            self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        try:
+            self._session.run_with_iobinding(binding, self._run_options)
+        except Exception as error:
+            raise UnsupportedOp(
+                "%s: failed in ONNX Runtime %s: %s" % (self.path, self._version, " ".join(str(error).split())[:300])
+            ) from None
 
     def _check(self, inputs: Dict[str, np.ndarray]) -> None:
         missing = [name for name in self.inputs if name not in inputs]

@@ -12,7 +12,7 @@ import numpy as np
 
 from crispseg.bundle import Bundle, NetInfo, load_bundle
 from crispseg.engines import ort
-from crispseg.engines.spec import EngineSpec
+from crispseg.engines.spec import GPU_BACKENDS, EngineSpec
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.runtime.dense_labels import NativeLabels, NumpyLabels
 from crispseg.runtime.geometry import FITS, Placement, placement, resize_image, to_canvas, to_frame
@@ -49,18 +49,27 @@ def open_pipeline(
     refine: bool = True,
     network: str = "base",
     fit: str = "auto",
-) -> Pipeline:
+    precision: str = "",
+    device: int = 0,
+) -> Any:
     """Open the engines of a bundle (a loaded one, or its directory).
 
     Args:
         bundle: what to run.
         backend: "native" (refiner and label upsampling in the native library, dense networks in ONNX Runtime) or
-            "onnxruntime" (everything in ONNX Runtime; without a refiner the labels come from numpy).
+            "onnxruntime" (everything in ONNX Runtime; without a refiner the labels come from numpy), "cuda" (refiner
+            in CUDA kernels, dense networks in ONNX Runtime's CUDA provider) or "tensorrt" (dense networks as engines).
         provider: ONNX Runtime's execution provider; it must be there, nothing else is taken instead.
         threads: 0 = all usable CPUs.
         refine: False = the dense network alone; so it is for a bundle without refiner and for the baseline.
         network: "base", or "baseline" = the same network at full resolution.
         fit: how a frame of another size is brought to the bundle's: "auto", "resize" or "letterbox".
+        precision: "fp32", "fp16" or "int8"; "" = the backend's usual one: fp16 on a GPU, else fp32.
+        device: number of the GPU.
+
+    Returns:
+        A Pipeline, or a GpuPipeline for the backends of a GPU, which also takes frames ahead (``depth``, ``submit``,
+        ``collect``).
 
     Raises:
         InputError, BundleError, EnvironmentMismatch, UnsupportedOp.
@@ -69,25 +78,30 @@ def open_pipeline(
         raise InputError("network %r: expected %s" % (network, " or ".join(NETWORKS)))
     if fit not in FITS:
         raise InputError("fit %r: expected %s" % (fit, " or ".join(FITS)))
-    refiner_spec = EngineSpec(backend, provider, threads)
+    precision = precision or ("fp16" if backend in GPU_BACKENDS else "fp32")
+    refiner_spec = EngineSpec(backend, provider, threads, precision, device)
     dense_spec = EngineSpec("onnxruntime", provider, threads)
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)
     net = bundle.base if network == "base" else bundle.baseline
     if net is None:
         raise InputError("bundle %s: has no full-resolution baseline; export it with --baseline" % bundle.path)
+    if backend in GPU_BACKENDS:
+        from crispseg.runtime.gpu_open import open_gpu_pipeline
+
+        return open_gpu_pipeline(bundle, net, refiner_spec, refine and network == "base", fit)
     opened: List[Any] = []
     try:
         dense = ort.load(bundle.file(net.file), dense_spec)
         opened.append(dense)
-        _check_net(bundle, net, dense)
+        check_net(bundle, net, dense)
         if not (refine and network == "base" and bundle.refiner):
             kind = NativeLabels if backend == "native" else NumpyLabels
             labels = kind(bundle.height, bundle.width, net.upsample, dense_spec.thread_count)
             return Pipeline(bundle, net, dense, None, labels, fit)
         refiner = _open_refiner(bundle, refiner_spec)
         opened.append(refiner)
-        _check_refiner(bundle, refiner)
+        check_refiner(bundle, refiner)
         return Pipeline(bundle, net, dense, refiner, None, fit)
     except BaseException:
         for engine in opened:
@@ -109,7 +123,8 @@ def _open_refiner(bundle: Bundle, spec: EngineSpec) -> Any:
     return native.load(path, spec)
 
 
-def _check_refiner(bundle: Bundle, engine: Any) -> None:
+def check_refiner(bundle: Bundle, engine: Any) -> None:
+    """Raise BundleError unless a refiner has the ports that the manifest says."""
     assert bundle.refiner is not None
     base = bundle.base
     want = {"image": [bundle.height, bundle.width, 3],
@@ -123,7 +138,7 @@ def _check_refiner(bundle: Bundle, engine: Any) -> None:
         )
 
 
-def _check_net(bundle: Bundle, net: NetInfo, engine: Any) -> None:
+def check_net(bundle: Bundle, net: NetInfo, engine: Any) -> None:
     """The graph and the manifest must tell the same story, else a frame would be segmented at a wrong scale."""
     logits = [1, len(bundle.classes), net.logits_height, net.logits_width]
     _check_ports(bundle, net.file, "input", engine.inputs, {"image": [1, 3, net.height, net.width]})
@@ -137,6 +152,23 @@ def _check_ports(bundle: Bundle, file: str, what: str, ports: Dict[str, Any], wa
             "bundle %s: %s: expected %s %s as bundle.json says, found %s; export the bundle again"
             % (bundle.path, file, what, want, found)
         )
+
+
+def check_frame(frame: np.ndarray, want: Sequence[str]) -> None:
+    """Raise InputError unless a frame is uint8 [H, W, 3] and ``want`` names what there is."""
+    ok = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+    if not ok or not frame.size:
+        found = "%s %s" % (getattr(frame, "dtype", type(frame).__name__), getattr(frame, "shape", ""))
+        raise InputError("frame: expected uint8 [H, W, 3] RGB, found %s" % found)
+    for item in want:
+        if item not in WANT:
+            raise InputError("want %r: expected any of %s" % (item, ", ".join(WANT)))
+
+
+def pad_colour(net: NetInfo) -> Tuple[int, int, int]:
+    """Of the bars of a letterboxed frame, RGB: it normalises to about zero."""
+    mean = [int(round(min(255.0, max(0.0, value)))) for value in net.mean]
+    return (mean[0], mean[1], mean[2]) if net.channel_order == "rgb" else (mean[2], mean[1], mean[0])
 
 
 class Pipeline:
@@ -155,9 +187,7 @@ class Pipeline:
         workers = min(4, dense.spec.thread_count)
         self._pool = ThreadPoolExecutor(workers, "crispseg-resize") if workers > 1 else None
         self._input = np.empty((1, 3, net.height, net.width), np.float32)
-        mean = [int(round(min(255.0, max(0.0, value)))) for value in net.mean]
-        # Bars have the colour that normalises to about zero, in the image's own channel order.
-        self._pad = (mean[0], mean[1], mean[2]) if net.channel_order == "rgb" else (mean[2], mean[1], mean[0])
+        self._pad = pad_colour(net)
 
     @property
     def capacity(self) -> int:
@@ -189,7 +219,7 @@ class Pipeline:
             InputError: the frame has another dtype or shape, or ``want`` names something else.
         """
         start = time.perf_counter()
-        self._check(frame, want)
+        check_frame(frame, want)
         times: Dict[str, float] = {}
         if self._place is None or self._place.frame != frame.shape[:2]:
             self._place = placement(
@@ -247,16 +277,6 @@ class Pipeline:
             out = self._input[0, c]
             np.subtract(source, np.float32(self.net.mean[c]), out=out, dtype=np.float32)
             np.divide(out, np.float32(self.net.std[c]), out=out)
-
-    @staticmethod
-    def _check(frame: np.ndarray, want: Sequence[str]) -> None:
-        ok = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
-        if not ok or not frame.size:
-            found = "%s %s" % (getattr(frame, "dtype", type(frame).__name__), getattr(frame, "shape", ""))
-            raise InputError("frame: expected uint8 [H, W, 3] RGB, found %s" % found)
-        for item in want:
-            if item not in WANT:
-                raise InputError("want %r: expected any of %s" % (item, ", ".join(WANT)))
 
     def describe(self) -> Dict[str, Any]:
         """JSON-able facts about the engines for the report."""

@@ -1,0 +1,70 @@
+"""Opens a bundle on the GPU: device, kernels, base, refiner. What is missing is named with the command that gets it."""
+
+from __future__ import annotations
+
+from typing import Any, List, Tuple
+
+from crispseg.bundle import Bundle, NetInfo
+from crispseg.engines import cuda, cuda_kernels, cuda_refiner
+from crispseg.engines.cuda_labels import CudaLabels
+from crispseg.engines.spec import EngineSpec
+from crispseg.runtime.gpu_pipeline import GpuPipeline
+from crispseg.runtime.pipeline import check_net, check_refiner
+
+
+def open_gpu_pipeline(bundle: Bundle, net: NetInfo, spec: EngineSpec, refine: bool, fit: str) -> GpuPipeline:
+    """A pipeline on ``spec.device``.
+
+    Args:
+        bundle: what runs.
+        net: its base, or its baseline.
+        spec: backend "cuda" (base in ONNX Runtime's CUDA provider) or "tensorrt" (base as an engine that `crispseg
+            build` made); precision of the refiner, and of the engine.
+        refine: False = the dense network alone.
+        fit: "auto", "resize" or "letterbox".
+
+    Raises:
+        EnvironmentMismatch: no driver, device, kernels, provider or engine.
+        InputError, BundleError, UnsupportedOp.
+    """
+    context = cuda.open_device(spec.device)
+    opened: List[Any] = []
+    try:
+        opened.append(cuda_kernels.open_kernels(context, bundle))
+        kernels = opened[0]
+        opened.append(context.stream())
+        base = open_base(bundle, net, spec, context, opened[1])
+        opened.append(base)
+        check_net(bundle, net, base)
+        if refine and bundle.refiner is not None:
+            path = bundle.file(bundle.refiner.file)
+            refiner: Any = cuda_refiner.load(path, kernels, spec, base.output_type)
+            opened.append(refiner)
+            check_refiner(bundle, refiner)
+        else:
+            logits: Tuple[int, int, int] = (len(bundle.classes), net.logits_height, net.logits_width)
+            size = (bundle.height, bundle.width)
+            refiner = CudaLabels(kernels, size, logits, net.upsample, base.output_type)
+            opened.append(refiner)
+        return GpuPipeline(bundle, net, context, kernels, opened[1], base, refiner, fit)
+    except BaseException:
+        for thing in reversed(opened):
+            thing.close()
+        raise
+
+
+def open_base(bundle: Bundle, net: NetInfo, spec: EngineSpec, context: cuda.Context, stream: cuda.Stream) -> Any:
+    """The dense network of a GPU backend: ``enqueue(stream, input_address, output_address)`` and its ports.
+
+    Raises:
+        EnvironmentMismatch: ONNX Runtime has no CUDA provider, or no engine was built.
+    """
+    if spec.backend == "cuda":
+        from crispseg.engines import ort_cuda
+
+        return ort_cuda.load(bundle.file(net.file), context, stream)
+    from crispseg.engines.device_base import TensorRTBase
+    from crispseg.engines.tensorrt import run as tensorrt_run
+
+    role = "base" if net is bundle.base else "baseline"
+    return TensorRTBase(tensorrt_run.load(bundle, role, context, precision=spec.precision))

@@ -1,0 +1,289 @@
+"""The pipeline on a GPU: a frame goes up once, its label map comes down as uint8, all between stays on the device.
+
+One stream. The whole frame (upload, resize and normalise, base, refiner, download) is one CUDA graph when the base can
+be captured, else two graphs around the base. Two slots of page-locked memory take turns, so that the next frame is
+decoded and copied, and the last one encoded, while the GPU works: :meth:`GpuPipeline.submit`,
+:meth:`GpuPipeline.collect`. Stage times are CUDA events inside the graphs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from crispseg.bundle import Bundle, NetInfo
+from crispseg.engines.cuda import Context, Event, Graph, Stream
+from crispseg.engines.cuda_clock import StageClock
+from crispseg.engines.cuda_kernels import Kernels
+from crispseg.errors import InputError
+from crispseg.runtime.geometry import Placement, placement, to_frame
+from crispseg.runtime.gpu_frame import FrameInput
+from crispseg.runtime.pipeline import FrameResult, check_frame
+
+_COPIES = ("h2d", "d2h")
+
+
+class Slot:
+    """Page-locked memory, graphs and events of one frame under way."""
+
+    def __init__(self, context: Context, frame: Tuple[int, ...], canvas: Tuple[int, int], rows: int) -> None:
+        self.frame = context.pinned(frame, np.uint8)
+        self.labels = context.pinned(canvas, np.uint8)
+        self.confidence = context.pinned(canvas, np.uint8)
+        self.coords = context.pinned((rows, 2), np.int32)
+        self.numbers = context.pinned(2, np.int32)  # count, found
+        self.clock = StageClock(context)
+        self.graphs: List[Optional[Graph]] = []
+        self.done: Event = context.event()
+        self.host: Dict[str, float] = {}
+        self.start = 0.0
+
+    def close(self) -> None:
+        """Free graphs and events; the arrays go with their last view."""
+        for graph in self.graphs:
+            if graph is not None:
+                graph.close()
+        self.clock.close()
+        self.done.close()
+
+
+class GpuPipeline:
+    """Engines and buffers for one stream of frames. Used by one thread at a time; close it when done.
+
+    Args:
+        bundle: what runs.
+        net: its base, or its baseline.
+        context: the device.
+        kernels: of the device.
+        stream: on which everything runs.
+        base: dense network with ``enqueue(stream, input, output)``, ``input_type``, ``output_type``, ``capturable``.
+        refiner: a CudaRefiner, or a CudaLabels for the dense network alone.
+        fit: how a frame of another size is brought to the bundle's.
+    """
+
+    depth = 2
+
+    def __init__(
+        self, bundle: Bundle, net: NetInfo, context: Context, kernels: Kernels, stream: Stream, base: Any, refiner: Any,
+        fit: str,
+    ) -> None:  # fmt: skip
+        self.bundle, self.net = bundle, net
+        self.refined = refiner.capacity > 0
+        self._context, self._kernels, self._stream = context, kernels, stream
+        self._base, self._refiner, self._fit = base, refiner, fit
+        shape = (len(bundle.classes), net.logits_height, net.logits_width)
+        item = {"fp32": 4, "fp16": 2}
+        self._logits = context.alloc(int(np.prod(shape)) * item[base.output_type])
+        self._input = context.alloc(3 * net.height * net.width * item[base.input_type])
+        self._frames: Optional[FrameInput] = None
+        self._place: Optional[Placement] = None
+        self._want: Tuple[str, ...] = ()
+        self._slots: List[Slot] = []
+        self._pending: Deque[Slot] = deque()
+        self._ready: Deque[FrameResult] = deque()
+        self._turn = 0
+
+    # ---- capacity ---------------------------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Most refined pixels a frame; 0 without a refiner."""
+        return self._refiner.capacity
+
+    def set_capacity(self, capacity: int) -> None:
+        """Refine at most so many pixels a frame (the most uncertain ones); graphs are captured anew.
+
+        Raises:
+            InputError: below 1, above the bundle's capacity, or there is no refiner.
+        """
+        most = self.bundle.refiner.capacity if self.bundle.refiner and self.refined else 0
+        if not 1 <= capacity <= most:
+            raise InputError("capacity %d: expected 1 to %d (the bundle's)" % (capacity, most))
+        self._finish_all()
+        self._drop()
+        self._refiner.capacity = capacity
+
+    # ---- run --------------------------------------------------------------------------------------------------------
+
+    def run(self, frame: np.ndarray, want: Sequence[str] = ("labels",)) -> FrameResult:
+        """Segment one frame, uint8 [H0, W0, 3] RGB, and wait for it. ``want``: as for :class:`Pipeline`.
+
+        Raises:
+            InputError: the frame has another dtype or shape, ``want`` names something else, or frames are under way.
+        """
+        if self._pending or self._ready:
+            raise InputError("run: expected no frame under way, found %d; collect them first" % len(self._pending))
+        self.submit(frame, want)
+        return self.collect()
+
+    def submit(self, frame: np.ndarray, want: Sequence[str] = ("labels",)) -> None:
+        """Put a frame on the GPU's queue and return; its result comes from :meth:`collect`, in order.
+
+        The frame is copied. At most ``depth`` frames are under way.
+
+        Raises:
+            InputError: as :meth:`run`, or ``depth`` frames are under way.
+        """
+        start = time.perf_counter()
+        check_frame(frame, want)
+        if len(self._pending) + len(self._ready) >= self.depth:
+            raise InputError("submit: expected fewer than %d frames under way; collect one first" % self.depth)
+        self._context.activate()
+        key = ("labels",) + tuple(item for item in ("confidence", "active") if item in want)
+        if self._place is None or self._place.frame != frame.shape[:2] or self._want != key:
+            self._finish_all()
+            self._plan(placement((frame.shape[0], frame.shape[1]), (self.bundle.height, self.bundle.width),
+                                 self._fit), key)  # fmt: skip
+        slot = self._slots[self._turn]
+        self._turn = (self._turn + 1) % self.depth
+        before = time.perf_counter()
+        np.copyto(slot.frame, frame)
+        copied = time.perf_counter()
+        self._launch(slot)
+        slot.start = start
+        slot.host = {"staging": 1e3 * (copied - before), "enqueue": 1e3 * (time.perf_counter() - copied)}
+        self._pending.append(slot)
+
+    def collect(self) -> FrameResult:
+        """The result of the oldest frame under way; waits for it. ``total`` counts from its submit to here.
+
+        Raises:
+            InputError: no frame is under way.
+        """
+        if self._ready:
+            return self._ready.popleft()
+        if not self._pending:
+            raise InputError("collect: expected a frame under way, found none; submit one first")
+        return self._finish(self._pending.popleft())
+
+    def _finish_all(self) -> None:
+        while self._pending:
+            self._ready.append(self._finish(self._pending.popleft()))
+
+    def _finish(self, slot: Slot) -> FrameResult:
+        slot.done.synchronize()
+        place = self._place
+        assert place is not None
+        last = time.perf_counter()
+        device = slot.clock.times()
+        compute = sum(ms for stage, ms in device.items() if stage not in _COPIES)
+        times = {**slot.host, **device, "gpu_compute": compute, "host_latency": sum(device.values())}
+        count, found = (int(slot.numbers[0]), int(slot.numbers[1])) if self.refined else (0, 0)
+        active = None
+        if "active" in self._want:
+            active = np.zeros(place.canvas, bool)
+            active[slot.coords[:count, 0], slot.coords[:count, 1]] = True
+            active = to_frame(active, place)
+        labels = to_frame(slot.labels, place)
+        confidence = to_frame(slot.confidence, place) if "confidence" in self._want else None
+        now = time.perf_counter()
+        times["post"], times["total"] = 1e3 * (now - last), 1e3 * (now - slot.start)
+        density = count / float(place.canvas[0] * place.canvas[1])
+        return FrameResult(labels, confidence, active, count, found, density, times)
+
+    # ---- plan -------------------------------------------------------------------------------------------------------
+
+    def _plan(self, place: Placement, want: Tuple[str, ...]) -> None:
+        """Buffers for frames of a size, and their graphs."""
+        self._drop()
+        self._place, self._want, self._turn = place, want, 0
+        self._frames = FrameInput(self._kernels, place, self.net, self._base.input_type)
+        rows = max(1, self._refiner.capacity) if "active" in want else 1
+        self._slots = [Slot(self._context, (*place.frame, 3), place.canvas, rows) for _ in range(self.depth)]
+        # Once without capturing: libraries load kernels and choose algorithms at their first run.
+        self._record(self._slots[0], 0)
+        self._base_run()
+        self._record(self._slots[0], 1)
+        self._stream.synchronize()
+        for slot in self._slots:
+            for part in (0, 1):
+                with self._stream.capture() as graph:
+                    self._record(slot, part)
+                    if self._base.capturable and part == 0:
+                        self._base_run()
+                        self._record(slot, 1)
+                slot.graphs.append(graph[0])
+                if self._base.capturable:
+                    break
+
+    def _record(self, slot: Slot, part: int) -> None:
+        """Part 0: everything before the base; part 1: everything after it."""
+        stream, clock, refiner = self._stream, slot.clock, self._refiner
+        assert self._frames is not None
+        if part == 0:
+            clock.start(stream)
+            stream.upload(self._frames.frame, slot.frame)
+            clock.mark(stream, "h2d")
+            self._frames.enqueue(stream, self._input.address)
+            clock.mark(stream, "preprocess")
+            return
+        clock.mark(stream, "base")
+        outputs = ["labels", "count", "found"]
+        outputs += ["confidence"] if "confidence" in self._want else []
+        outputs += ["coords"] if "active" in self._want else []
+        refiner.enqueue(stream, self._frames.canvas, self._logits.address, outputs, clock)
+        stream.download(slot.labels, refiner.address("labels"))
+        stream.download(slot.numbers[:1], refiner.address("count"))
+        stream.download(slot.numbers[1:], refiner.address("found"))
+        if "confidence" in self._want:
+            stream.download(slot.confidence, refiner.address("confidence"))
+        if "active" in self._want:
+            stream.download(slot.coords, refiner.address("coords"))
+        clock.mark(stream, "d2h")
+
+    def _base_run(self) -> None:
+        self._base.enqueue(self._stream, self._input.address, self._logits.address)
+
+    def _launch(self, slot: Slot) -> None:
+        for index, graph in enumerate(slot.graphs):
+            if index == 1:
+                self._base_run()
+            assert graph is not None
+            graph.launch(self._stream)
+        self._stream.record(slot.done)
+
+    def _drop(self) -> None:
+        self._stream.synchronize()
+        for slot in self._slots:
+            slot.close()
+        if self._frames is not None:
+            self._frames.close()
+        self._slots, self._place, self._frames = [], None, None
+
+    # ---- the rest ---------------------------------------------------------------------------------------------------
+
+    def describe(self) -> Dict[str, Any]:
+        """JSON-able facts about the device and the engines for the report."""
+        info = self._context.info
+        free, total = self._context.memory()
+        graphs = [graph.nodes for slot in self._slots[:1] for graph in slot.graphs if graph is not None]
+        return {
+            "network": "baseline" if self.net is self.bundle.baseline else "base",
+            "fit": self._fit,
+            "device": {"name": info.name, "compute_capability": "%d.%d" % divmod(info.capability, 10),
+                       "driver_cuda": info.driver, "memory_mib": total >> 20, "memory_free_mib": free >> 20},
+            "dense": self._base.describe(),
+            "refiner": self._refiner.describe() if self.refined else None,
+            "labels": None if self.refined else self._refiner.describe(),
+            "graphs": {"number": len(graphs), "nodes": graphs},
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """Wait for the GPU and free everything. May be called twice."""
+        self._pending.clear()
+        self._ready.clear()
+        if self._kernels.handle is None:
+            return
+        self._context.activate()
+        self._drop()
+        for thing in (self._base, self._refiner, self._logits, self._input, self._stream, self._kernels):
+            thing.close()
+
+    def __enter__(self) -> GpuPipeline:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
