@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the emulated GPU. Puts this folder on sys.path, so that every test can ``import emulation``."""
+"""Fixtures of all tests: the emulated GPU. This folder comes onto sys.path, so that tests can ``import emulation``."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """An emulated CUDA driver: the GPU side of crispseg on a machine without a GPU, built with g++ alone.
 
-``libcuda_emulated.so`` exports the driver API; a kernel image is a shared library made of the same ``kernels.cu`` by g++. Blocks
-run one after the other, the threads of a block as fibers. It proves logic, order of work and memory use; not speed, and not
-the hardware. Environment (read at cuInit): CRISPSEG_EMULATION_CAPABILITY (87), _ORDER (forward, reverse, or the seed of a
-shuffle of blocks and threads), _EAGER=1 (work runs when it is enqueued, not when something waits), _MIB (4096), _DEVICES=0.
+``libcuda_emulated.so`` exports the driver API; a kernel image is a shared library made of the same ``kernels.cu`` by
+g++. Blocks run one after the other, the threads of a block as fibers. It proves logic, order of work and memory use;
+not speed, and not the hardware. Environment (read at cuInit): CRISPSEG_EMULATION_CAPABILITY (87), _ORDER (forward,
+reverse, or the seed of a shuffle of blocks and threads), _EAGER=1 (work runs when it is enqueued, not when something
+waits), _MIB (4096), _DEVICES=0.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def host_library() -> Path:
 
 
 def _units(source: Path) -> list[Path]:
-    """The files that a source of nothing but includes names, else the source itself: small units compile again alone."""
+    """The files that a source of nothing but includes names, else the source itself: units compile again alone."""
     text = re.sub(r"//.*", "", source.read_text())
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     names = [re.fullmatch(r'#include "([^"]+\.cuh)"', line) for line in lines]
