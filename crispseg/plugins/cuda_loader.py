@@ -11,7 +11,7 @@ import os
 import sys
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import crispseg.plugins
 from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError
@@ -44,36 +44,39 @@ class Features(Structure):
 
 
 class Conv(Structure):
-    """``csg_conv``: one convolution with its epilogue. Pointers are device addresses; 0 or None = absent."""
+    """``csg_conv``: one convolution with its epilogue. d_*: device addresses; 0 or None = absent."""
 
     _fields_ = [
         ("type", c_int),
-        ("x", c_void_p),
+        ("d_x", c_void_p),
         ("ldx", c_int64),
-        ("map", c_void_p),
-        ("order", c_void_p),
-        ("count", c_void_p),
+        ("d_map", c_void_p),
+        ("d_order", c_void_p),
+        ("d_count", c_void_p),
         ("capacity", c_int32),
         ("K", c_int32),
         ("cin", c_int32),
         ("cout", c_int32),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
+        ("d_weight", c_void_p),
+        ("d_bias", c_void_p),
         ("residual_type", c_int),
-        ("residual", c_void_p),
+        ("d_residual", c_void_p),
         ("ldr", c_int64),
         ("relu", c_int32),
         ("y_type", c_int),
-        ("y", c_void_p),
+        ("d_y", c_void_p),
         ("ldy", c_int64),
-        ("scale", c_void_p * 2),
-        ("shift", c_void_p * 2),
+        ("d_scale", c_void_p * 2),
+        ("d_shift", c_void_p * 2),
         ("z_type", c_int * 2),
-        ("z", c_void_p * 2),
+        ("d_z", c_void_p * 2),
         ("ldz", c_int64 * 2),
-        ("dequant", c_void_p),
+        ("d_dequant", c_void_p),
         ("y_quant", c_float),
         ("z_quant", c_float * 2),
+        ("d_workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
+        ("portable", c_int32),
     ]
 
 
@@ -125,6 +128,8 @@ PROTOTYPES = {
     "csg_parity_order": (_I, _CALL + [_P, _P, c_int32, _I, _I, _P] + _WORK),
     "csg_packed_bytes": (c_size_t, [_I] * 4),
     "csg_pack_weight": (_I, [_I, _P, _I, _I, _I, _P, _P]),
+    "csg_conv_workspace": (c_size_t, [c_void_p, POINTER(ConvArguments)]),
+    "csg_conv_workspace": (c_size_t, [_P, POINTER(Conv)]),
     "csg_sparse_conv": (_I, _CALL + [POINTER(Conv)]),
     # yi, ldi, yo_type, yo, ldo, count, capacity, C, hidden, gate, ye, lde
     "csg_ensemble_gated": (
@@ -198,11 +203,21 @@ def load() -> ctypes.CDLL:
     for name, (result, arguments) in PROTOTYPES.items():
         function = getattr(library, name, None)
         if function is None:
-            raise EnvironmentMismatch(f"{path} lacks {name}, it is too old. Rebuild it: {BUILD_COMMAND}")
+            setattr(library, name, _missing(path, name))
+            continue
         function.restype = result
         function.argtypes = arguments
     _library = (key, library)
     return library
+
+
+def _missing(path: Path, name: str) -> Callable[..., Any]:
+    """Stands for a function that an older library lacks: fails when it is called, not before."""
+
+    def fail(*_: Any) -> None:
+        raise EnvironmentMismatch(f"{path} lacks {name}, it is too old. Rebuild it: {BUILD_COMMAND}")
+
+    return fail
 
 
 def last_error() -> str:
