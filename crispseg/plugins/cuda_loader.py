@@ -128,7 +128,6 @@ PROTOTYPES = {
     "csg_parity_order": (_I, _CALL + [_P, _P, c_int32, _I, _I, _P] + _WORK),
     "csg_packed_bytes": (c_size_t, [_I] * 4),
     "csg_pack_weight": (_I, [_I, _P, _I, _I, _I, _P, _P]),
-    "csg_conv_workspace": (c_size_t, [c_void_p, POINTER(ConvArguments)]),
     "csg_conv_workspace": (c_size_t, [_P, POINTER(Conv)]),
     "csg_sparse_conv": (_I, _CALL + [POINTER(Conv)]),
     # yi, ldi, yo_type, yo, ldo, count, capacity, C, hidden, gate, ye, lde
