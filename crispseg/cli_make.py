@@ -64,6 +64,9 @@ STRIDE = typer.Option(8, "--stride", help="stride of the logits, 4 or 8 (base on
 IOU_WEIGHT = typer.Option(
     0.0, "--iou-weight", min=0.0, help="weight of the soft IoU of the merged label map beside cross-entropy (refiner)"
 )
+LOGIT_NOISE = typer.Option(
+    0.0, "--logit-noise", min=0.0, help="noise on the base's logits, so that its good days are not trusted (refiner)"
+)
 BALANCE = typer.Option(0.35, "--class-balance", min=0.0, max=1.0, help="loss weight of a class: frequency ** -this")
 FEATURES = typer.Option("rgb", "--features", help="inputs of the refiner: rgb,xy,p,p>0.5 (refiner only)")
 EXTENT = typer.Option("image", "--extent", help="bound of the coarser levels: image or active (refiner only)")
@@ -204,6 +207,7 @@ def fit(
     stride: int = STRIDE,
     class_balance: float = BALANCE,
     iou_weight: float = IOU_WEIGHT,
+    logit_noise: float = LOGIT_NOISE,
     planes: Optional[str] = PLANES,
     repeats: Optional[str] = REPEATS,
     features: str = FEATURES,
@@ -269,6 +273,7 @@ def fit(
             stride=stride,
             class_balance=class_balance,
             iou_weight=iou_weight,
+            logit_noise=logit_noise,
             ensembler=ensembler,
             density=density,
             threshold=threshold,

@@ -54,6 +54,7 @@ class FitOptions:
     density: float = 0.12
     threshold: float | None = None
     iou_weight: float = 0.0  # of the soft IoU of the merged label map, beside the cross-entropies
+    logit_noise: float = 0.0  # deviation of the noise on the base's logits while the refiner trains
 
     def __post_init__(self) -> None:
         """Checks ranges.
@@ -79,6 +80,7 @@ class FitOptions:
                 "--scenes: they hold CamVid's 11 classes; use --classes camvid",
             ),
             (self.iou_weight >= 0, f"--iou-weight {self.iou_weight}: expected 0 or more"),
+            (self.logit_noise >= 0, f"--logit-noise {self.logit_noise}: expected 0 or more"),
             (0 < self.density < 1, f"--density {self.density}: expected between 0 and 1"),
             (bool(self.folders) or self.scenes > 0, "no training data: give --images and --labels, or --scenes N"),
         )

@@ -48,3 +48,15 @@ def test_only_ignored_pixels_is_zero_and_differentiable() -> None:
     loss.backward()
     assert loss.item() == 0
     assert not rows.grad.any()
+
+
+def test_noise_on_logits_is_smooth_and_of_the_deviation_asked_for() -> None:
+    from crispseg.fit.refine import disturbed
+
+    torch.manual_seed(0)
+    logits = torch.randn(2, 11, 44, 60)
+    assert disturbed(logits, 0.0) is logits
+    noise = disturbed(logits, 1.5) - logits
+    points = noise.std().item()  # between the grid's points the average of neighbours is smaller
+    assert 0.7 < points < 1.5
+    assert (noise[..., 1:] - noise[..., :-1]).abs().mean() < 0.4 * noise.abs().mean()
