@@ -13,10 +13,10 @@ from typing import Any, Callable, Dict, Optional
 from crispseg.bundle import Bundle
 from crispseg.engines import cache, nvrtc
 from crispseg.engines.cuda import Context
-from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError, UnsupportedOp
+from crispseg.errors import CrispsegError, EnvironmentMismatch
+from crispseg.plugins import cuda_loader
 
 IMAGE = "kernels.cubin"
-_OK, _BAD_ARGUMENT, _NO_DRIVER, _UNSUPPORTED, _DRIVER_ERROR = 0, -1, -2, -3, -4
 TYPES = {"fp32": 0, "fp16": 1, "int8": 2}  # csg_type
 
 
@@ -32,43 +32,26 @@ class Kernels:
     """
 
     def __init__(self, context: Context, image: Optional[bytes] = None) -> None:
-        from crispseg.plugins import cuda_loader
-
         self.context = context
         self.library = cuda_loader.load()
         self.source = "linked into the library" if image is None else "engine cache"
         context.activate()
-        self.handle: Any = self.library.csg_create(image, len(image or b""))
-        if not self.handle:
-            raise EnvironmentMismatch("CUDA kernels on %s: %s" % (context.info.name, self._error()))
+        self.handle: Any = cuda_loader.create(image)
         self._finalizer = weakref.finalize(self, self.library.csg_destroy, self.handle)
-
-    def _error(self) -> str:
-        return (self.library.csg_last_error() or b"").decode("utf-8", "replace")
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call ``name(context, *arguments)``.
 
         Raises:
-            InputError: a bad argument.
-            UnsupportedOp: something that the kernels do not run on this device.
-            EnvironmentMismatch: the driver failed.
-            CrispsegError: anything else.
+            InputError, EnvironmentMismatch, CrispsegError: see ``cuda_loader.check``.
         """
         self.check(name, getattr(self.library, name)(self.handle, *arguments))
 
-    def check(self, name: str, status: int) -> None:
+    @staticmethod
+    def check(name: str, status: int) -> None:
         """Raise what :meth:`call` does for a status."""
-        if status == _OK:
-            return
-        text = "%s: %s" % (name, self._error())
-        if status == _BAD_ARGUMENT:
-            raise InputError(text)
-        if status == _UNSUPPORTED:
-            raise UnsupportedOp(text)
-        if status in (_NO_DRIVER, _DRIVER_ERROR):
-            raise EnvironmentMismatch(text)
-        raise CrispsegError(text)
+        if status:
+            cuda_loader.check(status)
 
     def size(self, name: str, *arguments: Any) -> int:
         """A workspace or capacity: ``name(*arguments)``."""
@@ -94,10 +77,7 @@ def open_kernels(context: Context, bundle: Optional[Bundle]) -> Kernels:
     Raises:
         EnvironmentMismatch: neither is there, or none fits; the message names the command that builds them.
     """
-    from crispseg.plugins import cuda_loader
-
-    size = ctypes.c_size_t()
-    if cuda_loader.load().csg_embedded_image(ctypes.byref(size)):
+    if cuda_loader.load().csg_embedded_image(ctypes.byref(ctypes.c_size_t())):
         try:
             return Kernels(context)
         except EnvironmentMismatch:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-import crispseg.plugins
 from crispseg.errors import CrispsegError, EnvironmentMismatch
+from crispseg.plugins import cuda_loader
 
 ENVIRONMENT = "CRISPSEG_LIBNVRTC"
 INSTALL = "pip install crispseg[cuda], or install a CUDA toolkit and set CUDA_HOME"
@@ -33,7 +33,7 @@ def kernel_sources(folder: Optional[Path] = None) -> Dict[str, str]:
     Raises:
         EnvironmentMismatch: the package came without them.
     """
-    folder = folder or Path(next(iter(crispseg.plugins.__path__))) / "cuda" / "kernels"
+    folder = folder or cuda_loader.kernel_folder()
     try:
         files = sorted(item for item in folder.iterdir() if item.suffix in _SUFFIXES)
         found = {item.name: item.read_text("utf-8") for item in files}

@@ -10,6 +10,7 @@ import numpy as np
 from crispseg.bundle import NetInfo
 from crispseg.engines.cuda import Buffer, Stream, upload_now
 from crispseg.engines.cuda_kernels import TYPES, Kernels
+from crispseg.plugins import cuda_loader
 from crispseg.runtime.geometry import Placement
 from crispseg.runtime.pipeline import pad_colour
 
@@ -56,8 +57,6 @@ class FrameInput:
     def _fit(
         self, stream: Stream, source: int, size: Tuple[int, int], to: Tuple[int, int], out: Any, small: Any
     ) -> None:
-        from crispseg.plugins import cuda_loader
-
         fit = cuda_loader.Fit(rows=to[0], columns=to[1], bgr=int(self._net.channel_order != "rgb"))
         fit.mean[:], fit.std[:] = self._net.mean, self._net.std
         self._kernels.call(
