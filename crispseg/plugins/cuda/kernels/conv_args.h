@@ -15,25 +15,25 @@ enum { CONV_ROWS = 128, CONV_F32_ROWS = 64, CONV_MMA_STAGES = 4, CONV_WMMA_PITCH
 enum { CONV_SPLIT_COLUMNS = 128, CONV_SPLIT_BLOCKS = 4 };
 
 struct ConvMatrix {
-  void *data;         // NULL: absent
-  cs_i64 stride;   // elements
+  void *data;       // NULL: absent
+  cs_i64 stride;    // elements
   int type;
-  int wide;           // groups of 8 columns are aligned for 16-byte (int8: 8-byte) accesses
-  float quant;        // int8 outputs
+  int wide;         // groups of 8 columns are aligned for 16-byte (int8: 8-byte) accesses
+  float quant;      // int8 outputs
 };
 
 struct ConvArgs {
   const void *x;
-  cs_i64 x_stride;  // bytes (fp16, int8) or elements (fp32)
-  int x_pieces;        // 16-byte pieces of a row of x that may be read (fp16, int8)
+  int x_stride;  // bytes (fp16, int8) or elements (fp32)
+  int x_pieces;  // 16-byte pieces of a row of x that may be read (fp16, int8)
   int taps, cin, cout, cout_padded;
-  int chunks;          // 64-byte chunks of a row of x (fp16, int8)
+  int chunks;  // 64-byte chunks of a row of x (fp16, int8)
   const int *map, *order, *count;
   int capacity;
   int column_tiles;
   const void *weight;
   const float *bias, *dequant;
-  ConvMatrix residual, y, z[2];
+  ConvMatrix residual, out[3];  // y, z1, z2
   const float *scale[2], *shift[2];
   int relu;
   // Sums of the splits of the taps x channels of a tile: [split][row tile][column tile][rows][columns]; NULL: never

@@ -3,11 +3,7 @@
 #include "mma.cuh"
 
 // CS_DEVICE is static; this is for the functions of objects.
-#if defined(CS_EMULATE)
-#define CS_MEMBER inline
-#else
 #define CS_MEMBER __device__ __forceinline__
-#endif
 
 CS_DEVICE void conv_bits(unsigned bits, float &v) { v = __uint_as_float(bits); }
 CS_DEVICE void conv_bits(unsigned bits, int &v) { v = (int)bits; }
@@ -48,17 +44,23 @@ CS_DEVICE void conv_load_8(const ConvMatrix &m, cs_i64 at, int columns, float *v
   }
 }
 
-CS_DEVICE int conv_quantise(float v, float quant) {
+CS_DEVICE float conv_quantise(float v, float quant) {
   const float q = rintf(__fdiv_rn(v, quant));
-  return (int)(q < -127.0f ? -127.0f : q > 127.0f ? 127.0f : q);
+  return q < -127.0f ? -127.0f : q > 127.0f ? 127.0f : q;
 }
 
-CS_DEVICE void conv_store_8(const ConvMatrix &m, cs_i64 at, int columns, const float *v) {
+CS_DEVICE void conv_store_8(const ConvMatrix &m, cs_i64 at, int columns, float *v) {
+  if (m.type == CONV_I8) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] = conv_quantise(v[j], m.quant);
+  }
   if (columns < 8 || !m.wide) {
-    for (int j = 0; j < columns; ++j) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      if (j >= columns) break;
       if (m.type == CONV_F16) ((cs_half *)m.data)[at + j] = cs_float_to_half(v[j]);
       else if (m.type == CONV_F32) ((float *)m.data)[at + j] = v[j];
-      else ((signed char *)m.data)[at + j] = (signed char)conv_quantise(v[j], m.quant);
+      else ((signed char *)m.data)[at + j] = (signed char)(int)v[j];
     }
   } else if (m.type == CONV_F16) {
     Words4 w;
@@ -76,7 +78,7 @@ CS_DEVICE void conv_store_8(const ConvMatrix &m, cs_i64 at, int columns, const f
   } else {
     Words2 w = {{0u, 0u}};
 #pragma unroll
-    for (int j = 0; j < 8; ++j) w.w[j / 4] |= (unsigned)(conv_quantise(v[j], m.quant) & 255) << (8 * (j % 4));
+    for (int j = 0; j < 8; ++j) w.w[j / 4] |= (unsigned)((int)v[j] & 255) << (8 * (j % 4));
     *(Words2 *)((signed char *)m.data + at) = w;
   }
 }
@@ -102,17 +104,21 @@ template <typename Sum> CS_DEVICE void conv_finish(const ConvArgs &a, cs_i64 row
 #pragma unroll
     for (int j = 0; j < 8; ++j) v[j] = v[j] < 0.0f ? 0.0f : v[j];
   }
-  if (a.y.data) conv_store_8(a.y, row * a.y.stride + column, columns, v);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (!a.z[i].data) continue;
+  // Rolled: one copy of the stores in the code (and no indexing of parameters, which would move them to local memory).
+#pragma unroll 1
+  for (int i = 0; i < 3; ++i) {
+    const ConvMatrix out = i == 0 ? a.out[0] : i == 1 ? a.out[1] : a.out[2];
+    if (!out.data) continue;
+    const float *const scale = i == 1 ? a.scale[0] : a.scale[1], *const shift = i == 1 ? a.shift[0] : a.shift[1];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
+      w[j] = v[j];
+      if (i == 0) continue;
       const int c = column + (j < columns ? j : 0);
-      const float u = __fadd_rn(__fmul_rn(v[j], a.scale[i][c]), a.shift[i][c]);
+      const float u = __fadd_rn(__fmul_rn(v[j], scale[c]), shift[c]);
       w[j] = u < 0.0f ? 0.0f : u;
     }
-    conv_store_8(a.z[i], row * a.z[i].stride + column, columns, w);
+    conv_store_8(out, row * out.stride + column, columns, w);
   }
 }
 
@@ -201,15 +207,9 @@ struct ConvSteps {
   }
 };
 
-// 16-byte piece c of row `input`, chunk `chunk` of x; NULL when it is not there (then zeros).
-CS_DEVICE const char *conv_piece(const ConvArgs &a, int input, int chunk, int c) {
-  const int piece = chunk * 4 + c;
-  return input >= 0 && piece < a.x_pieces ? (const char *)a.x + input * a.x_stride + piece * 16 : nullptr;
-}
-// 16-byte piece c of column n of the packed weight; NULL beyond the last column.
-CS_DEVICE const char *conv_weight_piece(const ConvArgs &a, int chunk, int tap, int n, int c) {
-  if (n >= a.cout_padded) return nullptr;
-  return (const char *)a.weight + (((cs_i64)chunk * a.taps + tap) * a.cout_padded + n) * CONV_CHUNK + c * 16;
+// The packed weights of a chunk of a tap: cout_padded columns of 64 bytes.
+CS_DEVICE const char *conv_weight(const ConvArgs &a, int chunk, int tap) {
+  return (const char *)a.weight + ((cs_i64)chunk * a.taps + tap) * a.cout_padded * CONV_CHUNK;
 }
 
 // ---- from a warp's sums to the outputs ----

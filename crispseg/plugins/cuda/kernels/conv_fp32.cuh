@@ -26,7 +26,7 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(256) csk_conv_f32(ConvArgs a) {
 #pragma unroll
       for (int i = tid; i < ROWS * DEPTH; i += 256) {
         const int row = i / DEPTH, k = i % DEPTH, input = inputs[tap * ROWS + row];
-        x[k][row] = input >= 0 && k0 + k < a.cin ? source[input * a.x_stride + k0 + k] : 0.0f;
+        x[k][row] = input >= 0 && k0 + k < a.cin ? source[(cs_i64)input * a.x_stride + k0 + k] : 0.0f;
       }
 #pragma unroll
       for (int i = tid; i < COLUMNS * DEPTH; i += 256) {
@@ -44,7 +44,11 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(256) csk_conv_f32(ConvArgs a) {
       cs_sync();
     }
   }
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i) {
+    float v[8];
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-    if (rows[r + i] >= 0) conv_finish(a, rows[r + i], t.column_tile * COLUMNS + c, sum[i]);
+    for (int j = 0; j < 8; ++j) v[j] = i ? sum[1][j] : sum[0][j];
+    if (rows[r + i] >= 0) conv_finish(a, rows[r + i], t.column_tile * COLUMNS + c, v);
+  }
 }

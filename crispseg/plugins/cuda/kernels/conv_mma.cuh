@@ -31,42 +31,46 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
   static_assert((ROWS / WARP_ROWS) * (COLUMNS / WARP_COLUMNS) * 32 == THREADS, "four warps");
   static_assert(4 * 16 * CONV_STAGE_STRIDE<WARP_COLUMNS> * 4 <= STAGES * STAGE_BYTES, "the epilogue reuses the stages");
 
-  CS_DEVICE void copy(const ConvArgs &a, SharedAddress stage, const int *inputs, int chunk, int tap, int column0) {
-    const int piece = threadIdx.x & 3, first = threadIdx.x >> 2;
+  // One step's rows and weights. No branch: pieces that are absent, or all of them when the step is past the last, become
+  // zeros without reading their address, so that ptxas can lay these instructions between those of the tensor cores.
+  CS_DEVICE void copy(const ConvArgs &a, SharedAddress stage, const int *inputs, const ConvSteps &at, bool live,
+                      int column0) {
+    const int piece = threadIdx.x & 3, first = threadIdx.x >> 2, tap = at.tap(), x_piece = at.chunk * 4 + piece;
+    const SharedAddress to = conv_swizzled(stage, first, piece);  // 32 rows further the swizzle is the same
+    const char *const x = (const char *)a.x + x_piece * 16;
+    const bool x_live = live && x_piece < a.x_pieces;
 #pragma unroll
     for (int i = 0; i < ROWS / 32; ++i) {
-      const int row = first + 32 * i;
-      const char *from = conv_piece(a, inputs[tap * ROWS + row], chunk, piece);
-      copy_async_16(conv_swizzled(stage, row, piece), from ? from : a.x, from != nullptr, true);
+      const int input = inputs[tap * ROWS + first + 32 * i];
+      copy_async_16(to + i * 32 * CONV_CHUNK, x + (cs_i64)input * a.x_stride, x_live && input >= 0, true);
     }
+    const char *const w = conv_weight(a, at.chunk, tap) + (column0 + first) * CONV_CHUNK + piece * 16;
 #pragma unroll
-    for (int i = 0; i < COLUMNS / 32; ++i) {
-      const int n = first + 32 * i;
-      const char *from = conv_weight_piece(a, chunk, tap, column0 + n, piece);
-      copy_async_16(conv_swizzled(stage + A_BYTES, n, piece), from ? from : a.weight, from != nullptr, false);
-    }
+    for (int i = 0; i < COLUMNS / 32; ++i)
+      copy_async_16(to + A_BYTES + i * 32 * CONV_CHUNK, w + i * 32 * CONV_CHUNK,
+                    live && column0 + first + 32 * i < a.cout_padded, false);
   }
 
-  CS_DEVICE void multiply(Sum (&sum)[M][2 * N][4], SharedAddress stage, int row0, int column0) {
+  // 32 bytes along k of the warp's rows and columns. Matrices of x: rows 0-7, rows 8-15, then the same of the next 16
+  // bytes; of w: columns 0-7 and the next 16 bytes, columns 8-15 and the next 16 bytes.
+  CS_DEVICE void load(unsigned (&x)[M][4], unsigned (&w)[N][4], SharedAddress stage, int row0, int column0, int k) {
     const int lane = cs_lane();
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      unsigned x[M][4], w[N][4];
+    for (int m = 0; m < M; ++m)
+      load_matrices(x[m], conv_swizzled(stage, row0 + 16 * m + (lane & 15), 2 * k + (lane >> 4)));
 #pragma unroll
-      for (int m = 0; m < M; ++m)  // matrices: rows 0-7, rows 8-15, then the same of the next 16 bytes
-        load_matrices(x[m], conv_swizzled(stage, row0 + 16 * m + (lane & 15), 2 * k + (lane >> 4)));
+    for (int n = 0; n < N; ++n)
+      load_matrices(w[n], conv_swizzled(stage + A_BYTES, column0 + 16 * n + (lane & 7) + (lane >> 4) * 8,
+                                        2 * k + (lane >> 3 & 1)));
+  }
+  CS_DEVICE void multiply(Sum (&sum)[M][2 * N][4], const unsigned (&x)[M][4], const unsigned (&w)[N][4]) {
 #pragma unroll
-      for (int n = 0; n < N; ++n)  // columns 0-7 and the next 16 bytes, columns 8-15 and the next 16 bytes
-        load_matrices(w[n], conv_swizzled(stage + A_BYTES, column0 + 16 * n + (lane & 7) + (lane >> 4) * 8,
-                                          2 * k + (lane >> 3 & 1)));
+    for (int m = 0; m < M; ++m)
 #pragma unroll
-      for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          mma_16x8<I8>(sum[m][2 * n], x[m], w[n][0], w[n][1]);
-          mma_16x8<I8>(sum[m][2 * n + 1], x[m], w[n][2], w[n][3]);
-        }
-    }
+      for (int n = 0; n < N; ++n) {
+        mma_16x8<I8>(sum[m][2 * n], x[m], w[n][0], w[n][1]);
+        mma_16x8<I8>(sum[m][2 * n + 1], x[m], w[n][2], w[n][3]);
+      }
   }
 
   CS_DEVICE void run(const ConvArgs &a, unsigned char *memory) {
@@ -89,25 +93,29 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
         for (int i = 0; i < 4; ++i) sum[m][n][i] = 0;
 
     // One group a step, empty ones at the end, so that "all but the last STAGES - 2 groups" always means "this step".
-    int load = 0;
-    for (; load < STAGES - 1; ++load) {
-      if (load < steps) {
-        copy(a, stages + load * STAGE_BYTES, inputs, ahead.chunk, ahead.tap(), tile_column);
+    int ahead_step = 0;
+    if (steps > 0) {
+#pragma unroll 1
+      for (; ahead_step < STAGES - 1; ++ahead_step) {
+        copy(a, stages + ahead_step * STAGE_BYTES, inputs, ahead, ahead_step < steps, tile_column);
+        copy_async_commit();
         ahead.next();
       }
-      copy_async_commit();
     }
     int stage = 0, next = STAGES - 1;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step, ++load) {
+    for (int step = 0; step < steps; ++step, ++ahead_step) {
+      unsigned x[2][M][4], w[2][N][4];
+      const SharedAddress now = stages + stage * STAGE_BYTES;
       copy_async_wait<STAGES - 2>();
       cs_sync();  // everyone's copies of this step are there, and everyone is done with the stage that is filled next
-      if (load < steps) {
-        copy(a, stages + next * STAGE_BYTES, inputs, ahead.chunk, ahead.tap(), tile_column);
-        ahead.next();
-      }
+      load(x[0], w[0], now, row0, column0, 0);
+      copy(a, stages + next * STAGE_BYTES, inputs, ahead, ahead_step < steps, tile_column);
       copy_async_commit();
-      multiply(sum, stages + stage * STAGE_BYTES, row0, column0);
+      ahead.next();
+      load(x[1], w[1], now, row0, column0, 1);
+      multiply(sum, x[0], w[0]);
+      multiply(sum, x[1], w[1]);
       stage = stage + 1 == STAGES ? 0 : stage + 1;
       next = next + 1 == STAGES ? 0 : next + 1;
     }

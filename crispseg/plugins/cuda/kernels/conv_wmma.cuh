@@ -17,15 +17,17 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvWmma
   static_assert((ROWS / WARP_ROWS) * (COLUMNS / WARP_COLUMNS) * 32 == THREADS, "four warps");
   static_assert(4 * 16 * CONV_STAGE_STRIDE<WARP_COLUMNS> * 4 <= 2 * BUFFER_BYTES, "the epilogue reuses the buffers");
 
-  CS_DEVICE void fetch(const ConvArgs &a, Words4 (&w)[PIECES], const int *inputs, int chunk, int tap, int column0) {
-    const int piece = threadIdx.x & 3, first = threadIdx.x >> 2;
+  CS_DEVICE void fetch(const ConvArgs &a, Words4 (&w)[PIECES], const int *inputs, const ConvSteps &at, int column0) {
+    const int piece = threadIdx.x & 3, first = threadIdx.x >> 2, tap = at.tap(), x_piece = at.chunk * 4 + piece;
+    const char *const x = (const char *)a.x + x_piece * 16;
+    const char *const weight = conv_weight(a, at.chunk, tap) + (column0 + first) * CONV_CHUNK + piece * 16;
 #pragma unroll
     for (int i = 0; i < PIECES; ++i) {
-      const int row = first + 32 * i;
-      const char *from = i < ROWS / 32 ? conv_piece(a, inputs[tap * ROWS + row], chunk, piece)
-                                       : conv_weight_piece(a, chunk, tap, column0 + row - ROWS, piece);
-      if (from) w[i] = *(const Words4 *)from;
-      else w[i].w[0] = w[i].w[1] = w[i].w[2] = w[i].w[3] = 0;
+      const int input = i < ROWS / 32 ? inputs[tap * ROWS + first + 32 * i] : 0, n = i - ROWS / 32;
+      const bool live = i < ROWS / 32 ? input >= 0 && x_piece < a.x_pieces : column0 + first + 32 * n < a.cout_padded;
+      const char *from = i < ROWS / 32 ? x + (cs_i64)input * a.x_stride : weight + n * 32 * CONV_CHUNK;
+      w[i].w[0] = w[i].w[1] = w[i].w[2] = w[i].w[3] = 0;
+      if (live) w[i] = *(const Words4 *)from;
     }
   }
   CS_DEVICE void put(const Words4 (&w)[PIECES], unsigned char *buffer) {
@@ -69,7 +71,7 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvWmma
 
     Words4 w[PIECES];
     if (steps > 0) {
-      fetch(a, w, inputs, ahead.chunk, ahead.tap(), tile_column);
+      fetch(a, w, inputs, ahead, tile_column);
       put(w, memory);
     }
     cs_sync();
@@ -78,7 +80,7 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvWmma
       const int now = step & 1;
       if (step + 1 < steps) {
         ahead.next();
-        fetch(a, w, inputs, ahead.chunk, ahead.tap(), tile_column);
+        fetch(a, w, inputs, ahead, tile_column);
       }
       multiply(sum, shared_address(memory + now * BUFFER_BYTES), row0, column0);
       if (step + 1 < steps) put(w, memory + (1 - now) * BUFFER_BYTES);

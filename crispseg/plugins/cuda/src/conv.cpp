@@ -37,7 +37,7 @@ Plan plan_of(const csg_context *ctx, const csg_conv &c) {
   } else {
     p.chunks = (c.cin * size_of(c.type) + CONV_CHUNK - 1) / CONV_CHUNK;
     const size_t index = 4 * (CONV_ROWS + 4 + static_cast<size_t>(CONV_ROWS) * c.K);
-    if (ctx->capability >= 80) {
+    if (ctx->capability >= 80 && !c.portable) {
       // A column costs about 1.25 times as much in a tile of 64 as in one of 128.
       const int wide = (padded + 127) / 128 * 128 * 4, narrow = (padded + 63) / 64 * 64 * 5;
       p.columns = padded <= 32 ? 32 : padded <= 64 || narrow < wide ? 64 : 128;
@@ -104,13 +104,15 @@ int arguments_of(const csg_context *ctx, const csg_conv &c, const Plan &p, ConvA
   ConvMatrix x;
   CSG_CHECK(c.d_x && c.d_weight && c.d_count, "csg_sparse_conv: x, weight or count is NULL");
   CSG_TRY(check_matrix("x", c.type, c.d_x, c.ldx, read, &x));
+  CSG_CHECK(c.ldx < (1 << 24), "csg_sparse_conv: rows of x are %lld elements apart, expected less than 2^24",
+            static_cast<long long>(c.ldx));
   CSG_CHECK(c.d_map || c.K == 1, "csg_sparse_conv: no kernel map with K = %d; only K = 1 goes without", c.K);
   CSG_CHECK(aligned(c.d_weight, packed ? 16 : 4), "csg_sparse_conv: address of the weights is not a multiple of 16");
   CSG_CHECK((c.type == CSG_I8) == (c.d_dequant != nullptr),
             "csg_sparse_conv: dequant goes with int8 weights, and only with them; type is %s", type_names[c.type]);
   CSG_CHECK(c.d_y || c.d_z[0] || c.d_z[1], "csg_sparse_conv: no output");
   a->x = c.d_x;
-  a->x_stride = packed ? c.ldx * size : c.ldx;
+  a->x_stride = static_cast<int>(packed ? c.ldx * size : c.ldx);
   a->x_pieces = read * size / 16;
   a->taps = c.K;
   a->cin = c.cin;
@@ -133,11 +135,11 @@ int arguments_of(const csg_context *ctx, const csg_conv &c, const Plan &p, ConvA
     CSG_CHECK(c.d_residual != c.d_y || (c.residual_type == c.y_type && c.ldr == c.ldy),
               "csg_sparse_conv: residual and y share memory but differ in type or stride");
   }
-  if (c.d_y) CSG_TRY(check_output("y", c.y_type, c.d_y, c.ldy, c.cout, c.y_quant, &a->y));
+  if (c.d_y) CSG_TRY(check_output("y", c.y_type, c.d_y, c.ldy, c.cout, c.y_quant, &a->out[0]));
   for (int i = 0; i < 2; ++i) {
     if (!c.d_z[i]) continue;
     CSG_CHECK(c.d_scale[i] && c.d_shift[i], "csg_sparse_conv: output z%d without scale or shift", i + 1);
-    CSG_TRY(check_output(i ? "z2" : "z1", c.z_type[i], c.d_z[i], c.ldz[i], c.cout, c.z_quant[i], &a->z[i]));
+    CSG_TRY(check_output(i ? "z2" : "z1", c.z_type[i], c.d_z[i], c.ldz[i], c.cout, c.z_quant[i], &a->out[1 + i]));
     a->scale[i] = c.d_scale[i];
     a->shift[i] = c.d_shift[i];
   }
