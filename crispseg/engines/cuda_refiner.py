@@ -228,7 +228,7 @@ class CudaRefiner:
 
     def _conv(self, node: RawNode) -> Any:
         """The arguments of a convolution, as far as they are sizes."""
-        a, tensors, ins = cuda_loader.ConvArguments(), self._graph.tensors, node.inputs
+        a, tensors, ins = cuda_loader.Conv(), self._graph.tensors, node.inputs
         a.type, a.capacity = TYPES[self.spec.precision], self._rows[tensors[ins["count"]].level]
         a.K, a.cin = tensors[ins["map"]].columns if ins["map"] else 1, tensors[ins["x"]].columns
         a.cout = max(tensors[name].columns for name in node.outputs.values() if name)
@@ -237,28 +237,28 @@ class CudaRefiner:
     def _run_SparseConv2d(self, _: int, node: RawNode) -> None:  # noqa: N802
         a, ins, outs, wanted, graph = self._conv(node), node.inputs, node.outputs, self._need.tensors, self._graph
         types, level = self._plan.types, self._graph.tensors[node.inputs["count"]].level
-        a.x, a.ldx = self._memory.matrix(ins["x"])
-        a.count = self._memory.count(level)
-        a.workspace, a.workspace_bytes = self._memory.scratch()
+        a.d_x, a.ldx = self._memory.matrix(ins["x"])
+        a.d_count = self._memory.count(level)
+        a.d_workspace, a.workspace_bytes = self._memory.scratch()
         if ins["map"]:
             table = graph.tensors[ins["map"]]
-            a.map = self._memory.ints(ins["map"])
+            a.d_map = self._memory.ints(ins["map"])
             if table.source > level:  # up: rows of one parity read the same taps
-                a.order = self._memory.order(level)
-        a.weight = self._weights.address(ins["weight"] + "#packed")
-        a.bias, a.relu = self._weights.address(ins["bias"]), node.attributes["relu"]
+                a.d_order = self._memory.order(level)
+        a.d_weight = self._weights.address(ins["weight"] + "#packed")
+        a.d_bias, a.relu = self._weights.address(ins["bias"]), node.attributes["relu"]
         if ins["residual"]:
             a.residual_type = TYPES[types[ins["residual"]]]
-            a.residual, a.ldr = self._memory.matrix(ins["residual"])
+            a.d_residual, a.ldr = self._memory.matrix(ins["residual"])
         if outs["y"] in wanted:
             a.y_type = TYPES[types[outs["y"]]]
-            a.y, a.ldy = self._memory.matrix(outs["y"])
+            a.d_y, a.ldy = self._memory.matrix(outs["y"])
         for i, role in enumerate(("z1", "z2")):
-            a.scale[i] = self._weights.address(ins["scale%d" % (i + 1)])
-            a.shift[i] = self._weights.address(ins["shift%d" % (i + 1)])
+            a.d_scale[i] = self._weights.address(ins["scale%d" % (i + 1)])
+            a.d_shift[i] = self._weights.address(ins["shift%d" % (i + 1)])
             if outs[role] in wanted:
                 a.z_type[i] = TYPES[types[outs[role]]]
-                a.z[i], a.ldz[i] = self._memory.matrix(outs[role])
+                a.d_z[i], a.ldz[i] = self._memory.matrix(outs[role])
         self._call("csg_sparse_conv", ctypes.byref(a))
 
     def _run_Concat(self, index: int, node: RawNode) -> None:  # noqa: N802
