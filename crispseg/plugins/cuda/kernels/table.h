@@ -11,6 +11,32 @@
 CS_KERNEL(csk_fill_u32, 256, 72, (cs_u32 *, cs_u32, cs_i64))
 
 // ---- front end: selection, features, logits, maps ----
+CS_KERNEL(csk_select_tile12_f32, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_tile12_f16, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_tile20_f32, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_tile20_f16, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_tile32_f32, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_tile32_f16, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_tile_f32, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_tile_f16, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_pixel32_f32, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_pixel32_f16, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_pixel_f32, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_pixel_f16, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_taps_f32, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_taps_f16, 256, 72, (CsSelect))
+CS_KERNEL(csk_select_count, 256, 72, (CsCompact))
+CS_KERNEL(csk_select_write, 256, 72, (CsCompact))
+CS_KERNEL(csk_logits_at_f32, 128, 72, (const float *, int, CsSampling, const cs_i32 *, const cs_i32 *, int, float *, cs_i64))
+CS_KERNEL(csk_logits_at_f16, 128, 72, (const cs_half *, int, CsSampling, const cs_i32 *, const cs_i32 *, int, float *, cs_i64))
+CS_KERNEL(csk_pixel_features, 128, 72, (CsPixelFeatures))
+CS_KERNEL(csk_grid_enter, 256, 72, (CsGrid, const cs_i32 *, const cs_i32 *, int, cs_i32 *))
+CS_KERNEL(csk_submanifold_rows, 128, 72, (CsGrid, const cs_i32 *, const cs_i32 *, int, cs_i32 *))
+CS_KERNEL(csk_down_bits, 256, 72, (CsDown))
+CS_KERNEL(csk_down_sites, 256, 72, (CsDown))
+CS_KERNEL(csk_down_rows, 128, 72, (CsDown))
+CS_KERNEL(csk_parity_count, 256, 72, (const cs_i32 *, const cs_i32 *, int, cs_i32 *))
+CS_KERNEL(csk_parity_write, 256, 72, (const cs_i32 *, const cs_i32 *, int, const cs_i32 *, cs_i32 *))
 
 // ---- convolution ----
 CS_KERNEL(csk_conv_f32, 256, 72, (ConvArgs))
@@ -28,7 +54,18 @@ CS_KERNEL(csk_conv_f32_reduce, 128, 80, (ConvArgs))
 CS_KERNEL(csk_conv_i32_reduce, 128, 80, (ConvArgs))
 
 // ---- back end: ensemble, scatter ----
+CS_KERNEL(csk_ensemble_gated12, 128, 72, (CsEnsemble))
+CS_KERNEL(csk_ensemble_gated20, 128, 72, (CsEnsemble))
+CS_KERNEL(csk_ensemble_gated32, 128, 72, (CsEnsemble))
+CS_KERNEL(csk_ensemble_gated_wide, 64, 72, (CsEnsemble))
+CS_KERNEL(csk_ensemble_entropy, 128, 72, (CsEnsemble))
+CS_KERNEL(csk_scatter_labels, 128, 72, (CsScatter))
 
 // ---- frames and conversion ----
+CS_KERNEL(csk_resize_tables, 128, 72, (int, int, int, cs_i32 *, int, int, int, cs_i32 *))
+CS_KERNEL(csk_resize_columns, 128, 72, (const cs_u8 *, int, int, int, const cs_i32 *, int, cs_u8 *))
+CS_KERNEL(csk_frame_pack, 128, 72, (CsPack))
+CS_KERNEL(csk_overlay, 256, 72, (const cs_u8 *, const cs_u8 *, cs_i64, const cs_u8 *, int, float, cs_u8 *))
+CS_KERNEL(csk_convert_rows, 256, 72, (CsConvert))
 
 #undef CS_KERNEL
