@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from gpu.settings import Settings
+from gpu.settings import IMAGE, Settings
 
 F32, F16, I8 = 0, 1, 2
 DTYPES = {F32: np.float32, F16: np.float16, I8: np.int8}
@@ -31,7 +31,8 @@ class Bench:
 
         self.settings = settings
         self.context = cuda.open_device()
-        self.kernels = cuda_kernels.Kernels(self.context)
+        image = settings.folder / IMAGE  # of an emulated driver; else it is linked into the library
+        self.kernels = cuda_kernels.Kernels(self.context, image.read_bytes() if image.is_file() else None)
         self.stream = self.context.stream()
         self._upload = cuda.upload_now
         self._loader = cuda_loader
@@ -122,9 +123,13 @@ class Bench:
         return self.put(packed)
 
     def conv(self, **fields: Any) -> Conv:
-        """A call of csg_sparse_conv; ``fields`` by the names in the header, z and its scale and shift as lists."""
+        """A call of csg_sparse_conv; ``fields`` by the header's names, without d_; those of z are lists."""
         arguments = self._loader.Conv()
+        known = {field[0] for field in arguments._fields_}
         for name, value in fields.items():
+            name = name if name in known else "d_" + name
+            if name not in known:  # ctypes would make it an attribute that C never sees
+                raise AttributeError("csg_conv has no field %s" % name)
             if isinstance(value, (list, tuple)):
                 for index, item in enumerate(value):
                     getattr(arguments, name)[index] = item

@@ -75,8 +75,8 @@ def _own(bench: Bench, rows: int, columns: int) -> float:
     x = rng.standard_normal((rows, columns), dtype=np.float32).astype(np.float16)
     weight = rng.standard_normal((1, columns, columns), dtype=np.float32) / np.sqrt(columns)
     call = bench.conv(
-        type=F16, d_x=bench.put(x), ldx=columns, d_count=bench.put(np.array([rows], np.int32)), capacity=rows, K=1,
-        cin=columns, cout=columns, d_weight=bench.pack(F16, weight), y_type=F16, d_y=bench.room(2 * rows * columns),
+        type=F16, x=bench.put(x), ldx=columns, count=bench.put(np.array([rows], np.int32)), capacity=rows, K=1,
+        cin=columns, cout=columns, weight=bench.pack(F16, weight), y_type=F16, y=bench.room(2 * rows * columns),
         ldy=columns,
     )  # fmt: skip
     ms = statistics.median(bench.graph_times(call, bench.settings.inner, 10 if not bench.settings.dry_run else 1))

@@ -72,25 +72,25 @@ def layer_call(bench: Bench, levels: List[Level], there: OnDevice, layer: Layer,
     weight = rng.standard_normal((taps, layer.cin, cout), dtype=np.float32) / np.sqrt(4 * layer.cin)
     out = rows * ldy * np.dtype(dtype).itemsize
     fields: Dict[str, Any] = {
-        "type": kind, "d_x": bench.put(x), "ldx": ldx, "d_count": there.counts[layer.level], "capacity": rows,
-        "K": taps, "cin": layer.cin, "cout": cout, "d_weight": bench.pack(kind, weight),
+        "type": kind, "x": bench.put(x), "ldx": ldx, "count": there.counts[layer.level], "capacity": rows,
+        "K": taps, "cin": layer.cin, "cout": cout, "weight": bench.pack(kind, weight),
     }  # fmt: skip
     if layer.kind != "identity":
-        fields["d_map"] = there.maps[layer.kind, layer.level]
+        fields["map"] = there.maps[layer.kind, layer.level]
     if layer.kind == "up":
-        fields["d_order"] = there.orders[layer.level]
+        fields["order"] = there.orders[layer.level]
     if layer.residual:
-        fields.update(residual_type=kind, d_residual=bench.put(np.zeros((rows, ldy), dtype)), ldr=ldy)
+        fields.update(residual_type=kind, residual=bench.put(np.zeros((rows, ldy), dtype)), ldr=ldy)
     if layer.y:
-        fields.update(y_type=kind, d_y=bench.room(out), ldy=ldy)
+        fields.update(y_type=kind, y=bench.room(out), ldy=ldy)
     if layer.outputs:
         fields.update(
-            d_scale=[bench.put(np.ones(cout, np.float32))], d_shift=[bench.put(np.zeros(cout, np.float32))],
-            z_type=[kind], d_z=[bench.room(out)], ldz=[ldy],
+            scale=[bench.put(np.ones(cout, np.float32))], shift=[bench.put(np.zeros(cout, np.float32))],
+            z_type=[kind], z=[bench.room(out)], ldz=[ldy],
         )  # fmt: skip
     call = bench.conv(**fields)
     size = bench.kernels.library.csg_conv_workspace(bench.kernels.handle, call.arguments)
-    return bench.conv(**fields, d_workspace=bench.room(size), workspace_bytes=size) if size else call
+    return bench.conv(**fields, workspace=bench.room(size), workspace_bytes=size) if size else call
 
 
 def run_layers(settings: Settings) -> Dict[str, Any]:

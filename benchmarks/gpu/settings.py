@@ -11,6 +11,7 @@ from typing import Any, Dict, Tuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 EMULATED = "emulated"
+IMAGE = "kernels.image"  # in the work folder
 
 
 @dataclass(frozen=True)
