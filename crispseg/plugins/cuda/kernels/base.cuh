@@ -29,10 +29,9 @@
 #define CS_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)
 #define CS_CONSTANT static __constant__
 #define CS_SHARED(type, name, ...) __shared__ type name __VA_ARGS__
-// One name and one type for all kernels: extern arrays of the same name must agree inside a translation unit.
-#define CS_DYNAMIC_SHARED(type, name)                                    \
-  extern __shared__ __align__(128) unsigned char cs_dynamic_shared_[];   \
-  type *const name = reinterpret_cast<type *>(cs_dynamic_shared_)
+// One array, whatever a kernel keeps in it: extern arrays of one name must agree inside a translation unit.
+extern __shared__ __align__(128) unsigned char cs_dynamic_shared_[];
+#define CS_DYNAMIC_SHARED(type, name) type *const name = reinterpret_cast<type *>(cs_dynamic_shared_)
 
 CS_DEVICE void cs_sync() { __syncthreads(); }
 CS_DEVICE int cs_sync_or(int predicate) { return __syncthreads_or(predicate); }
