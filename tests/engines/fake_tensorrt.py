@@ -189,9 +189,9 @@ class Behaviour:
         self.library = {}  # what a load registers
         self.memory_error = None
 
-    def new(self, name, data=b"", **state):
-        cls = getattr(self.module, name)
-        made = bytes.__new__(cls, data) if issubclass(cls, bytes) else object.__new__(cls)
+    def new(self, kind, content=b"", /, **state):
+        cls = getattr(self.module, kind)
+        made = bytes.__new__(cls, content) if issubclass(cls, bytes) else object.__new__(cls)
         object.__setattr__(made, "_state", dict(state))
         return made
 
