@@ -12,7 +12,6 @@ Role role(char const *name, Type type) { return {name, false, type, nullptr}; }
 Role maybe(char const *name, Type type) { return {name, true, type, nullptr}; }
 Role typed(char const *name, int32_t Params::*type) { return {name, false, kF32, type}; }
 Role maybe_typed(char const *name, int32_t Params::*type) { return {name, true, kF32, type}; }
-Role none() { return {nullptr, true, kF32, nullptr}; }
 
 struct Roles {
   std::vector<Role> inputs, outputs;

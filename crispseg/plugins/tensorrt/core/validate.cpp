@@ -9,10 +9,11 @@ namespace plugin {
 namespace {
 
 bool check_mask(Op op, char const *what, int32_t mask, std::vector<Role> const &roles, std::string &error) {
-  int32_t needed = 0;
-  for (size_t bit = 0; bit < roles.size(); ++bit) needed |= roles[bit].name && !roles[bit].optional ? 1 << bit : 0;
-  int32_t known = 0;
-  for (size_t bit = 0; bit < roles.size(); ++bit) known |= roles[bit].name ? 1 << bit : 0;
+  int32_t needed = 0, known = 0;
+  for (size_t bit = 0; bit < roles.size(); ++bit) {
+    known |= 1 << bit;
+    needed |= roles[bit].optional ? 0 : 1 << bit;
+  }
   if ((mask & needed) == needed && (mask & ~known) == 0) return true;
   return refuse(error, op, what, "bits " + std::to_string(needed) + " of " + std::to_string(known),
                 std::to_string(mask));
