@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def run_rivals(settings: Settings) -> Dict[str, Any]:
             unique[plain] = unique.get(plain, 0) + 1
     spconv, why = import_spconv()
     rows: List[Dict[str, Any]] = []
-    runs = max(5, settings.replays // 10)
+    runs, inner = max(5, settings.replays // 10), settings.inner
     for layer, number in unique.items():
         there = OnDevice(bench, levels)
         row: Dict[str, Any] = {
@@ -46,16 +46,14 @@ def run_rivals(settings: Settings) -> Dict[str, Any]:
             "cout": layer.cout,
             "layers": number,
         }
-        row["ours_ms"] = statistics.median(
-            bench.graph_times(layer_call(bench, levels, there, layer), settings.inner, runs)
-        )
+        row["ours_ms"] = statistics.median(bench.graph_times(layer_call(bench, levels, there, layer), inner, runs))
         bench.free()
         data = torch_data(torch, levels, layer)
-        row["torch_scatter_ms"] = torch_time(torch, functools.partial(scatter, torch, data), runs)
-        row["torch_gather_ms"] = torch_time(torch, functools.partial(gather, torch, data), runs)
+        row["torch_scatter_ms"] = torch_time(torch, functools.partial(scatter, torch, data), runs, inner)
+        row["torch_gather_ms"] = torch_time(torch, functools.partial(gather, torch, data), runs, inner)
         if spconv is not None and layer.kind == "submanifold":
             try:
-                row["spconv_ms"] = spconv_time(torch, spconv, levels[layer.level], layer, data["x"], runs)
+                row["spconv_ms"] = spconv_time(torch, spconv, levels[layer.level], layer, data["x"], runs, inner)
             except Exception as error:  # a rival's failure is noted, not ours to mend
                 why = "%s: %s" % (type(error).__name__, str(error)[:300])
         del data
@@ -79,7 +77,7 @@ def total(rows: List[Dict[str, Any]], name: str) -> float:
     return sum(row[name] * row["layers"] for row in rows)
 
 
-def torch_data(torch: Any, levels: List[Level], layer: Layer) -> Dict[str, Any]:
+def torch_data(torch: Any, levels: List[Level], layer: Layer, device: str = "cuda") -> Dict[str, Any]:
     """Random fp16 rows and weights on the device, the pairs of every tap, and the map with -1 = a row of zeros."""
     entries = table(levels, layer)
     assert entries is not None
@@ -87,7 +85,7 @@ def torch_data(torch: Any, levels: List[Level], layer: Layer) -> Dict[str, Any]:
     n = rows_in(levels, layer)
 
     def put(array: np.ndarray) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(array)).cuda()
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     pairs = []
     for tap in range(entries.shape[1]):
@@ -98,7 +96,7 @@ def torch_data(torch: Any, levels: List[Level], layer: Layer) -> Dict[str, Any]:
     return {
         "x": put(x.astype(np.float16)), "weight": put(weight.astype(np.float16)), "pairs": pairs,
         "map": put(np.where(entries < 0, n, entries).astype(np.int64)),
-        "y": torch.zeros(len(entries), layer.cout, device="cuda", dtype=torch.float16),
+        "y": torch.zeros(len(entries), layer.cout, device=device, dtype=torch.float16),
     }  # fmt: skip
 
 
@@ -116,9 +114,14 @@ def gather(torch: Any, data: Dict[str, Any]) -> Any:
     return torch.mm(rows, data["weight"].reshape(rows.shape[1], -1), out=data["y"])
 
 
-def torch_time(torch: Any, work: Callable[[], Any], runs: int, graph: bool = True) -> float:
-    """Median ms on the device; in a CUDA graph unless told otherwise."""
-    launch = work
+def torch_time(torch: Any, work: Callable[[], Any], runs: int, inner: int, graph: bool = True) -> float:
+    """Median ms on the device of one of ``inner`` launches in a row, as ours is timed; in a CUDA graph by default."""
+
+    def several() -> None:
+        for _ in range(inner):
+            work()
+
+    launch: Callable[[], Any] = several
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -128,7 +131,7 @@ def torch_time(torch: Any, work: Callable[[], Any], runs: int, graph: bool = Tru
     if graph:
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
-            work()
+            several()
         launch = captured.replay
     times = []
     for index in range(3 + runs):
@@ -138,7 +141,7 @@ def torch_time(torch: Any, work: Callable[[], Any], runs: int, graph: bool = Tru
         end.record()
         torch.cuda.synchronize()
         if index >= 3:
-            times.append(start.elapsed_time(end))
+            times.append(start.elapsed_time(end) / inner)
     return float(statistics.median(times))
 
 
@@ -152,7 +155,7 @@ def import_spconv() -> Any:
         return None, "%s: %s" % (type(error).__name__, str(error)[:200])
 
 
-def spconv_time(torch: Any, spconv: Any, level: Level, layer: Layer, x: Any, runs: int) -> Optional[float]:
+def spconv_time(torch: Any, spconv: Any, level: Level, layer: Layer, x: Any, runs: int, inner: int) -> float:
     """Submanifold 3x3 convolution with cached index pairs. (Written from spconv's documentation, not yet run.)"""
     module = spconv.SubMConv2d(layer.cin, layer.cout, 3, bias=False, indice_key="k").cuda().half().eval()
     indices = np.concatenate([np.zeros((len(level.coords), 1), np.int32), level.coords], 1)
@@ -162,4 +165,4 @@ def spconv_time(torch: Any, spconv: Any, level: Level, layer: Layer, x: Any, run
     with torch.no_grad():
         first = module(rows)
         rows.indice_dict = first.indice_dict
-        return torch_time(torch, lambda: module(rows), runs, graph=False)
+        return torch_time(torch, lambda: module(rows), runs, inner, graph=False)

@@ -101,7 +101,7 @@ def parent(settings: Settings, options: argparse.Namespace) -> int:
     report["emulated"] = EMULATED in str(device.get("name", "")).lower() or bool(os.environ.get("CRISPSEG_LIBCUDA"))
     from gpu import summary
 
-    report["targets"] = summary.targets(report["sections"])
+    report["targets"] = summary.targets(report["sections"], real=not (report["emulated"] or settings.dry_run))
     for row in report["targets"]:
         print("  %s" % summary.text(row))
     write(report, device, settings, options.json)

@@ -96,11 +96,14 @@ def run_tests(settings: Settings) -> Dict[str, Any]:
     files = sorted(str(path) for pattern in _TESTS for path in (ROOT / "tests").glob(pattern))
     if not files:
         raise Skip("no tests of the CUDA side in this tree")
+    image = settings.folder / "kernels.cubin"
+    if not image.is_file():
+        raise Skip("no kernel image: section build did not make one")
     report = settings.folder / "tests.xml"
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", str(report), *files]
     tail = ""
     try:
-        done = _run(words, _TEST_SECONDS, settings)
+        done = _run(words, _TEST_SECONDS, settings, CRISPSEG_KERNEL_IMAGE=str(image))
         tail = done.stdout.decode("utf-8", "replace")[-3000:]
     except subprocess.TimeoutExpired as stop:
         tail = "not done in %d s: %s" % (_TEST_SECONDS, (stop.stdout or b"").decode("utf-8", "replace")[-2000:])
@@ -112,11 +115,11 @@ def run_tests(settings: Settings) -> Dict[str, Any]:
     return result
 
 
-def _run(words: Sequence[str], seconds: float, settings: Settings) -> "subprocess.CompletedProcess[bytes]":
-    """A program with the libraries of this run; its stderr is part of stdout."""
+def _run(words: Sequence[str], seconds: float, settings: Settings, **extra: str) -> Any:
+    """A program with the libraries of this run and further variables; its stderr is part of stdout."""
     return subprocess.run(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False,
-        env=environment(settings), cwd=str(ROOT),
+        env={**environment(settings), **extra}, cwd=str(ROOT),
     )  # fmt: skip
 
 
