@@ -12,6 +12,7 @@ namespace cs_emu {
 namespace {
 
 constexpr size_t page = 4096, alignment = 256, front = 256;
+constexpr size_t moat = 1 << 20;  // without access, on both sides: costs addresses, not memory
 constexpr unsigned char fence = 0xe7;
 
 struct Allocation {
@@ -77,18 +78,18 @@ size_t live_allocations() { return device.size(); }
 void *device_alloc(size_t bytes) {
   if (bytes > memory_total() || used + bytes > memory_total()) return nullptr;
   const size_t body = round_up(round_up(bytes, alignment) + front, page);
-  void *base = mmap(nullptr, body + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *base = mmap(nullptr, body + 2 * moat, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return nullptr;
-  unsigned char *begin = static_cast<unsigned char *>(base) + page, *end = begin + body;
+  unsigned char *begin = static_cast<unsigned char *>(base) + moat, *end = begin + body;
   if (mprotect(begin, body, PROT_READ | PROT_WRITE) != 0) {
-    munmap(base, body + 2 * page);
+    munmap(base, body + 2 * moat);
     return nullptr;
   }
   unsigned char *p = end - round_up(bytes, alignment);
   std::memset(p - front, fence, front);
   poison(p, bytes);
   std::memset(p + bytes, fence, static_cast<size_t>(end - (p + bytes)));
-  device[reinterpret_cast<uintptr_t>(p)] = {static_cast<unsigned char *>(base), body + 2 * page, bytes, p - front, end, false};
+  device[reinterpret_cast<uintptr_t>(p)] = {static_cast<unsigned char *>(base), body + 2 * moat, bytes, p - front, end, false};
   used += bytes;
   return p;
 }

@@ -1,4 +1,4 @@
-// Emulated device memory: every allocation ends at a page without access and has guard bytes around it.
+// Emulated device memory: every allocation ends at memory without access and has guard bytes around it.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,0 +1,22 @@
+#include "faults.h"
+
+CS_KERNEL(t_increment, 64, 72, (int *, int))
+CS_KERNEL(t_divergent, 64, 72, (int *))
+CS_KERNEL(t_two_barriers, 64, 72, (int *))
+CS_KERNEL(t_reverse, 64, 72, (const int *, int *, int))
+CS_KERNEL(t_write_at, 64, 72, (int *, cs_i64))
+CS_KERNEL(t_read_at, 64, 72, (const int *, cs_i64, int *))
+CS_KERNEL(t_shared_overrun, 64, 72, (int *, int))
+CS_KERNEL(t_dynamic, 64, 72, (int *))
+CS_KERNEL(t_own_lane, 64, 72, (int *))
+CS_KERNEL(t_half_warp, 64, 72, (int *, unsigned, int))
+CS_KERNEL(t_warp, 64, 72, (const int *, int *))
+CS_KERNEL(t_scan, 1024, 72, (const int *, int *, int *))
+CS_KERNEL(t_wait_for_block, 64, 72, (int *, int))
+CS_KERNEL(t_half, 64, 72, (const float *, cs_u16 *, float *, int))
+CS_KERNEL(t_arguments, 64, 72, (cs_i64 *, cs_u8, cs_i64, float, t_pair))
+CS_KERNEL(t_divide, 64, 72, (int *, int))
+CS_KERNEL(t_deep, 64, 72, (int *, int))
+CS_KERNEL(t_absent, 64, 72, (int *))
+CS_KERNEL(t_new, 64, 90, (int *))
+#undef CS_KERNEL
