@@ -1,0 +1,3 @@
+"""Fixtures of the op tests."""
+
+from cuda_case import gpu  # noqa: F401
