@@ -162,7 +162,7 @@ def cuda_library(folder: Path, image: Optional[Path]) -> Path:
     """The host side of the CUDA ops, with the kernel image inside when there is one."""
     source, objects = PLUGINS / "cuda", folder / "cuda"
     objects.mkdir(exist_ok=True)
-    extra = ["-DCRISPSEG_HAVE_IMAGE"] if image else []
+    extra = ["-DCRISPSEG_HAVE_IMAGE=1", '-DCRISPSEG_IMAGE_INFO="made by make gpu"'] if image else []
     jobs: List[List[Any]] = [
         [*extra, p, "-o", objects / (p.stem + ".o")] for p in sorted((source / "src").glob("*.cpp"))
     ]
