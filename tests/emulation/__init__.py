@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -87,7 +88,8 @@ def _shared(folder: Path, name: str, objects: Sequence[Path], flags: Sequence[st
     return target
 
 
-def driver(flags: Sequence[str] = ()) -> Path:
+@functools.lru_cache(maxsize=None)
+def driver(flags: tuple[str, ...] = ()) -> Path:
     """``libcuda_emulated.so``, built when it is not there."""
     folder = cache()
     with _locked(folder):
@@ -97,6 +99,7 @@ def driver(flags: Sequence[str] = ()) -> Path:
         return _shared(folder, "libcuda_emulated.so", objects)
 
 
+@functools.lru_cache(maxsize=None)
 def host_library() -> Path:
     """``libcrispseg_cuda.so`` of this work tree (no kernel image inside)."""
     folder = cache()
@@ -116,6 +119,7 @@ def _units(source: Path) -> list[Path]:
     return [source.parent / m.group(1) for m in names if m and m.group(1) != "base.cuh"]
 
 
+@functools.lru_cache(maxsize=None)
 def image(source: Path = CUDA / "kernels" / "kernels.cu", table: Path = CUDA / "kernels" / "table.h") -> bytes:
     """A kernel image for ``csg_create`` or ``cuModuleLoadData``: the kernels of ``source`` that ``table`` lists."""
     folder = cache()
