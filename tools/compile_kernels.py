@@ -15,9 +15,9 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -50,9 +50,9 @@ class Section:
     size: int
 
 
-def _sections(image: bytes) -> List[Section]:
+def _sections(image: bytes) -> list[Section]:
     if image[:6] != b"\x7fELF\x02\x01":
-        raise ValueError("expected a 64-bit little-endian ELF image, found %r" % image[:6])
+        raise ValueError(f"expected a 64-bit little-endian ELF image, found {image[:6]!r}")
     (offset,) = struct.unpack_from("<Q", image, 40)
     entry, count, names = struct.unpack_from("<HHH", image, 58)
     rows = [struct.unpack_from("<IIQQQQ", image, offset + i * entry) for i in range(count)]
@@ -68,7 +68,7 @@ def _sections(image: bytes) -> List[Section]:
     ]
 
 
-def _attributes(data: bytes) -> Iterator[Tuple[int, bytes]]:
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(attribute, payload) of .nv.info: a format byte, an attribute byte, a length or a value, the payload."""
     at, sized = 0, 4
     while at + 4 <= len(data):
@@ -78,7 +78,7 @@ def _attributes(data: bytes) -> Iterator[Tuple[int, bytes]]:
         at += 4 + payload
 
 
-def kernel_usage(image: bytes) -> Dict[str, Usage]:
+def kernel_usage(image: bytes) -> dict[str, Usage]:
     """Kernel name -> usage, of a cubin.
 
     Raises:
@@ -92,7 +92,7 @@ def kernel_usage(image: bytes) -> Dict[str, Usage]:
     for name, kind, *_ in struct.iter_unpack("<IBBHQQ", symbols):
         text = strings[name : strings.index(b"\0", name)].decode("ascii")
         names.append(text if kind & 15 == _FUNCTION else "")
-    found: Dict[int, Dict[str, int]] = {_REGISTERS: {}, _FRAME: {}}
+    found: dict[int, dict[str, int]] = {_REGISTERS: {}, _FRAME: {}}
     for attribute, payload in _attributes(by_name[".nv.info"].data):
         if attribute in found:
             symbol, value = struct.unpack("<II", payload)
@@ -100,16 +100,20 @@ def kernel_usage(image: bytes) -> Dict[str, Usage]:
     kernels = [name[6:] for name in by_name if name.startswith(".text.")]
     missing = [name for name in kernels if name not in found[_REGISTERS] or name not in found[_FRAME]]
     if missing or not kernels:
-        raise ValueError("no register count of %s in .nv.info" % (", ".join(missing) or "any kernel"))
+        raise ValueError(f"no register count of {', '.join(missing) or 'any kernel'} in .nv.info")
+
+    # From compute capability 9.0 on the driver keeps 1 KB of a block's shared memory, and the section counts it.
+    (flags,) = struct.unpack_from("<I", image, 48)
+    reserved = 1024 if flags & 0xFF >= 90 else 0
 
     def shared(name: str) -> int:
         section = by_name.get(".nv.shared." + name)
-        return section.size if section else 0
+        return max(0, section.size - reserved) if section else 0
 
     return {name: Usage(found[_REGISTERS][name], shared(name), found[_FRAME][name]) for name in kernels}
 
 
-def compiler_for(architecture: int, named: Dict[int, str]) -> nvrtc.Compiler:
+def compiler_for(architecture: int, named: dict[int, str]) -> nvrtc.Compiler:
     """The NVRTC that --nvrtc names for this architecture, else the newest that is found."""
     before = os.environ.get(nvrtc.ENVIRONMENT)
     if architecture in named:
@@ -123,27 +127,27 @@ def compiler_for(architecture: int, named: Dict[int, str]) -> nvrtc.Compiler:
             os.environ[nvrtc.ENVIRONMENT] = before
 
 
-def table(usages: Dict[int, Dict[str, Usage]], versions: Dict[int, str]) -> str:
+def table(usages: dict[int, dict[str, Usage]], versions: dict[int, str]) -> str:
     """Markdown: a row a kernel, a column an architecture: registers, "+N local" where there is local memory."""
     architectures = sorted(usages)
     names = sorted({name for usage in usages.values() for name in usage})
-    heads = ["sm_%d (CUDA %s)" % (a, versions[a]) for a in architectures]
+    heads = [f"sm_{a} (CUDA {versions[a]})" for a in architectures]
     lines = ["| kernel | static shared | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 2) + "|"]
     for name in names:
         cells = []
         for architecture in architectures:
             usage = usages[architecture].get(name)
-            local = " + %d local" % usage.local if usage and usage.local else ""
-            cells.append("%d%s" % (usage.registers, local) if usage else "-")
+            local = f" + {usage.local} local" if usage and usage.local else ""
+            cells.append(f"{usage.registers}{local}" if usage else "-")
         shared = sorted({usages[a][name].shared for a in architectures if name in usages[a]})
-        lines.append("| %s | %s | %s |" % (name, " to ".join("%d" % s for s in shared), " | ".join(cells)))
+        lines.append(f"| {name} | {' to '.join(map(str, shared))} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _write(page: Path, text: str) -> None:
     old = page.read_text("utf-8")
     if BEGIN not in old or END not in old:
-        raise SystemExit("%s: expected the markers %s and %s" % (page, BEGIN, END))
+        raise SystemExit(f"{page}: expected the markers {BEGIN} and {END}")
     new = old[: old.index(BEGIN) + len(BEGIN)] + "\n" + text + old[old.index(END) :]
     page.write_text(new, "utf-8")
 
@@ -151,16 +155,16 @@ def _write(page: Path, text: str) -> None:
 def main() -> None:
     """Compile, print, and on request write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="*", default=None, help="default: %s" % (ARCHITECTURES,))
+    parser.add_argument("--arch", type=int, nargs="*", default=None, help=f"default: {ARCHITECTURES}")
     parser.add_argument("--nvrtc", action="append", default=[], metavar="LIB=ARCH,ARCH", help="this NVRTC for these")
     parser.add_argument("--write", type=Path, help="page that holds the table")
     parser.add_argument("--keep", type=Path, help="folder for the compiled images")
     options = parser.parse_args()
-    named: Dict[int, str] = {}
+    named: dict[int, str] = {}
     for item in options.nvrtc:
         path, _, listed = item.rpartition("=")
         if not path:
-            parser.error("--nvrtc %s: expected LIB=ARCH,ARCH" % item)
+            parser.error(f"--nvrtc {item}: expected LIB=ARCH,ARCH")
         named.update({int(architecture): path for architecture in listed.split(",")})
     sources, usages, versions = nvrtc.kernel_sources(), {}, {}
     failed = False
@@ -171,19 +175,19 @@ def main() -> None:
             image = nvrtc.compile_kernels(compiler, architecture, sources)
             usages[architecture] = kernel_usage(image)
         except CrispsegError as error:
-            print("sm_%d: %s" % (architecture, error), file=sys.stderr)
+            print(f"sm_{architecture}: {error}", file=sys.stderr)
             failed = True
             continue
-        versions[architecture] = "%d.%d" % compiler.version
+        versions[architecture] = ".".join(map(str, compiler.version))
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
-            (options.keep / ("kernels-sm_%d.cubin" % architecture)).write_bytes(image)
+            (options.keep / f"kernels-sm_{architecture}.cubin").write_bytes(image)
         kernels = usages[architecture]
+        local = ", ".join(name for name, usage in kernels.items() if usage.local) or "none"
         print(
-            "sm_%d: CUDA %s, %d kernels, %d KB, %.1f s, local memory in: %s"
-            % (architecture, versions[architecture], len(kernels), len(image) // 1024, time.perf_counter() - start,
-               ", ".join(name for name, usage in kernels.items() if usage.local) or "none")
-        )  # fmt: skip
+            f"sm_{architecture}: CUDA {versions[architecture]}, {len(kernels)} kernels, {len(image) // 1024} KB, "
+            f"{time.perf_counter() - start:.1f} s, local memory in: {local}"
+        )
     if options.write and not failed:
         _write(options.write, table(usages, versions))
     elif not options.write:

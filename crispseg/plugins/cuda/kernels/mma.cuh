@@ -42,12 +42,34 @@ CS_DEVICE void emulated_dot(int *sum, unsigned a, unsigned b) {
   for (int i = 0; i < 4; ++i) *sum += emulated_byte(a, i) * emulated_byte(b, i);
 }
 
-CS_DEVICE void copy_async_16(SharedAddress to, const void *from, bool live, bool) {
-  // As on the device: `from` is not read when the piece is not live.
-  for (int i = 0; i < 16; ++i) to[i] = live ? ((const char *)from)[i] : 0;
+// Copies happen as late as the device may do them: when the thread waits for their group.
+struct EmulatedCopies {
+  struct Copy {
+    SharedAddress to;
+    const void *from;
+    int group;
+    bool live;
+  } queue[64];
+  int first, last, group;
+};
+CS_DEVICE EmulatedCopies &emulated_copies() {
+  static EmulatedCopies threads[256];
+  return threads[threadIdx.x & 255];
 }
-CS_DEVICE void copy_async_commit() {}
-template <int PENDING> CS_DEVICE void copy_async_wait() {}
+CS_DEVICE void copy_async_16(SharedAddress to, const void *from, bool live, bool) {
+  EmulatedCopies &c = emulated_copies();
+  if (c.last - c.first == 64) __trap();
+  c.queue[c.last++ % 64] = {to, from, c.group, live};
+}
+CS_DEVICE void copy_async_commit() { ++emulated_copies().group; }
+template <int PENDING> CS_DEVICE void copy_async_wait() {
+  EmulatedCopies &c = emulated_copies();
+  for (; c.first < c.last && c.queue[c.first % 64].group < c.group - PENDING; ++c.first) {
+    const EmulatedCopies::Copy &now = c.queue[c.first % 64];
+    for (int i = 0; i < 16; ++i) now.to[i] = now.live ? ((const char *)now.from)[i] : 0;
+  }
+  if (c.first == c.last) c.first = c.last = 0;
+}
 
 CS_DEVICE void load_matrices(unsigned (&r)[4], SharedAddress row) {
   EmulatedLane *lanes = emulated_warp();

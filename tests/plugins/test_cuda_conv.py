@@ -1,0 +1,383 @@
+"""The CUDA convolution on the emulated device: every kernel family against float64 (fp32, fp16) and integers (int8)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from ctypes import byref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_conv_cases import F16, F32, I8, NAMES, Gpu, Run, assert_right, expected, pack, run_conv, typed_data
+from op_table import CONVS, FULL, KINDS, Conv
+
+from crispseg.plugins import cuda_loader
+
+FAMILIES = {
+    "fp16-mma": dict(type=F16),
+    "int8-mma": dict(type=I8, y_type=I8, z_types=(F16, I8)),
+    "fp16-wmma": dict(type=F16, portable=True, y_type=F32, z_types=(I8, F16)),
+    "int8-wmma": dict(type=I8, portable=True, y_type=F32, z_types=(I8, F16), residual_type=F32),
+    "fp32": dict(type=F32, y_type=F32, z_types=(F32, F16), residual_type=F32),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+# The widest row takes most of the time of the table in the reference alone; test_splits has long sums.
+TABLE = [conv for conv in CONVS if conv.cin * conv.cout < 1 << 18]
+
+
+@pytest.fixture(scope="module")
+def gpu(kernel_image):
+    gpu = Gpu(kernel_image)
+    yield gpu
+    gpu.close()
+
+
+def check(gpu: Gpu, conv: Conv, how: Run, data=None):
+    data = typed_data(conv, how.type) if data is None else data
+    got = run_conv(gpu, conv, data, how)
+    assert_right(conv, how, got, expected(conv, data, how))
+    return got
+
+
+def same_bits(a, b) -> bool:
+    return all((x is None and y is None) or x.tobytes() == y.tobytes() for x, y in zip(a, b))
+
+
+def random_data(rows: int, cin: int, cout: int, taps: int = 9, present: float = 0.6, inputs: int = 0):
+    rng = np.random.default_rng(rows * 1000003 + cin * 1009 + cout)
+    inputs = inputs or max(rows, 1)
+    table = rng.integers(0, inputs, (rows, taps)).astype(np.int32)
+    table[rng.random(table.shape) > present] = -1
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    data = {"map": table, "x": normal(inputs, cin), "weight": normal(taps, cin, cout), "bias": normal(cout)}
+    data["residual"] = normal(rows, cout)
+    for i in range(2):
+        data[f"scale{i}"], data[f"shift{i}"] = normal(cout), normal(cout)
+    return data
+
+
+def of_type(data, kind: int):
+    data = dict(data)
+    if kind == I8:
+        data["x"] = np.clip(np.rint(data["x"] * 40), -127, 127).astype(np.int8)
+    elif kind == F16:
+        data["x"] = data["x"].astype(np.float16).astype(np.float32)
+    return data
+
+
+# Every row of the table runs with one family by default; with --run slow ones ("-m slow") with all.
+ROTATED = [(conv, list(FAMILIES)[(i + i // len(KINDS)) % len(FAMILIES)]) for i, conv in enumerate(TABLE)]
+
+
+@pytest.mark.parametrize(("conv", "family"), ROTATED, ids=lambda v: getattr(v, "name", v))
+def test_op_table(emulated, gpu, conv, family):
+    check(gpu, conv, Run(**FAMILIES[family]))
+
+
+@pytest.mark.slow
+@every_family
+@pytest.mark.parametrize("conv", CONVS, ids=lambda c: c.name)
+def test_op_table_with_every_family(emulated, gpu, conv, family):
+    check(gpu, conv, Run(**FAMILIES[family]))
+
+
+@every_family
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 127, 128, 129, 257])
+def test_row_tiles(emulated, gpu, rows, family):
+    how = Run(**FAMILIES[family])
+    conv = Conv("-", "-", 20, 19, bias=True)
+    check(gpu, conv, how, of_type(random_data(rows, 20, 19), how.type))
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("cin", "cout"),
+    [
+        (1, 1),
+        (15, 16),
+        (16, 17),
+        (17, 32),
+        (31, 33),
+        (32, 63),
+        (33, 64),
+        (63, 65),
+        (64, 96),
+        (65, 128),
+        (129, 130),
+        (3, 200),
+    ],
+)
+def test_channel_tiles(emulated, gpu, cin, cout, family):
+    how = Run(**FAMILIES[family])
+    conv = Conv("-", "-", cin, cout, **{**FULL, "outputs": 1})
+    check(gpu, conv, how, of_type(random_data(37, cin, cout, taps=3), how.type))
+
+
+@every_family
+@pytest.mark.parametrize("bits", range(16))
+def test_every_epilogue(emulated, gpu, bits, family):
+    flags = {name: bool(bits >> i & 1) for i, name in enumerate(("bias", "residual", "relu"))}
+    outputs = (0, 1, 2)[bits % 3]
+    conv = Conv("-", "-", 16, 24, outputs=outputs, y=outputs == 0 or bits < 8, **flags)
+    how = Run(**FAMILIES[family])
+    data = of_type(random_data(40, 16, 24, taps=2), how.type)
+    for residual in (F16, F32):
+        how.residual_type = residual
+        check(gpu, conv, how, data)
+
+
+@every_family
+def test_rows_past_the_count_are_left_alone(emulated, gpu, family):
+    conv = Conv("-", "-", 32, 32, **FULL)
+    data = random_data(200, 32, 32)
+    for count in (0, 1, 127, 128, 150):
+        how = Run(**FAMILIES[family], count=count)
+        typed = of_type(data, how.type)
+        poisoned = np.where(np.arange(200)[:, None] < count, typed["map"], 1 << 29).astype(np.int32)
+        got = run_conv(gpu, conv, {**typed, "map": poisoned}, how)
+        assert_right(conv, how, [g[:count] for g in got], [w[:count] for w in expected(conv, typed, how)])
+
+
+@every_family
+def test_a_count_above_the_capacity_is_the_capacity(emulated, gpu, family):
+    how = Run(**FAMILIES[family], spare=0)
+    data = of_type(random_data(70, 16, 16), how.type)
+    conv = Conv("-", "-", 16, 16)
+    want = run_conv(gpu, conv, data, how)
+    rows, how.count = len(data["map"]), 1000
+    assert rows == 70
+    assert same_bits(run_conv(gpu, conv, data, how), want)
+
+
+def parity_order(table: np.ndarray) -> np.ndarray:
+    """Rows grouped by the taps they have, order kept inside a group."""
+    return np.argsort((table >= 0) @ (1 << np.arange(table.shape[1])), kind="stable").astype(np.int32)
+
+
+@every_family
+@pytest.mark.parametrize("sites", ["odd_sizes", "isolated", "one_last"])
+def test_order_changes_no_bit(emulated, gpu, sites, family):
+    conv = Conv(sites, "up", 64, 40, **FULL)
+    how = Run(**FAMILIES[family])
+    data = typed_data(conv, how.type)
+    raster = check(gpu, conv, how, data)
+    how.order = parity_order(data["map"])
+    assert same_bits(run_conv(gpu, conv, data, how), raster)
+    how.order = np.random.default_rng(3).permutation(len(data["map"])).astype(np.int32)
+    assert same_bits(run_conv(gpu, conv, data, how), raster)
+
+
+@every_family
+def test_residual_may_be_the_output(emulated, gpu, family):
+    conv = Conv("-", "-", 40, 33, **FULL)
+    how = Run(**FAMILIES[family])
+    how.y_type = how.residual_type = F32 if how.y_type == F32 else F16
+    data = of_type(random_data(150, 40, 33), how.type)
+    apart = check(gpu, conv, how, data)
+    how.in_place = True
+    assert same_bits(run_conv(gpu, conv, data, how), apart)
+
+
+@every_family
+def test_repeats_and_orders_of_threads_give_the_same_bits(emulated, gpu, family):
+    conv = Conv("-", "-", 70, 140, **FULL)
+    how = Run(**FAMILIES[family])
+    data = of_type(random_data(140, 70, 140), how.type)
+    first = check(gpu, conv, how, data)
+    for order in ((0, 0), (1, 0), (2, 5), (2, 6)):
+        emulated.order(*order)
+        assert same_bits(run_conv(gpu, conv, data, how), first)
+
+
+@pytest.mark.parametrize("kind", [F16, I8], ids=NAMES.get)
+@pytest.mark.parametrize("rows", [5, 140])
+def test_splits(emulated, gpu, rows, kind):
+    """Long sums over few rows: two kernels, the same values within rounding, the same bits every time."""
+    conv = Conv("-", "-", 130, 200, **FULL)
+    data = of_type(random_data(rows, 130, 200, present=0.8), kind)
+    how = Run(type=kind, y_type=F32, z_types=(F32, F16))
+    before = emulated.launches()
+    whole = check(gpu, conv, Run(type=kind, y_type=F32, z_types=(F32, F16), workspace=False), data)
+    assert emulated.launches() == before + 1
+    parts = check(gpu, conv, how, data)
+    assert emulated.launches() == before + 3
+    if kind == I8:
+        assert same_bits(parts, whole)
+    elif rows < 100:  # really split: another order of additions shows in some bit
+        assert not same_bits(parts, whole)
+    emulated.order(2, 9)
+    assert same_bits(run_conv(gpu, conv, data, how), parts)
+    how.count = rows // 2
+    fewer = run_conv(gpu, conv, data, how)
+    assert_right(conv, how, [f[: how.count] for f in fewer], [e[: how.count] for e in expected(conv, data, how)])
+
+
+def test_tiles_without_any_tap(emulated, gpu):
+    """A tile of rows that have no neighbour at all still gets its bias."""
+    for kind in (F16, F32):
+        data = of_type(random_data(300, 32, 32), kind)
+        data["map"][100:] = -1
+        check(gpu, Conv("-", "-", 32, 32, **FULL), Run(type=kind), data)
+
+
+def test_capture_and_replay(emulated, gpu):
+    """The launch is one graph node (two with splits); the count is read when the graph runs."""
+    library, stream = gpu.library, gpu.stream
+    data = of_type(random_data(90, 32, 32, taps=1, present=1), F16)
+    packed, _ = pack(library, F16, data["weight"])
+    x, table = gpu.upload(data["x"].astype(np.float16)), gpu.upload(data["map"])
+    count, out = gpu.upload(np.array([90], np.int32)), np.zeros((90, 32), np.float32)
+    y = gpu.upload(out)
+    c = cuda_loader.Conv()
+    c.type, c.d_x, c.ldx, c.d_map, c.d_count, c.capacity, c.K, c.cin, c.cout = F16, x, 32, table, count, 90, 1, 32, 32
+    c.d_weight, c.y_type, c.d_y, c.ldy = gpu.upload(packed), F32, y, 32
+    with stream.capture() as graphs:
+        gpu.call("csg_sparse_conv", byref(c))
+    assert graphs[0].nodes == 1
+    want = data["x"][data["map"][:, 0]] @ data["weight"][0].astype(np.float16).astype(np.float32)
+    for rows in (0, 40, 90):
+        stream.upload(count, np.array([rows], np.int32))
+        stream.fill(y, 0, out.nbytes)
+        graphs[0].launch(stream)
+        got = gpu.download(y, out)
+        assert not got[rows:].any()
+        assert np.abs(got[:rows] - want[:rows]).max(initial=0) < 1e-4
+    graphs[0].close()
+    gpu.release()
+
+
+# ---- arguments ----------------------------------------------------------------------------------------------------
+
+
+def valid() -> cuda_loader.Conv:
+    c = cuda_loader.Conv()
+    c.type, c.d_x, c.ldx, c.d_count, c.capacity, c.K, c.cin, c.cout = F16, 256, 16, 256, 0, 1, 16, 16
+    c.d_weight, c.y_type, c.d_y, c.ldy = 256, F16, 256, 16
+    return c
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(type=3), "type 3, expected"),
+        (dict(K=0), "K = 0"),
+        (dict(K=33), "K = 33"),
+        (dict(K=9), "no kernel map"),
+        (dict(cin=0), "cin = 0"),
+        (dict(cout=1 << 20), "cout = 1048576"),
+        (dict(capacity=-1), "capacity -1"),
+        (dict(d_x=None), "x, weight or count is NULL"),
+        (dict(d_count=None), "count is NULL"),
+        (dict(ldx=8), "rows of x are 8 elements apart, expected at least 16"),
+        (dict(ldx=20), "multiples of 16 bytes"),
+        (dict(ldx=1 << 24), "less than 2^24"),
+        (dict(d_x=264), "multiples of 16 bytes"),
+        (dict(cin=17), "expected at least 32"),
+        (dict(d_weight=260), "weights"),
+        (dict(d_y=None), "no output"),
+        (dict(ldy=8), "rows of y"),
+        (dict(d_y=258), "multiples of 16 bytes"),
+        (dict(y_type=7), "type 7 of y"),
+        (dict(d_dequant=256), "dequant"),
+        (dict(type=I8, ldx=32), "dequant"),
+        (dict(type=I8, ldx=32, d_dequant=256, y_type=I8), "scale of the int8 output y is 0"),
+        (dict(d_residual=512, ldr=16, residual_type=I8), "int8 residual"),
+        (dict(d_residual=256, ldr=16, residual_type=F32), "share memory"),
+        (dict(d_z=(256, 0), ldz=(16, 0), z_type=(F16, 0)), "z1 without scale or shift"),
+    ],
+    ids=lambda v: ",".join(v) if isinstance(v, dict) else None,
+)
+def test_wrong_arguments_are_named(gpu, change, message):
+    c = valid()
+    assert gpu.library.csg_sparse_conv(gpu.context, gpu.stream.handle, byref(c)) == 0
+    for name, value in change.items():
+        field = getattr(c, name)
+        if isinstance(value, tuple):
+            field[:] = value
+        else:
+            setattr(c, name, value)
+    assert gpu.library.csg_sparse_conv(gpu.context, gpu.stream.handle, byref(c)) == cuda_loader.BAD_ARGUMENT
+    assert message in gpu.error()
+
+
+def test_a_small_workspace_is_refused(gpu):
+    c = valid()
+    c.capacity, c.cin, c.cout, c.ldx, c.ldy = 100, 1024, 128, 1024, 128
+    need = gpu.library.csg_conv_workspace(gpu.context, byref(c))
+    assert need > 0
+    c.d_workspace, c.workspace_bytes = 256, need - 1
+    assert gpu.library.csg_sparse_conv(gpu.context, gpu.stream.handle, byref(c)) == cuda_loader.BAD_ARGUMENT
+    assert f"expected {need} bytes" in gpu.error()
+
+
+# ---- packing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [F32, F16, I8], ids=NAMES.get)
+def test_packed_layout(gpu, kind):
+    rng = np.random.default_rng(2)
+    weight = (rng.standard_normal((3, 70, 18)) * 10.0 ** rng.integers(-8, 4, (3, 70, 18))).astype(np.float32)
+    weight[0, :6, 0] = [65504, -65519, 6e-8, 2.9e-8, 5.96e-8 * 1.5, 0]
+    weight[:, :, 5] = 0
+    packed, scales = pack(gpu.library, kind, weight)
+    if kind == F32:
+        assert packed.view(np.float32).reshape(weight.shape).tobytes() == weight.tobytes()
+        return
+    depth = 32 if kind == F16 else 64
+    chunks = -(-70 // depth)
+    grid = packed.view(np.float16 if kind == F16 else np.int8).reshape(chunks, 3, 32, depth)
+    full = np.zeros((3, chunks * depth, 32), np.float32)
+    if kind == F16:
+        full[:, :70, :18] = weight.astype(np.float16)
+    else:
+        assert scales[5] == 1
+        np.testing.assert_array_equal(np.delete(scales, 5), np.delete(np.abs(weight).max((0, 1)) / np.float32(127), 5))
+        full[:, :70, :18] = np.rint(weight / scales)
+        assert np.abs(full).max() == 127
+    want = full.reshape(3, chunks, depth, 32).transpose(1, 0, 3, 2)
+    np.testing.assert_array_equal(grid, want)
+
+
+@pytest.mark.parametrize(("kind", "bad"), [(F32, np.nan), (F16, np.inf), (F16, 65520.0), (I8, np.nan), (I8, -np.inf)])
+def test_weights_that_no_type_holds_are_refused(gpu, kind, bad):
+    weight, packed = np.zeros((1, 2, 2), np.float32), np.zeros(1 << 12, np.uint8)
+    weight[0, 1, 1] = bad
+    status = gpu.library.csg_pack_weight(kind, weight.ctypes.data, 1, 2, 2, packed.ctypes.data, packed.ctypes.data)
+    assert status == cuda_loader.BAD_ARGUMENT
+    assert "weight 3 is" in gpu.error()
+    assert gpu.library.csg_packed_bytes(kind, 0, 2, 2) == 0
+    assert gpu.library.csg_pack_weight(kind, None, 1, 2, 2, packed.ctypes.data, packed.ctypes.data) < 0
+
+
+# ---- devices ------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+import emulation
+from cuda_conv_cases import Gpu, Run
+from test_cuda_conv import F16, I8, FULL, Conv, check, of_type, random_data
+gpu = Gpu(emulation.image())
+for kind in (F16, I8):
+    check(gpu, Conv("-", "-", 40, 150, **FULL), Run(type=kind), of_type(random_data(150, 40, 150), kind))
+print(gpu.library.csg_compute_capability(gpu.context))
+print(gpu.library.csg_kernel_report(gpu.context).decode())
+gpu.close()
+"""
+
+
+@pytest.mark.parametrize("capability", [72, 90])
+def test_kernels_of_the_device(emulated, kernel_image, capability):
+    """7.2 has no mma kernels and uses wmma; 9.0 has both."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
+    environment = {**os.environ, "CRISPSEG_EMULATION_CAPABILITY": str(capability), "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    number, report = done.stdout.split("\n", 1)
+    assert int(number) == capability
+    names = {row["name"] for row in json.loads(report)}
+    assert "csk_conv_f16_wmma_128x64" in names
+    assert ("csk_conv_f16_mma_128x128" in names) == (capability >= 80)
