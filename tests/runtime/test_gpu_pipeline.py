@@ -1,0 +1,267 @@
+"""The GPU pipeline on the emulated driver: against the CPU pipeline, with frames under way, and its refusals."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+import gpu_toy
+from gpu_toy import FRAME, LOW, CopyBase, picture
+from native_net import CLASSES
+
+from crispseg.bundle import load_bundle
+from crispseg.engines import cuda, cuda_kernels, ort_cuda
+from crispseg.errors import EnvironmentMismatch, InputError
+from crispseg.runtime import gpu_open
+from crispseg.runtime.pipeline import open_pipeline
+
+ALL = ("labels", "confidence", "active")
+DEVICE_STAGES = ["h2d", "preprocess", "base", "select", "maps", "conv", "ensemble", "scatter", "d2h"]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, emulated_driver, kernel_image):
+    """order -> bundle with kernels in its cache."""
+    folder = tmp_path_factory.mktemp("gpu")
+    written = {order: gpu_toy.write(folder / order, order=order) for order in ("rgb", "bgr")}
+    for bundle in written.values():
+        gpu_toy.store_kernels(bundle, kernel_image)
+    return written
+
+
+@pytest.fixture
+def on_host(monkeypatch, emulated):
+    """The base in ONNX Runtime's CPU provider, on emulated device memory: it runs at once, so the device must too."""
+    emulated.eager(True)
+    load = ort_cuda.load
+    monkeypatch.setattr(ort_cuda, "load", lambda path, context, stream: load(
+        path, context, stream, provider="CPUExecutionProvider"))  # fmt: skip
+
+
+@pytest.fixture
+def copied(monkeypatch, emulated):
+    """A base that copies fixed logits on the device; it can be captured, and the device runs as late as it may."""
+    logits = np.random.default_rng(5).normal(0, 4.0, (1, CLASSES, *LOW)).astype(np.float32)
+    monkeypatch.setattr(gpu_open, "open_base", lambda bundle, net, spec, context, stream: CopyBase(context, logits))
+    return logits
+
+
+def same(found, exact, slack=0.0):
+    assert found.labels.shape == exact.labels.shape
+    assert found.labels.dtype == np.uint8
+    assert (found.count, found.found) == (exact.count, exact.found)
+    assert (found.labels != exact.labels).mean() <= slack
+    if exact.confidence is not None:
+        assert np.abs(found.confidence.astype(int) - exact.confidence).max() <= 1
+    if exact.active is not None:
+        assert (found.active == exact.active).all()
+
+
+# Equal size, whole and broken factors, bars above and below, bars left and right.
+@pytest.mark.parametrize(("size", "order"), [(FRAME, "rgb"), ((48, 80), "bgr"), ((37, 61), "rgb"), ((20, 64), "bgr"),
+                                             ((48, 40), "rgb")], ids=str)  # fmt: skip
+def test_the_same_pixels_as_the_cpu_pipeline(bundles, on_host, size, order):
+    frame = picture(1, *size)
+    with open_pipeline(bundles[order], threads=1) as pipe:
+        exact = pipe.run(frame, ALL)
+    with open_pipeline(bundles[order], backend="cuda", precision="fp32") as pipe:
+        same(pipe.run(frame, ALL), exact)
+
+
+def test_fp16_agrees_with_the_cpu_pipeline(bundles, on_host):
+    frame = picture(2, 48, 80)
+    with open_pipeline(bundles["rgb"], threads=1) as pipe:
+        exact = pipe.run(frame)
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        assert pipe.describe()["refiner"]["precision"] == "fp16"
+        same(pipe.run(frame), exact, slack=0.005)
+
+
+@pytest.mark.parametrize(("network", "refine"), [("base", False), ("baseline", True)])
+def test_dense_networks_alone(bundles, on_host, network, refine):
+    frame = picture(3, 30, 50)
+    with open_pipeline(bundles["rgb"], threads=1, network=network, refine=refine) as pipe:
+        exact = pipe.run(frame, ALL)
+    with open_pipeline(bundles["rgb"], backend="cuda", network=network, refine=refine) as pipe:
+        same(pipe.run(frame, ALL), exact)
+        assert pipe.capacity == 0
+        with pytest.raises(InputError, match="capacity"):
+            pipe.set_capacity(5)
+
+
+def test_frames_of_changing_sizes_and_wishes(bundles, on_host):
+    sizes = [FRAME, (48, 80), FRAME, (20, 64)]
+    with (
+        open_pipeline(bundles["rgb"], threads=1) as cpu,
+        open_pipeline(bundles["rgb"], backend="cuda", precision="fp32") as gpu,
+    ):
+        for turn, size in enumerate(sizes):
+            want = ALL[: 1 + turn % 3]
+            frame = picture(turn, *size)
+            same(gpu.run(frame, want), cpu.run(frame, want))
+
+
+def test_two_frames_under_way_come_back_in_order(bundles, copied, emulated):
+    frames = [picture(seed, *FRAME) for seed in range(3)]
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        alone = [pipe.run(frame, ALL) for frame in frames]
+        assert len({result.labels.tobytes() for result in alone}) == len(frames)
+        live, launched = emulated.live(), emulated.launches()
+        pipe.submit(frames[0], ALL)
+        results = []
+        for frame in frames[1:]:
+            pipe.submit(frame, ALL)
+            results.append(pipe.collect())
+        results.append(pipe.collect())
+        for result, exact in zip(results, alone):
+            same(result, exact)
+        assert emulated.live() == live
+        assert emulated.launches() > launched
+        with pytest.raises(InputError, match="submit one first"):
+            pipe.collect()
+
+
+def test_no_more_frames_than_slots(bundles, copied):
+    frame = picture(0, *FRAME)
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        pipe.submit(frame)
+        pipe.submit(frame)
+        with pytest.raises(InputError, match="collect one first"):
+            pipe.submit(frame)
+        with pytest.raises(InputError, match="no frame under way"):
+            pipe.run(frame)
+        pipe.collect()
+        pipe.collect()
+
+
+def test_another_size_while_a_frame_is_under_way(bundles, copied):
+    one, two = picture(1, *FRAME), picture(2, 48, 80)
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        alone = [pipe.run(frame) for frame in (one, two)]
+        pipe.submit(one)
+        pipe.submit(two)
+        for exact in alone:
+            same(pipe.collect(), exact)
+
+
+def test_a_frame_is_one_graph_and_every_stage_has_a_time(bundles, copied):
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        result = pipe.run(picture(0, *FRAME))
+        facts = pipe.describe()
+    assert facts["graphs"]["number"] == 1
+    assert facts["graphs"]["nodes"][0] > 40
+    names = list(result.times)
+    assert [name for name in names if name in DEVICE_STAGES] == DEVICE_STAGES
+    assert {"staging", "enqueue", "gpu_compute", "host_latency", "post", "total"} <= set(names)
+    assert all(ms >= 0 for ms in result.times.values())
+    parts = sum(result.times[name] for name in DEVICE_STAGES)
+    assert result.times["host_latency"] == pytest.approx(parts)
+    assert result.times["gpu_compute"] == pytest.approx(parts - result.times["h2d"] - result.times["d2h"])
+
+
+def test_a_base_that_cannot_be_captured_lies_between_two_graphs(bundles, on_host):
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        pipe.run(picture(0, *FRAME))
+        assert pipe.describe()["graphs"]["number"] == 2
+
+
+def test_a_lower_capacity(bundles, copied):
+    frame = picture(0, *FRAME)
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        whole = pipe.run(frame, ALL)
+        pipe.set_capacity(whole.count // 3)
+        cut = pipe.run(frame, ALL)
+        assert (cut.count, cut.found) == (whole.count // 3, whole.found)
+        assert cut.active.sum() == cut.count
+        pipe.set_capacity(pipe.bundle.refiner.capacity)
+        same(pipe.run(frame, ALL), whole)
+
+
+def test_results_belong_to_the_caller(bundles, copied):
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        first = pipe.run(picture(0, *FRAME))
+        kept = first.labels.copy()
+        for seed in range(1, 3):
+            pipe.run(picture(seed, *FRAME))
+        assert (first.labels == kept).all()
+
+
+def test_closing_gives_the_device_back(bundles, copied, emulated):
+    gc.collect()
+    before = emulated.live()
+    pipe = open_pipeline(bundles["rgb"], backend="cuda")
+    pipe.run(picture(0, *FRAME))
+    pipe.submit(picture(1, *FRAME))
+    assert emulated.live() > before
+    pipe.close()
+    pipe.close()
+    gc.collect()
+    assert emulated.live() == before
+
+
+def test_bad_frames_are_refused(bundles, copied):
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        with pytest.raises(InputError, match=r"uint8 \[H, W, 3\]"):
+            pipe.run(np.zeros((4, 4), np.uint8))
+        with pytest.raises(InputError, match="want 'depth'"):
+            pipe.run(picture(0, *FRAME), ("depth",))
+        pipe.run(picture(0, *FRAME))
+
+
+# ---- what is missing -------------------------------------------------------------------------------------------------
+
+
+def test_no_driver(tmp_path, monkeypatch):
+    bundle = gpu_toy.write(tmp_path / "b")
+    monkeypatch.setenv("CRISPSEG_LIBCUDA", "/nowhere/libcuda.so.1")
+    for backend in ("cuda", "tensorrt"):
+        with pytest.raises(EnvironmentMismatch, match="CUDA driver: expected /nowhere/libcuda.so.1"):
+            open_pipeline(bundle, backend=backend)
+
+
+def test_kernels_that_were_not_built_name_the_command(tmp_path, emulated):
+    bundle = gpu_toy.write(tmp_path / "b")
+    with pytest.raises(EnvironmentMismatch, match=r"crispseg build .*b --backend cuda"):
+        open_pipeline(bundle, backend="cuda")
+
+
+def test_kernels_of_another_gpu_are_refused_with_the_difference(tmp_path, emulated, kernel_image, monkeypatch):
+    bundle = gpu_toy.write(tmp_path / "b")
+    gpu_toy.store_kernels(bundle, kernel_image)
+    info = cuda.open_device(0).info
+    monkeypatch.setattr(cuda.open_device(0), "info", type(info)(**{**info.__dict__, "capability": 90}))
+    with pytest.raises(EnvironmentMismatch, match=r"compute_capability: expected 90, found 87.*crispseg build"):
+        cuda_kernels.open_kernels(cuda.open_device(0), load_bundle(bundle.path))
+
+
+def test_onnxruntime_without_cuda(bundles, emulated):
+    import onnxruntime
+
+    if ort_cuda.PROVIDER in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA provider")
+    with pytest.raises(EnvironmentMismatch, match="CUDAExecutionProvider.*onnxruntime-gpu"):
+        open_pipeline(bundles["rgb"], backend="cuda")
+
+
+def test_tensorrt_that_is_missing(bundles, emulated, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(EnvironmentMismatch, match="(?i)tensorrt"):
+        open_pipeline(bundles["rgb"], backend="tensorrt")
+
+
+def test_what_opened_is_closed_when_the_rest_fails(bundles, emulated, monkeypatch):
+    gc.collect()
+    before = emulated.live()
+
+    def fail(*unused):
+        raise InputError("no base today")
+
+    monkeypatch.setattr(gpu_open, "open_base", fail)
+    with pytest.raises(InputError, match="no base today"):
+        open_pipeline(bundles["rgb"], backend="cuda")
+    gc.collect()
+    assert emulated.live() == before
