@@ -125,7 +125,7 @@ def build(settings: Settings, capability: int, with_image: bool = True) -> Dict[
     start = time.monotonic()
     jobs = {
         "CRISPSEG_LIBRARY": lambda: native_library(folder),
-        "CRISPSEG_CUDA_LIBRARY": lambda: cuda_library(folder, image),
+        "CRISPSEG_CUDA_LIBRARY": lambda: cuda_library(folder, image, capability),
     }
     for variable, job in jobs.items():
         given = os.environ.get(variable)
@@ -158,11 +158,11 @@ def native_library(folder: Path) -> Path:
     return target
 
 
-def cuda_library(folder: Path, image: Optional[Path]) -> Path:
+def cuda_library(folder: Path, image: Optional[Path], capability: int) -> Path:
     """The host side of the CUDA ops, with the kernel image inside when there is one."""
     source, objects = PLUGINS / "cuda", folder / "cuda"
     objects.mkdir(exist_ok=True)
-    extra = ["-DCRISPSEG_HAVE_IMAGE=1", '-DCRISPSEG_IMAGE_INFO="made by make gpu"'] if image else []
+    extra = ["-DCRISPSEG_HAVE_IMAGE=1", '-DCRISPSEG_IMAGE_INFO="%d"' % capability] if image else []
     jobs: List[List[Any]] = [
         [*extra, p, "-o", objects / (p.stem + ".o")] for p in sorted((source / "src").glob("*.cpp"))
     ]
