@@ -14,6 +14,7 @@ from crispseg.errors import InputError
 FITS = ("auto", "resize", "letterbox")
 _SAME_ASPECT = 0.01
 _BANDS = 4
+_SAME_ORDER = 0.1  # logarithm of the ratio of both scales up to which every Pillow resizes along x first
 _BANDED_BYTES = 1 << 20  # below, starting the bands costs as much as it saves
 
 
@@ -63,8 +64,11 @@ def resize_image(image: np.ndarray, height: int, width: int, pool: Optional[Exec
     source = Image.fromarray(image)
     resample = getattr(Image, "Resampling", Image).BILINEAR
     # Only with a whole factor are a band's sample positions exactly those of the whole picture.
-    if pool is None or image.shape[0] % height or height % _BANDS or image.size < _BANDED_BYTES:
-        return np.asarray(source.resize((width, height), resample))
+    same = abs(math.log(image.shape[0] * width / (height * image.shape[1]))) < _SAME_ORDER
+    if pool is None or image.shape[0] % height or height % _BANDS or image.size < _BANDED_BYTES or not same:
+        # Along x first, then along y, as Pillow itself did in one call up to version 12 and as the CUDA kernels do. From
+        # version 13 on one call starts along y when the height shrinks much more than the width (#9549).
+        return np.asarray(source.resize((width, image.shape[0]), resample).resize((width, height), resample))
     rows, source_rows = height // _BANDS, image.shape[0] // _BANDS
     out = np.empty((height, width, 3), np.uint8)
 

@@ -94,7 +94,7 @@ CSG_API int32_t csg_down_capacity(int32_t capacity, int H, int W); /* min(4 * ca
 CSG_API int csg_down_map(csg_context *ctx, csg_stream stream, const int32_t *d_coords, const int32_t *d_count, int32_t capacity,
                          int H, int W, csg_extent extent, int32_t capacity_out, int32_t *d_coords_out, int32_t *d_count_out,
                          int32_t *d_down, int32_t *d_up, void *d_workspace, size_t workspace_bytes);
-/* Rows grouped by the parity of (y, x), order kept inside a group: an up-convolution reads 1, 2, 2 or 4 taps in each of the four
+/* Rows grouped by the parity of (y, x) in the order (even, even), (even, odd), (odd, even), (odd, odd); order kept inside a group: an up-convolution reads 1, 2, 2 or 4 taps in each of the four
  * groups, and a tile of rows skips the others. d_order i32 [capacity]. Workspace as csg_map_workspace. */
 CSG_API int csg_parity_order(csg_context *ctx, csg_stream stream, const int32_t *d_coords, const int32_t *d_count,
                              int32_t capacity, int H, int W, int32_t *d_order, void *d_workspace, size_t workspace_bytes);
@@ -151,7 +151,8 @@ CSG_API int csg_scatter_labels(csg_context *ctx, csg_stream stream, uint8_t *d_l
 /* uint8 RGB [H0,W0,3] -> normalised NCHW (fp16 or fp32) [3,h,w]: resized into the rectangle (top, left, rows, columns) of the
  * h x w picture with Pillow's antialiased bilinear filter (triangle of width max(1, scale); 8-bit result between the passes as
  * Pillow has it, so that CPU and GPU pipelines see the same picture), outside it `pad` (0..255 per network channel); value =
- * (v - mean[c]) / std[c], channel c = image channel 2-c when bgr. d_small u8 [rows,columns,3] or NULL: the resized picture itself. */
+ * (v - mean[c]) / std[c], channel c = image channel 2-c when bgr. d_small u8 [rows,columns,3]: the resized picture itself. d_out or
+ * d_small may be NULL. Along x first, then along y; Pillow 13 does so too unless the height shrinks much more than the width. */
 typedef struct {
   int32_t top, left, rows, columns;
   float mean[3], std[3], pad[3];

@@ -1,5 +1,5 @@
 // Pillow's antialiased bilinear resize, to the bit: a triangle of width max(1, scale), coefficients rounded to 22
-// fractional bits, rows first and then columns with 8-bit values in between. Every step of the coefficients is a
+// fractional bits, along x first and then along y with 8-bit values in between. Every step of the coefficients is a
 // rounded double operation; the _rn forms keep the compiler from joining a product and a sum.
 #pragma once
 #include "base.cuh"
