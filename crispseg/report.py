@@ -60,6 +60,10 @@ DEFINITIONS = {
     "counts, and in the prediction's mask they take the label of no class",
     "boundary_ratio": "distance d of the boundary IoU as a share of the image diagonal (0.02 in the paper)",
     "pixel_accuracy": "pixels classified right / pixels that are not ignored, percent",
+    "staging": "copying the decoded frame into page-locked memory, ms",
+    "budget": "the capacity that --budget-ms chose: latency is taken as fixed_ms + ms_per_kpixel * pixels / 1000 + "
+    "margin_ms, from the measured points (refined pixels, ms); left_out_pixels: uncertain pixels of a frame that were "
+    "not refined (found - count)",
     "enqueue": "host time to put one frame's work on the GPU's queue (copies, kernels or the graph launch), ms; it "
     "does not wait for the GPU. trtexec: Enqueue Time",
     "h2d": "copying one frame's inputs from page-locked host memory to the GPU, by CUDA events, ms. "
