@@ -83,7 +83,10 @@ _USES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("export and verify", (*_CORE, "torch (export, fit, verify)", "onnxscript (export)")),
     ("fit", ("python", "numpy", "pillow", "torch (export, fit, verify)")),
     ("base on a GPU (--provider CUDAExecutionProvider)", (*_CORE, "CUDA driver", "onnxruntime CUDA provider")),
-    ("refiner on a GPU (--backend cuda)", (*_CORE, "CUDA driver", "CUDA kernels")),
+    (
+        "run on a GPU without TensorRT (--backend cuda)",
+        (*_CORE, "CUDA driver", "CUDA kernels", "onnxruntime CUDA provider"),
+    ),
     (
         "TensorRT engines (crispseg build, --backend tensorrt)",
         (*_CORE, "CUDA driver", "CUDA kernels", "TensorRT", "TensorRT plugin"),

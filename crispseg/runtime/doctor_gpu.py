@@ -33,31 +33,27 @@ found = release + (", ".join(devices) or "no device")
 ok = bool(devices)
 """,
     "CUDA compiler (nvcc or NVRTC)": """
-import ctypes, glob, importlib.util, os, re, shutil, subprocess
+import ctypes, os, re, shutil, subprocess
+from crispseg.engines import nvrtc
 parts = []
 nvcc = shutil.which("nvcc") or next((p for p in ("/usr/local/cuda/bin/nvcc",) if os.path.exists(p)), None)
 if nvcc:
     text = subprocess.run([nvcc, "--version"], stdout=subprocess.PIPE, timeout=20).stdout.decode()
     release = re.search("release ([0-9.]+)", text)
     parts.append("nvcc %s at %s" % (release.group(1) if release else "?", nvcc))
-names = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"]
-spec = importlib.util.find_spec("nvidia")
-for folder in (spec.submodule_search_locations if spec else ()):
-    names += sorted(glob.glob(os.path.join(folder, "*", "lib", "libnvrtc.so.*[0-9]")))
-names += sorted(glob.glob("/usr/local/cuda*/lib64/libnvrtc.so"))
-for name in names:
-    try: library = ctypes.CDLL(name)
+for path in nvrtc.candidates():
+    try: library = ctypes.CDLL(str(path))
     except OSError: continue
     major, minor = ctypes.c_int(), ctypes.c_int(); library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    parts.append("NVRTC %d.%d (%s)" % (major.value, minor.value, name)); break
+    parts.append("NVRTC %d.%d at %s" % (major.value, minor.value, path))
 ok = bool(parts); found = ", ".join(parts) or "neither found"
 """,
     "CUDA kernels": """
 import ctypes
 from crispseg.plugins import cuda_loader
 library = cuda_loader.load(); size = ctypes.c_size_t(); image = library.csg_embedded_image(ctypes.byref(size))
-linked = "kernel image linked in (%d KiB)" % (size.value >> 10) if image and size.value else "no kernel image linked in"
-found = "%s, %s, %s" % (library._name, library.csg_build_info().decode(), linked)
+linked = " (image of %d KiB)" % (size.value >> 10) if image and size.value else ", no image"
+found = "%s, %s%s" % (library._name, library.csg_build_info().decode(), linked)
 """,
     "TensorRT": """
 import os, tensorrt
@@ -76,7 +72,7 @@ else: registry.load(tensorrt, path); found += ", registers in TensorRT " + tenso
 """,
 }
 OPTIONAL = {*PROBES, "JetPack", "JetPack packages", "virtual environment"}
-LINKED = "kernel image linked in"
+_UNLINKED = ", no image"  # end of what the probe of the kernels finds
 
 # Jetson Linux -> JetPack, as NVIDIA's release notes pair them.
 _JETPACK = {
@@ -114,14 +110,16 @@ def fixes(pip: str) -> Dict[str, str]:
 
 
 def combine(checks: List[dict], fix: Dict[str, str]) -> None:
-    """Settles in place what one probe alone cannot: a library without an image needs a compiler beside it."""
+    """Settles in place what one probe alone cannot: a library without an image needs NVRTC for crispseg build."""
     by_name = {check["name"]: check for check in checks}
     kernels, compiler = by_name["CUDA kernels"], by_name["CUDA compiler (nvcc or NVRTC)"]
-    if kernels["ok"] and LINKED not in kernels["found"].replace("no " + LINKED, ""):
-        if compiler["ok"]:
-            kernels["found"] += "; crispseg build compiles one"
-        else:
-            kernels.update(ok=False, fix=fix["CUDA kernels"], found=kernels["found"] + " and nothing to compile one")
+    if not kernels["ok"] or not kernels["found"].endswith(_UNLINKED):
+        return
+    if "NVRTC" in compiler["found"]:
+        kernels["found"] += "; crispseg build --backend cuda compiles one for each bundle"
+        return
+    text = "build the package again (pip install .): nvcc is here now" if compiler["ok"] else fix["CUDA kernels"]
+    kernels.update(ok=False, fix=text, found=kernels["found"] + ", and no NVRTC to compile one")
 
 
 def jetpack_checks(tensorrt_found: bool, release: Optional[str] = None, prefix: str = sys.prefix) -> List[dict]:

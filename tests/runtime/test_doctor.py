@@ -23,7 +23,7 @@ def test_cpu_alone_is_enough_for_run(monkeypatch):
     assert report["ok"] is True
     assert [item["what"] for item in report["can"] if not item["ok"]] == [
         "base on a GPU (--provider CUDAExecutionProvider)",
-        "refiner on a GPU (--backend cuda)",
+        "run on a GPU without TensorRT (--backend cuda)",
         "TensorRT engines (crispseg build, --backend tensorrt)",
     ]
 
@@ -60,17 +60,20 @@ def examine(monkeypatch, **found):
     return {check["name"]: check for check in checks}, {can["what"]: can for can in doctor.abilities(checks)}
 
 
-def test_a_library_without_an_image_needs_a_compiler(monkeypatch):
-    bare = (True, "libcrispseg_cuda.so, g++ 12, no kernel image linked in")
-    checks, can = examine(monkeypatch, **{KERNELS: bare})
+def test_a_library_without_an_image_needs_nvrtc(monkeypatch):
+    use = "run on a GPU without TensorRT (--backend cuda)"
+    bare = (True, "libcrispseg_cuda.so, crispseg cuda, ABI 1, no kernels inside, no image")
+    checks, can = examine(monkeypatch, **{KERNELS: bare, COMPILER: (True, "NVRTC 12.6 at libnvrtc.so.12")})
     assert checks[KERNELS]["ok"]
-    assert "crispseg build compiles one" in checks[KERNELS]["found"]
-    assert can["refiner on a GPU (--backend cuda)"]["ok"]
+    assert "crispseg build" in checks[KERNELS]["found"]
+    assert can[use]["ok"]
     checks, can = examine(monkeypatch, **{KERNELS: bare, COMPILER: (False, "neither found")})
     assert not checks[KERNELS]["ok"]
     assert "crispseg[cuda]" in checks[KERNELS]["fix"]
-    assert can["refiner on a GPU (--backend cuda)"]["missing"] == [KERNELS]
-    linked = (True, "libcrispseg_cuda.so, g++ 12, kernel image linked in (900 KiB)")
+    assert can[use]["missing"] == [KERNELS]
+    checks, _ = examine(monkeypatch, **{KERNELS: bare, COMPILER: (True, "nvcc 12.6 at /usr/bin/nvcc")})
+    assert "nvcc is here now" in checks[KERNELS]["fix"]
+    linked = (True, "libcrispseg_cuda.so, crispseg cuda, ABI 1, kernels for 75 86 (image of 900 KiB)")
     checks, _ = examine(monkeypatch, **{KERNELS: linked, COMPILER: (False, "neither found")})
     assert checks[KERNELS]["ok"]
     assert checks[KERNELS]["fix"] is None
@@ -122,7 +125,7 @@ def test_gpu_probes_run_here_without_a_crash(monkeypatch):
     assert not ok
     assert found.startswith("CUDA driver: expected libcuda-that-is-not-there.so, found none")
     assert "install" not in found
-    for name in (COMPILER, "TensorRT plugin"):
+    for name in (COMPILER, KERNELS, "TensorRT plugin"):
         ok, found = doctor.probe(doctor_gpu.PROBES[name])
         assert "SyntaxError" not in found
         assert "NameError" not in found
