@@ -157,7 +157,9 @@ def _build(
     precision = wanted.spec["precision"]
     model = _read(bundle, getattr(bundle, role).file)
     if role == "refiner":
-        front = strip.strip_refiner(model, precision, pack or strip.pack_with_library(), wanted.spec["capacity"])
+        room = min(strip.SCRATCH, (options.workspace_mib or 1 << 20) << 20)
+        packer = pack or strip.pack_with_library()
+        front = strip.strip_refiner(model, precision, packer, wanted.spec["capacity"], room)
         options = _with(options, precision=precision, calibration=None, profiles={}, dla=None)
         registry.require_fields(trt, front.model)
     else:

@@ -141,7 +141,9 @@ def build_engine(
     config = builder.create_builder_config()
     held = _configure(trt, builder, network, config, options, strong)
     _add_profiles(trt, builder, network, config, options.profiles, what)
-    warm = timing.attach(config, options.timing_cache) if options.timing_cache is not None else False
+    measured, warm = None, False
+    if options.timing_cache is not None:
+        measured, warm = timing.attach(config, options.timing_cache)
     calibrator = _calibrate(trt, config, options)
     with _Ticker(what, progress) as ticker:
         monitor = compat.set_progress(trt, config, ticker.step) if progress is not None else None
@@ -160,7 +162,7 @@ def build_engine(
         "warnings": len([1 for severity, _ in log if severity == "warning"]),
     }
     if options.timing_cache is not None:
-        facts["timing_cache_bytes"] = timing.save(config, options.timing_cache)
+        facts["timing_cache_bytes"] = timing.save(config, measured, options.timing_cache)
     data = bytes(memoryview(plan))
     facts["bytes"] = len(data)
     return Built(data, facts)

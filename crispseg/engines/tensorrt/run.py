@@ -178,6 +178,7 @@ class TensorRTEngine:
 
     def set_profiler(self, profiler: Any) -> None:
         """Report every layer's time to ``profiler`` (compat.make_profiler). TensorRT synchronises for it."""
+        self._profiler = profiler  # TensorRT keeps no reference
         self._execution.profiler = profiler
         self._execution.enqueue_emits_profile = True
 

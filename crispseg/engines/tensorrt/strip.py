@@ -19,6 +19,8 @@ from crispseg.plugins.ops import BY_NAME, DOMAIN, PLUGIN_ATTRIBUTES, check_attri
 
 FP32, FP16, INT8 = 0, 1, 2
 TYPES = {"fp32": FP32, "fp16": FP16}
+# Scratch with which a convolution splits long sums over few rows; TensorRT has one workspace for all layers.
+SCRATCH = 32 << 20
 COLUMNS = {FP32: 1, FP16: 16, INT8: 32}  # rows of a type have a multiple of this many columns
 # (type, fp32 weight [K,cin,cout]) -> the kernels' bytes: csg_pack_weight.
 Pack = Callable[[int, np.ndarray], bytes]
@@ -42,7 +44,7 @@ class Stripped:
     plugins: Tuple[str, ...]
 
 
-def strip_refiner(model: ModelProto, precision: str, pack: Pack, capacity: int = 0) -> Stripped:
+def strip_refiner(model: ModelProto, precision: str, pack: Pack, capacity: int = 0, scratch: int = SCRATCH) -> Stripped:
     """Rewrite a refiner for the plugins; the model given is left alone.
 
     Args:
@@ -50,13 +52,14 @@ def strip_refiner(model: ModelProto, precision: str, pack: Pack, capacity: int =
         precision: "fp32" or "fp16": rows and weights between the ops. Logits and the ensembler stay fp32.
         pack: weights -> bytes of the kernels.
         capacity: most active pixels, 0 = as exported.
+        scratch: bytes of workspace that a convolution may use; at most what the builder allows a layer.
 
     Raises:
         UnsupportedOp: a node outside the contract, or one whose weights are not in the file.
     """
     if precision not in TYPES:
         raise UnsupportedOp("refiner: precision %s: expected fp32 or fp16" % precision)
-    return _Strip(model, TYPES[precision], pack, capacity).run()
+    return _Strip(model, TYPES[precision], pack, capacity, scratch).run()
 
 
 def describe(model: ModelProto) -> Stripped:
@@ -70,8 +73,8 @@ def words(nbytes: int) -> int:
 
 
 class _Strip:
-    def __init__(self, model: ModelProto, kind: int, pack: Pack, capacity: int) -> None:
-        self.source, self.kind, self.pack, self.capacity = model, kind, pack, capacity
+    def __init__(self, model: ModelProto, kind: int, pack: Pack, capacity: int, scratch: int) -> None:
+        self.source, self.kind, self.pack, self.capacity, self.scratch = model, kind, pack, capacity, scratch
         self.arrays: Dict[str, np.ndarray] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self.rows: Dict[str, Rows] = {}
         self.orders: Dict[str, str] = {}  # output `up` of a DownMap -> its output `order`
@@ -188,7 +191,7 @@ class _Strip:
         self.rows.update((name, out) for name in outputs if name)
         extra = {"taps": taps, "cin": len(x.layout), "cout": len(out.layout), "packed": 1, "x_type": x.kind,
                  "residual_type": residual.kind if residual else FP32, "y_type": out.kind, "z1_type": out.kind,
-                 "z2_type": out.kind}  # fmt: skip
+                 "z2_type": out.kind, "workspace": self.scratch}  # fmt: skip
         return inputs, outputs, extra
 
     def ensemble(self, ins: Any, outs: Any, attributes: Any, where: str) -> Any:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Tuple
 
 from crispseg.errors import InputError
 
 MAX_BYTES = 1 << 30
 
 
-def attach(config: Any, path: Path) -> bool:
+def attach(config: Any, path: Path) -> Tuple[Any, bool]:
     """Give a builder configuration the measurements of ``path``.
 
     Returns:
-        False when there is no file, or it is of another TensorRT or GPU (the build then starts from nothing).
+        (cache, used): the cache, to be kept until :func:`save`; False when there is no file, or it is of another
+        TensorRT or GPU (the build then starts from nothing).
 
     Raises:
         InputError: the place cannot be read or written.
@@ -39,19 +40,23 @@ def attach(config: Any, path: Path) -> bool:
     cache = config.create_timing_cache(data)
     used = bool(data) and cache is not None and config.set_timing_cache(cache, False)
     if not used:
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-    return bool(used)
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache, bool(used)
 
 
-def save(config: Any, path: Path) -> int:
-    """Merge the configuration's measurements into ``path``; returns the size of the file in bytes.
+def save(config: Any, cache: Any, path: Path) -> int:
+    """Merge the measurements of a build into ``path``; returns the size of the file in bytes.
+
+    Args:
+        config: of the build.
+        cache: of :func:`attach`. Not config.get_timing_cache(): in the bindings of all versions that call hands out the
+            configuration's own cache as if the caller owned it (pybind11's default policy in pyCore.cpp).
+        path: the file.
 
     Raises:
         InputError: the file cannot be written.
     """
-    cache = config.get_timing_cache()
-    if cache is None:
-        return 0
     partial = path.with_name("%s.%d.partial" % (path.name, os.getpid()))
     try:
         with _locked(path):
