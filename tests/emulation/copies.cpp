@@ -157,11 +157,13 @@ EXPORT CUresult cuMemcpy2DAsync_v2(const Copy2D *copy, void *handle) {
   ENTER;
   Stream *stream = find_stream(handle);
   if (!stream) return invalid_handle;
-  if (!copy || copy->src_kind < 1 || copy->src_kind > 2 || copy->dst_kind < 1 || copy->dst_kind > 2) return invalid_value;
+  if (!copy || copy->src_kind < 1 || copy->src_kind > 2 || copy->dst_kind < 1 || copy->dst_kind > 2)
+    return invalid_value;
   if (!copy->width || !copy->height) return ok;
   const Copy2D c = *copy;
   if (c.src_x + c.width > c.src_pitch || c.dst_x + c.width > c.dst_pitch) return invalid_value;
-  const unsigned char *from = c.src_kind == 2 ? static_cast<unsigned char *>(pointer(c.src_device)) : static_cast<const unsigned char *>(c.src_host);
+  const unsigned char *from = c.src_kind == 2 ? static_cast<unsigned char *>(pointer(c.src_device))
+                                              : static_cast<const unsigned char *>(c.src_host);
   unsigned char *to = static_cast<unsigned char *>(c.dst_kind == 2 ? pointer(c.dst_device) : c.dst_host);
   from += c.src_y * c.src_pitch + c.src_x;
   to += c.dst_y * c.dst_pitch + c.dst_x;

@@ -59,14 +59,20 @@ const Error errors[] = {
     {error_launch_failed, "CUDA_ERROR_LAUNCH_FAILED", nullptr},
     {not_supported, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {capture_unsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
-    {capture_invalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
-    {capture_merge, "CUDA_ERROR_STREAM_CAPTURE_MERGE", "operation would result in a merge of separate capture sequences"},
+    {capture_invalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+     "operation failed due to a previous error during capture"},
+    {capture_merge, "CUDA_ERROR_STREAM_CAPTURE_MERGE",
+     "operation would result in a merge of separate capture sequences"},
     {capture_unmatched, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "capture was not ended in the same stream as it began"},
     {capture_unjoined, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capturing stream has unjoined work"},
-    {capture_isolation, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
-    {capture_implicit, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "operation would make the legacy stream depend on a capturing stream"},
-    {captured_event, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
-    {capture_wrong_thread, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "attempt to terminate a thread-local capture sequence from another thread"},
+    {capture_isolation, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION",
+     "dependency created on uncaptured work in another stream"},
+    {capture_implicit, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
+     "operation would make the legacy stream depend on a capturing stream"},
+    {captured_event, "CUDA_ERROR_CAPTURED_EVENT",
+     "operation not permitted on an event last recorded in a capturing stream"},
+    {capture_wrong_thread, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+     "attempt to terminate a thread-local capture sequence from another thread"},
 };
 const Error *find_error(int status) {
   for (const Error &e : errors)
@@ -90,7 +96,8 @@ EXPORT CUresult cuInit(unsigned flags) {
   if (state().initialized) return ok;
   const char *devices = std::getenv("CRISPSEG_EMULATION_DEVICES");
   if (devices && !std::strcmp(devices, "0")) return no_device;
-  const char *capability = std::getenv("CRISPSEG_EMULATION_CAPABILITY"), *eager = std::getenv("CRISPSEG_EMULATION_EAGER");
+  const char *capability = std::getenv("CRISPSEG_EMULATION_CAPABILITY"),
+             *eager = std::getenv("CRISPSEG_EMULATION_EAGER");
   if (capability && *capability) state().capability = std::atoi(capability);
   state().eager = eager && *eager == '1';
   // CRISPSEG_EMULATION_ORDER: forward, reverse, or a number (the seed of a shuffle).
@@ -308,21 +315,23 @@ EXPORT CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *h
   Function *function = find_function(handle);
   if (!function) return invalid_handle;
   if (!blocks || threads < 1) return invalid_value;
-  const int by_threads = 2048 / ((threads + 31) / 32 * 32), by_shared = (shared_optin() + 1024) / static_cast<int>(shared + 1024);
+  const int by_threads = 2048 / ((threads + 31) / 32 * 32),
+            by_shared = (shared_optin() + 1024) / static_cast<int>(shared + 1024);
   *blocks = threads > function->kernel->threads || shared > static_cast<size_t>(function->dynamic_limit) ? 0
             : by_threads < by_shared ? by_threads : by_shared;
   return ok;
 }
 
-EXPORT CUresult cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                               unsigned shared, void *stream_handle, void **parameters, void **extra) {
+EXPORT CUresult cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                               unsigned bz, unsigned shared, void *stream_handle, void **parameters, void **extra) {
   ENTER;
   Function *function = find_function(handle);
   Stream *stream = find_stream(stream_handle);
   if (!function || !stream) return invalid_handle;
   const uint64_t count = static_cast<uint64_t>(bx) * by * bz;
-  if (extra || !gx || !gy || !gz || !count || gx > 2147483647u || gy > 65535 || gz > 65535 || bx > 1024 || by > 1024 || bz > 64 ||
-      count > 1024 || shared > static_cast<unsigned>(function->dynamic_limit) || (function->kernel->arguments && !parameters))
+  if (extra || !gx || !gy || !gz || !count || gx > 2147483647u || gy > 65535 || gz > 65535 || bx > 1024 || by > 1024 ||
+      bz > 64 || count > 1024 || shared > static_cast<unsigned>(function->dynamic_limit) ||
+      (function->kernel->arguments && !parameters))
     return invalid_value;
   if (count > static_cast<uint64_t>(function->kernel->threads)) return launch_out_of_resources;
   // The arguments are copied now, as the real driver does.
@@ -348,7 +357,8 @@ EXPORT CUresult cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned 
 }
 
 // ---- test hooks ----
-// Text of the first damage to guard bytes that no call has reported, or of an error that nobody waited for; "" = all is well.
+// Text of the first damage to guard bytes that no call has reported, or of an error that nobody waited for; "" = all is
+// well.
 EXPORT const char *cs_emu_check() {
   static std::string text;
   std::lock_guard<std::recursive_mutex> lock(state().mutex);

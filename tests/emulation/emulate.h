@@ -42,8 +42,8 @@ template <class T> struct SharedSlot {  // no constructor: zero-initialised with
 
 inline unsigned lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31u; }
 
-// A collective of a warp: every lane brings a Slot; combine sees the slots of all lanes in `present` (others are null) and
-// writes the results into them.
+// A collective of a warp: every lane brings a Slot; combine sees the slots of all lanes in `present` (others are null)
+// and writes the results into them.
 template <class Slot, void (*combine)(Slot **, unsigned)> void collective(unsigned mask, Slot &mine, CS_EMU_HERE) {
   runtime->warp(mask, &mine, [](void **slots, unsigned present) { combine(reinterpret_cast<Slot **>(slots), present); },
                 file, line);
@@ -260,7 +260,8 @@ CS_DEVICE void __syncwarp(unsigned mask = 0xffffffffu, CS_EMU_HERE) {
 }
 template <class T> CS_DEVICE T __shfl_sync(unsigned mask, T v, int source, int width = 32, CS_EMU_HERE) {
   const unsigned lane = cs_emu::lane();
-  return cs_emu::shuffled(mask, v, (lane & ~(unsigned)(width - 1)) | ((unsigned)source & (unsigned)(width - 1)), file, line);
+  return cs_emu::shuffled(mask, v, (lane & ~(unsigned)(width - 1)) | ((unsigned)source & (unsigned)(width - 1)), file,
+                          line);
 }
 template <class T> CS_DEVICE T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, CS_EMU_HERE) {
   const unsigned lane = cs_emu::lane(), inside = lane & (unsigned)(width - 1);
@@ -280,8 +281,12 @@ CS_DEVICE unsigned __ballot_sync(unsigned mask, int predicate, CS_EMU_HERE) {
   cs_emu::collective<cs_emu::Vote, cs_emu::vote>(mask, slot, file, line);
   return slot.result;
 }
-CS_DEVICE int __any_sync(unsigned mask, int predicate, CS_EMU_HERE) { return __ballot_sync(mask, predicate, file, line) != 0; }
-CS_DEVICE int __all_sync(unsigned mask, int predicate, CS_EMU_HERE) { return __ballot_sync(mask, !predicate, file, line) == 0; }
+CS_DEVICE int __any_sync(unsigned mask, int predicate, CS_EMU_HERE) {
+  return __ballot_sync(mask, predicate, file, line) != 0;
+}
+CS_DEVICE int __all_sync(unsigned mask, int predicate, CS_EMU_HERE) {
+  return __ballot_sync(mask, !predicate, file, line) == 0;
+}
 template <class T> CS_DEVICE unsigned __match_any_sync(unsigned mask, T v, CS_EMU_HERE) {
   cs_emu::Match<T> slot{v, 0};
   cs_emu::collective<cs_emu::Match<T>, cs_emu::match<T>>(mask, slot, file, line);

@@ -1,9 +1,6 @@
 // The scheduler of emulated kernels: fibers, barriers, warp collectives, shared memory, and what goes wrong with them.
 #include "execute.h"
 
-#include <pthread.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <sys/mman.h>
 
 #include <cstdarg>
@@ -11,9 +8,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <numeric>
 #include <vector>
 
+#include "fault.h"
 #include "fiber.h"
 #include "guards.h"
 
@@ -24,7 +21,8 @@ constexpr size_t page = 4096, stack_bytes = 128 * 1024;
 constexpr int illegal_address = 700, launch_failed = 719;
 
 enum class State : unsigned char { ready, running, barrier, warp, spinning, done };
-const char *const state_names[] = {"ready", "running", "at a barrier", "at a warp collective", "waiting for another block", "done"};
+const char *const state_names[] = {
+    "ready", "running", "at a barrier", "at a warp collective", "waiting for another block", "done"};
 
 struct Thread {
   State state;
@@ -72,11 +70,6 @@ Order order = Order::forward;
 uint64_t seed;
 
 Runtime table;
-sigjmp_buf escape;
-volatile sig_atomic_t escaping;
-pthread_t runner;
-void *fault_address;
-int fault_signal;
 
 __attribute__((format(printf, 2, 3))) void fail(int status, const char *format, ...) {
   if (failure.status) return;
@@ -85,7 +78,8 @@ __attribute__((format(printf, 2, 3))) void fail(int status, const char *format, 
   va_start(args, format);
   std::vsnprintf(text, sizeof text, format, args);
   va_end(args);
-  std::snprintf(where, sizeof where, "kernel %s, block (%u,%u,%u): ", launch->kernel->name, block_index.x, block_index.y, block_index.z);
+  std::snprintf(where, sizeof where, "kernel %s, block (%u,%u,%u): ", launch->kernel->name, block_index.x,
+                block_index.y, block_index.z);
   failure = {status, std::string(where) + text};
 }
 
@@ -128,7 +122,8 @@ int barrier(int predicate, const char *file, int line) {
   t.file = file;
   t.line = line;
   if (finished > 0) {
-    fail(launch_failed, "%s waits at the barrier %s:%d, %d threads have left the kernel: every thread of the block must reach it",
+    fail(launch_failed,
+         "%s waits at the barrier %s:%d, %d threads have left the kernel: every thread of the block must reach it",
          name(t).c_str(), file, line, finished);
     abandon();
   }
@@ -136,8 +131,8 @@ int barrier(int predicate, const char *file, int line) {
     barrier_file = file;
     barrier_line = line;
   } else if (line != barrier_line || std::strcmp(file, barrier_file)) {
-    fail(launch_failed, "%s waits at the barrier %s:%d, others at %s:%d: barriers must not diverge", name(t).c_str(), file, line,
-         barrier_file, barrier_line);
+    fail(launch_failed, "%s waits at the barrier %s:%d, others at %s:%d: barriers must not diverge", name(t).c_str(),
+         file, line, barrier_file, barrier_line);
     abandon();
   }
   positive += predicate != 0;
@@ -165,8 +160,8 @@ void warp_collective(unsigned mask, void *slot, Combine combine, const char *fil
   const unsigned lane = current % 32;
   Warp &warp = warps[index];
   if (!(mask >> lane & 1u)) {
-    fail(launch_failed, "%s calls a warp collective at %s:%d with mask %08x, which lacks its own lane %u", name(t).c_str(), file,
-         line, mask, lane);
+    fail(launch_failed, "%s calls a warp collective at %s:%d with mask %08x, which lacks its own lane %u",
+         name(t).c_str(), file, line, mask, lane);
     abandon();
   }
   Group *group = nullptr;
@@ -181,8 +176,8 @@ void warp_collective(unsigned mask, void *slot, Combine combine, const char *fil
     }
     *group = Group{mask, 0, combine, {}};
   } else if (group->combine != combine) {
-    fail(launch_failed, "%s: lanes of one warp (mask %08x) are in different collectives, this one at %s:%d", name(t).c_str(), mask,
-         file, line);
+    fail(launch_failed, "%s: lanes of one warp (mask %08x) are in different collectives, this one at %s:%d",
+         name(t).c_str(), mask, file, line);
     abandon();
   }
   group->arrived |= 1u << lane;
@@ -247,7 +242,8 @@ void finish(int index) {
   free_stacks.push_back(t.stack);
   ++finished;
   if (arrived > 0) {
-    fail(launch_failed, "%s has left the kernel, %d threads wait at the barrier %s:%d: every thread of the block must reach it",
+    fail(launch_failed,
+         "%s has left the kernel, %d threads wait at the barrier %s:%d: every thread of the block must reach it",
          name(t).c_str(), arrived, barrier_file, barrier_line);
     return;
   }
@@ -263,26 +259,12 @@ void report_deadlock() {
   for (const Thread &t : threads) {
     if (t.state == State::done || shown == 3) continue;
     char row[400];
-    std::snprintf(row, sizeof row, " %s is %s (%s:%d);", name(t).c_str(), state_names[static_cast<int>(t.state)], t.file, t.line);
+    std::snprintf(row, sizeof row, " %s is %s (%s:%d);", name(t).c_str(), state_names[static_cast<int>(t.state)],
+                  t.file, t.line);
     text += row;
     ++shown;
   }
   fail(launch_failed, "%s a barrier or collective is not reached by all", text.c_str());
-}
-
-uint64_t coprime_step(uint64_t n) {
-  if (n < 3) return 1;
-  uint64_t step = (seed * 2654435761u + 12345) % n;
-  while (step == 0 || std::gcd(step, n) != 1) step = step + 1 == n ? 1 : step + 1;
-  return step;
-}
-
-uint64_t permuted(uint64_t i, uint64_t n, uint64_t step) {
-  switch (order) {
-    case Order::reverse: return n - 1 - i;
-    case Order::shuffle: return static_cast<uint64_t>((static_cast<unsigned __int128>(i) * step + seed) % n);
-    default: return i;
-  }
 }
 
 void run_block() {
@@ -325,8 +307,8 @@ void run_block() {
     if (t.state == State::spinning) {
       ready.push_back(current);
       if (++idle > 20000 + 100 * n) {
-        fail(launch_failed, "%s waits for another block, which does not run before this one ends (%s order of blocks)", name(t).c_str(),
-             order == Order::forward ? "forward" : "another than the forward");
+        fail(launch_failed, "%s waits for another block, which does not run before this one ends (%s order of blocks)",
+             name(t).c_str(), order == Order::forward ? "forward" : "another than the forward");
         return;
       }
       continue;
@@ -354,29 +336,17 @@ void check_shared() {
     fail(illegal_address, "wrote past the dynamic shared memory of %zu bytes", launch->dynamic_shared);
   if (total > 48 * 1024) fail(launch_failed, "%zu bytes of static shared memory, at most 49152 are possible", total);
   if (total + launch->dynamic_shared > launch->shared_limit)
-    fail(launch_failed, "%zu static and %zu dynamic bytes of shared memory, a block may have %zu", total, launch->dynamic_shared,
-         launch->shared_limit);
-}
-
-struct sigaction previous[3];
-const int signals[3] = {SIGSEGV, SIGBUS, SIGFPE};
-
-void on_fault(int signal, siginfo_t *info, void *) {
-  if (escaping && pthread_equal(pthread_self(), runner)) {
-    fault_address = info->si_addr;
-    fault_signal = signal;
-    siglongjmp(escape, 1);
-  }
-  for (int i = 0; i < 3; ++i)
-    if (signals[i] == signal) sigaction(signal, &previous[i], nullptr);
+    fail(launch_failed, "%zu static and %zu dynamic bytes of shared memory, a block may have %zu", total,
+         launch->dynamic_shared, launch->shared_limit);
 }
 
 void run_grid() {
   const uint64_t n = static_cast<uint64_t>(launch->grid.x) * launch->grid.y * launch->grid.z;
-  const uint64_t step = coprime_step(n);
+  const Permutation permuted(order, seed, n);
   for (uint64_t i = 0; i < n; ++i) {
-    const uint64_t b = permuted(i, n, step);
-    block_index = {static_cast<unsigned>(b % launch->grid.x), static_cast<unsigned>(b / launch->grid.x % launch->grid.y),
+    const uint64_t b = permuted(i);
+    block_index = {static_cast<unsigned>(b % launch->grid.x),
+                   static_cast<unsigned>(b / launch->grid.x % launch->grid.y),
                    static_cast<unsigned>(b / launch->grid.x / launch->grid.y)};
     run_block();
     if (failure.status) return;
@@ -404,37 +374,23 @@ Failure execute(const Launch &what) {
   threads.resize(static_cast<size_t>(n));
   warps.resize(static_cast<size_t>((n + 31) / 32));
   permutation.resize(static_cast<size_t>(n));
-  const uint64_t step = coprime_step(static_cast<uint64_t>(n));
-  for (int i = 0; i < n; ++i) permutation[static_cast<size_t>(i)] = static_cast<int>(permuted(static_cast<uint64_t>(i), static_cast<uint64_t>(n), step));
-  if (dynamic_memory.size() < what.dynamic_shared + shared_guard + 256) dynamic_memory.resize(what.dynamic_shared + shared_guard + 256);
-  dynamic_base = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(dynamic_memory.data()) + 127) & ~uintptr_t(127));
+  const Permutation permuted(order, seed, static_cast<uint64_t>(n));
+  for (int i = 0; i < n; ++i)
+    permutation[static_cast<size_t>(i)] = static_cast<int>(permuted(static_cast<uint64_t>(i)));
+  if (dynamic_memory.size() < what.dynamic_shared + shared_guard + 256)
+    dynamic_memory.resize(what.dynamic_shared + shared_guard + 256);
+  dynamic_base =
+      reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(dynamic_memory.data()) + 127) & ~uintptr_t(127));
   *what.image->block_dim = what.block;
   *what.image->grid_dim = what.grid;
 
-  // A fault inside a kernel ends the launch, not the process. Its handler needs a stack of its own: the fiber's may be full.
-  static std::vector<unsigned char> signal_stack(64 * 1024);
-  stack_t alternate{}, old_alternate{};
-  alternate.ss_sp = signal_stack.data();
-  alternate.ss_size = signal_stack.size();
-  sigaltstack(&alternate, &old_alternate);
-  struct sigaction action{};
-  action.sa_sigaction = on_fault;
-  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-  sigemptyset(&action.sa_mask);
-  for (int i = 0; i < 3; ++i) sigaction(signals[i], &action, &previous[i]);
-  runner = pthread_self();
-  if (sigsetjmp(escape, 1) == 0) {
-    escaping = 1;
-    run_grid();
-  } else if (fault_signal == SIGFPE) {
+  // A fault inside a kernel ends the launch, not the process.
+  const Fault fault = run_guarded(run_grid);
+  if (fault.signal == SIGFPE)
     fail(launch_failed, "%s divides an integer by zero", name(threads[static_cast<size_t>(current)]).c_str());
-  } else {
-    fail(illegal_address, "%s reads or writes address %p, which is %s", name(threads[static_cast<size_t>(current)]).c_str(),
-         fault_address, describe_address(fault_address).c_str());
-  }
-  escaping = 0;
-  for (int i = 0; i < 3; ++i) sigaction(signals[i], &previous[i], nullptr);
-  sigaltstack(&old_alternate, nullptr);
+  else if (fault.signal)
+    fail(illegal_address, "%s reads or writes address %p, which is %s",
+         name(threads[static_cast<size_t>(current)]).c_str(), fault.address, describe_address(fault.address).c_str());
   if (failure.status) reset_stacks();
   launch = nullptr;
   return failure;

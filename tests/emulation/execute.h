@@ -3,11 +3,10 @@
 #include <cstdint>
 #include <string>
 
+#include "order.h"
 #include "runtime.h"
 
 namespace cs_emu {
-
-enum class Order { forward, reverse, shuffle };
 
 struct Failure {
   int status;  // CUresult; 0 = none

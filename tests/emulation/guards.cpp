@@ -18,7 +18,8 @@ constexpr unsigned char fence = 0xe7;
 struct Allocation {
   unsigned char *base;  // of the mapping
   size_t mapped, bytes;
-  unsigned char *fence_begin, *fence_end;  // guard bytes before the memory start at fence_begin, those after end at fence_end
+  unsigned char *fence_begin,
+      *fence_end;  // guard bytes before the memory start at fence_begin, those after end at fence_end
   bool reported;
 };
 
@@ -43,9 +44,11 @@ std::string damage(uintptr_t address, Allocation &a) {
   unsigned char *p = reinterpret_cast<unsigned char *>(address);
   char text[160] = "";
   for (unsigned char *q = a.fence_begin; q < p && !*text; ++q)
-    if (*q != fence) std::snprintf(text, sizeof text, "%td bytes before an allocation of %zu bytes were written", p - q, a.bytes);
+    if (*q != fence)
+      std::snprintf(text, sizeof text, "%td bytes before an allocation of %zu bytes were written", p - q, a.bytes);
   for (unsigned char *q = p + a.bytes; q < a.fence_end && !*text; ++q)
-    if (*q != fence) std::snprintf(text, sizeof text, "byte %td of an allocation of %zu bytes was written", q - p, a.bytes);
+    if (*q != fence)
+      std::snprintf(text, sizeof text, "byte %td of an allocation of %zu bytes was written", q - p, a.bytes);
   if (*text && a.reported) return "";
   if (*text) a.reported = true;
   return text;
@@ -89,7 +92,8 @@ void *device_alloc(size_t bytes) {
   std::memset(p - front, fence, front);
   poison(p, bytes);
   std::memset(p + bytes, fence, static_cast<size_t>(end - (p + bytes)));
-  device[reinterpret_cast<uintptr_t>(p)] = {static_cast<unsigned char *>(base), body + 2 * moat, bytes, p - front, end, false};
+  device[reinterpret_cast<uintptr_t>(p)] = {
+      static_cast<unsigned char *>(base), body + 2 * moat, bytes, p - front, end, false};
   used += bytes;
   return p;
 }
@@ -149,7 +153,8 @@ std::string describe_address(const void *p) {
   }
   if (!nearest) return "far from any allocation";
   char text[160];
-  if (address < start) std::snprintf(text, sizeof text, "%zu bytes before an allocation of %zu bytes", start - address, nearest->bytes);
+  if (address < start)
+    std::snprintf(text, sizeof text, "%zu bytes before an allocation of %zu bytes", start - address, nearest->bytes);
   else std::snprintf(text, sizeof text, "byte %zu of an allocation of %zu bytes", address - start, nearest->bytes);
   return text;
 }

@@ -1,4 +1,5 @@
-// The kernel table of an emulated image. CS_EMU_TABLE names the list of kernels; it is kernels/table.h for the product's.
+// The kernel table of an emulated image. CS_EMU_TABLE names the list of kernels; it is kernels/table.h for the
+// product's.
 #include <utility>
 
 #include "base.cuh"
@@ -12,7 +13,10 @@ template <auto F> struct Invoker;
 template <class... A, void (*F)(A...)> struct Invoker<F> {
   static constexpr int count = sizeof...(A);
   static constexpr unsigned short sizes[sizeof...(A) + 1] = {sizeof(A)..., 0};
-  template <size_t... I> static void call(void **arguments, std::index_sequence<I...>) { F(*static_cast<A *>(arguments[I])...); }
+  template <size_t... I>
+  static void call(void **arguments, std::index_sequence<I...>) {
+    F(*static_cast<A *>(arguments[I])...);
+  }
   static void invoke(void **arguments) { call(arguments, std::make_index_sequence<sizeof...(A)>()); }
 };
 

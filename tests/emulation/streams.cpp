@@ -7,7 +7,8 @@
 namespace cs_emu {
 
 int64_t now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 Stream *find_stream(void *handle) {
@@ -259,7 +260,9 @@ EXPORT CUresult cuEventRecordWithFlags(void *handle, void *stream_handle, unsign
   return record(event, stream, flags == 1);
 }
 
-EXPORT CUresult cuEventRecord(void *handle, void *stream_handle) { return cuEventRecordWithFlags(handle, stream_handle, 0); }
+EXPORT CUresult cuEventRecord(void *handle, void *stream_handle) {
+  return cuEventRecordWithFlags(handle, stream_handle, 0);
+}
 
 EXPORT CUresult cuEventSynchronize(void *handle) {
   ENTER;

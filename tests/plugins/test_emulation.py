@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 from ctypes import byref, c_int, c_int64, c_size_t, c_uint, c_ulonglong, c_void_p
 
@@ -338,6 +339,7 @@ def test_forks_of_a_capture_must_join(bench):
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
 def test_memory_is_poisoned_checked_and_finite(bench):
+    gc.collect()  # of earlier tests
     live = bench.hooks.live()
     buffer = bench.context.alloc(1000)
     assert buffer.address % 256 == 0

@@ -1,12 +1,13 @@
 // What every kernel file includes: launch and memory macros, warp helpers, half conversion.
 //
 // Two worlds compile the kernels: nvcc or NVRTC for a GPU, and g++ with CS_EMULATE for tests on a machine without one
-// (tests/emulation runs every thread of a block as a fiber). Kernels are CUDA C++17 without host headers. Both worlds know
-// threadIdx, blockIdx, blockDim, gridDim, the vector types (uint4, float2, make_...), __shfl_*_sync, __ballot_sync, __popc, __clz,
-// __ffs, __ldg, __float_as_uint, min, max, fmaf, __expf, ..., atomics on integers. They differ in these:
+// (tests/emulation runs every thread of a block as a fiber). Kernels are CUDA C++17 without host headers. Both worlds
+// know threadIdx, blockIdx, blockDim, gridDim, the vector types (uint4, float2, make_...), __shfl_*_sync,
+// __ballot_sync, __popc, __clz, __ffs, __ldg, __float_as_uint, min, max, fmaf, __expf, ..., atomics on integers. They
+// differ in these:
 //   CS_GLOBAL void CS_LAUNCH_BOUNDS(256) csk_name(...)   a kernel; it also needs its line in table.h
 //   CS_DEVICE                                          a device function
-//   CS_SHARED(float, tile, [16][17]);                  float tile[16][17] in shared memory; CS_SHARED(int, total, ); one int
+//   CS_SHARED(float, tile, [16][17]);                  float tile[16][17] in shared memory; one int: (int, total, )
 //   CS_DYNAMIC_SHARED(uint4, buffer);                  uint4 *buffer = the dynamic shared memory, aligned to 128 bytes
 //   CS_CONSTANT                                        constant memory
 //   cs_sync()                                          the barrier of the block; every thread reaches the same one
@@ -102,8 +103,9 @@ CS_DEVICE int cs_warp_scan(int v) {
   return v;
 }
 
-// Sum of v over the threads before this one in a one-dimensional block of `threads` (a multiple of 32, at most 1024); *total =
-// over all. scratch: 33 ints of shared memory. Every thread of the block calls it; the barriers inside make reuse of scratch safe.
+// Sum of v over the threads before this one in a one-dimensional block of `threads` (a multiple of 32, at most 1024);
+// *total = over all. scratch: 33 ints of shared memory. Every thread of the block calls it; the barriers inside make
+// reuse of scratch safe.
 CS_DEVICE int cs_block_scan(int v, int threads, int *scratch, int *total) {
   const int lane = cs_lane(), warp = cs_warp(), warps = threads >> 5;
   const int inclusive = cs_warp_scan(v);

@@ -1,8 +1,8 @@
 // Every kernel, once: CS_KERNEL(name, threads, capability, (parameter types)).
 //   threads     most threads of a block (what CS_LAUNCH_BOUNDS says at its definition)
 //   capability  lowest compute capability of which an image has this kernel: 72, or 80 for kernels under CS_ARCH >= 800
-//   parameters  by value and trivially copyable; launch() converts its arguments to these types, and the prototype that the
-//               kernels see is made from them too, so that a definition with other parameters does not compile
+//   parameters  by value and trivially copyable; launch() converts its arguments to these types, and the prototype that
+//               the kernels see is made from them too, so that a definition with other parameters does not compile
 // Structures that are passed by value are declared in params.h.
 #ifndef CS_KERNEL
 #error "define CS_KERNEL(name, threads, capability, parameters) before including table.h; this file has no guard"

@@ -46,8 +46,9 @@ int load_kernel(csg_context *ctx, int index) {
     if (result != CUDA_SUCCESS) return fail_driver(cu, result, "cuFuncGetAttribute");
   }
   if (loaded.threads < info.threads)
-    return fail(CSG_UNSUPPORTED, "kernel %s: expected blocks of %d threads, the device takes %d (%d registers a thread)",
-                info.name, info.threads, loaded.threads, loaded.registers);
+    return fail(CSG_UNSUPPORTED,
+                "kernel %s: expected blocks of %d threads, the device takes %d (%d registers a thread)", info.name,
+                info.threads, loaded.threads, loaded.registers);
   loaded.dynamic_limit = default_shared_limit - loaded.shared;
   // More than 48 KiB only for kernels that ask for it. Set here once: a launch changes no state.
   if (ctx->shared_limit > default_shared_limit) {
@@ -77,7 +78,8 @@ int set_up(csg_context *ctx, const void *image) {
   const Driver *cu = ctx->cu;
   CUresult result = cu->cuCtxGetCurrent(&ctx->context);
   if (result != CUDA_SUCCESS) return fail_driver(cu, result, "cuCtxGetCurrent");
-  if (!ctx->context) return fail(CSG_BAD_ARGUMENT, "csg_create: expected a current CUDA context on this thread, found none");
+  if (!ctx->context)
+    return fail(CSG_BAD_ARGUMENT, "csg_create: expected a current CUDA context on this thread, found none");
   CUdevice device = 0;
   result = cu->cuCtxGetDevice(&device);
   if (result != CUDA_SUCCESS) return fail_driver(cu, result, "cuCtxGetDevice");
@@ -96,14 +98,16 @@ int set_up(csg_context *ctx, const void *image) {
   char name[128] = "";
   cu->cuDeviceGetName(name, sizeof name, device);
   if (ctx->capability < 72)
-    return fail(CSG_UNSUPPORTED, "%s has compute capability %d.%d, expected 7.2 or higher; use --backend native", name, major,
-                minor);
+    return fail(CSG_UNSUPPORTED, "%s has compute capability %d.%d, expected 7.2 or higher; use --backend native", name,
+                major, minor);
   result = cu->cuModuleLoadData(&ctx->module, image);
   if (result != CUDA_SUCCESS) {
     char what[256];
-    std::snprintf(what, sizeof what,
-                  "kernel image: it does not load on %s (compute capability %d.%d); compile it for this device with crispseg "
-                  "build", name, major, minor);
+    std::snprintf(
+        what, sizeof what,
+        "kernel image: it does not load on %s (compute capability %d.%d); compile it for this device with crispseg "
+        "build",
+        name, major, minor);
     const int status = fail_driver(cu, result, what);
     return result == CUDA_ERROR_NO_BINARY_FOR_GPU ? CSG_UNSUPPORTED : status;
   }
@@ -112,8 +116,8 @@ int set_up(csg_context *ctx, const void *image) {
   return CSG_OK;
 }
 
-// Images are opaque to us but for their first bytes. A null-terminated text (PTX) or a self-describing binary is all that
-// cuModuleLoadData takes: it gets no size, so that a truncated file would make it read past the end.
+// Images are opaque to us but for their first bytes. A null-terminated text (PTX) or a self-describing binary is all
+// that cuModuleLoadData takes: it gets no size, so that a truncated file would make it read past the end.
 bool plausible(const unsigned char *image, size_t bytes) {
   if (bytes < 64) return false;
   const bool elf = !std::memcmp(image, "\x7f" "ELF", 4);
@@ -164,28 +168,30 @@ int launch_raw(const csg_context *ctx, KernelId id, Dim grid, Dim block, size_t 
 int resident_blocks(const csg_context *ctx, KernelId id, int threads, size_t shared_bytes) {
   const LoadedKernel &loaded = ctx->kernels[static_cast<int>(id)];
   int blocks = 1;
-  if (!loaded.function ||
-      ctx->cu->cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, loaded.function, threads, shared_bytes) != CUDA_SUCCESS)
+  if (!loaded.function || ctx->cu->cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, loaded.function, threads,
+                                                                               shared_bytes) != CUDA_SUCCESS)
     blocks = 1;
   return (blocks > 1 ? blocks : 1) * (ctx->multiprocessors > 1 ? ctx->multiprocessors : 1);
 }
 
 int fill_bytes(const csg_context *ctx, csg_stream stream, void *d_p, unsigned char value, size_t bytes) {
   if (bytes == 0) return CSG_OK;
-  const CUresult result = ctx->cu->cuMemsetD8Async(reinterpret_cast<CUdeviceptr>(d_p), value, bytes, static_cast<CUstream>(stream));
+  const CUresult result =
+      ctx->cu->cuMemsetD8Async(reinterpret_cast<CUdeviceptr>(d_p), value, bytes, static_cast<CUstream>(stream));
   return result == CUDA_SUCCESS ? CSG_OK : fail_driver(ctx->cu, result, "cuMemsetD8Async");
 }
 
 int fill_words(const csg_context *ctx, csg_stream stream, void *d_p, uint32_t value, size_t words) {
   if (words == 0) return CSG_OK;
-  const CUresult result = ctx->cu->cuMemsetD32Async(reinterpret_cast<CUdeviceptr>(d_p), value, words, static_cast<CUstream>(stream));
+  const CUresult result =
+      ctx->cu->cuMemsetD32Async(reinterpret_cast<CUdeviceptr>(d_p), value, words, static_cast<CUstream>(stream));
   return result == CUDA_SUCCESS ? CSG_OK : fail_driver(ctx->cu, result, "cuMemsetD32Async");
 }
 
 int copy_bytes(const csg_context *ctx, csg_stream stream, void *d_to, const void *d_from, size_t bytes) {
   if (bytes == 0) return CSG_OK;
-  const CUresult result = ctx->cu->cuMemcpyDtoDAsync_v2(reinterpret_cast<CUdeviceptr>(d_to), reinterpret_cast<CUdeviceptr>(d_from),
-                                                        bytes, static_cast<CUstream>(stream));
+  const CUresult result = ctx->cu->cuMemcpyDtoDAsync_v2(
+      reinterpret_cast<CUdeviceptr>(d_to), reinterpret_cast<CUdeviceptr>(d_from), bytes, static_cast<CUstream>(stream));
   return result == CUDA_SUCCESS ? CSG_OK : fail_driver(ctx->cu, result, "cuMemcpyDtoDAsync");
 }
 
@@ -221,15 +227,18 @@ csg_context *csg_create(const void *image, size_t bytes) {
     image = csg_embedded_image(&bytes);
     if (!image) {
       fail(CSG_UNSUPPORTED,
-           "kernel image: none was given and this library was built without nvcc; make one with crispseg build --backend cuda");
+           "kernel image: none was given and this library was built without nvcc; make one with crispseg build "
+           "--backend cuda");
       return nullptr;
     }
   }
   const Driver *cu = driver();
   if (!cu) return nullptr;
   if (!plausible(static_cast<const unsigned char *>(image), bytes)) {
-    fail(CSG_BAD_ARGUMENT, "kernel image: expected a whole cubin, fatbin or PTX text, found %zu bytes of something else; make it "
-         "again with crispseg build", bytes);
+    fail(CSG_BAD_ARGUMENT,
+         "kernel image: expected a whole cubin, fatbin or PTX text, found %zu bytes of something else; make it "
+         "again with crispseg build",
+         bytes);
     return nullptr;
   }
   std::unique_ptr<csg_context> ctx(new (std::nothrow) csg_context());

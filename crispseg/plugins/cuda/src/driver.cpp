@@ -65,12 +65,17 @@ const Driver *driver() {
   CRISPSEG_DRIVER_FUNCTIONS(CRISPSEG_LOOK_UP)
 #undef CRISPSEG_LOOK_UP
   if (missing) {
-    fail(CSG_NO_DRIVER, "CUDA driver: expected %s in %s, found none; update the driver to CUDA 11.4 or newer", missing, name);
+    fail(CSG_NO_DRIVER, "CUDA driver: expected %s in %s, found none; update the driver to CUDA 11.4 or newer", missing,
+         name);
     return nullptr;
   }
   const CUresult result = found.cuInit(0);
   if (result != CUDA_SUCCESS) {
-    fail_driver(&found, result, "cuInit");
+    const char *code = nullptr, *text = nullptr;
+    found.cuGetErrorName(result, &code);
+    found.cuGetErrorString(result, &text);
+    fail(CSG_NO_DRIVER, "CUDA driver: cuInit: %s: %s; check nvidia-smi (on Jetson: tegrastats), or use --backend native",
+         code ? code : "unknown error", text ? text : "no description");
     return nullptr;
   }
   return &(drivers[name] = found);

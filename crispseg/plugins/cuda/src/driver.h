@@ -33,26 +33,26 @@ enum {  // CUfunction_attribute
   CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
 };
 
-#define CRISPSEG_DRIVER_FUNCTIONS(X)                                                                                   \
-  X(cuInit, (unsigned))                                                                                                \
-  X(cuGetErrorName, (CUresult, const char **))                                                                         \
-  X(cuGetErrorString, (CUresult, const char **))                                                                       \
-  X(cuCtxGetCurrent, (CUcontext *))                                                                                    \
-  X(cuCtxGetDevice, (CUdevice *))                                                                                      \
-  X(cuCtxPushCurrent_v2, (CUcontext))                                                                                  \
-  X(cuCtxPopCurrent_v2, (CUcontext *))                                                                                 \
-  X(cuDeviceGetAttribute, (int *, int, CUdevice))                                                                      \
-  X(cuDeviceGetName, (char *, int, CUdevice))                                                                          \
-  X(cuModuleLoadData, (CUmodule *, const void *))                                                                      \
-  X(cuModuleUnload, (CUmodule))                                                                                        \
-  X(cuModuleGetFunction, (CUfunction *, CUmodule, const char *))                                                       \
-  X(cuFuncGetAttribute, (int *, int, CUfunction))                                                                      \
-  X(cuFuncSetAttribute, (CUfunction, int, int))                                                                        \
-  X(cuOccupancyMaxActiveBlocksPerMultiprocessor, (int *, CUfunction, int, size_t))                                     \
-  X(cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void **, \
-                     void **))                                                                                         \
-  X(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                                \
-  X(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                                   \
+#define CRISPSEG_DRIVER_FUNCTIONS(X)                                                                                \
+  X(cuInit, (unsigned))                                                                                             \
+  X(cuGetErrorName, (CUresult, const char **))                                                                      \
+  X(cuGetErrorString, (CUresult, const char **))                                                                    \
+  X(cuCtxGetCurrent, (CUcontext *))                                                                                 \
+  X(cuCtxGetDevice, (CUdevice *))                                                                                   \
+  X(cuCtxPushCurrent_v2, (CUcontext))                                                                               \
+  X(cuCtxPopCurrent_v2, (CUcontext *))                                                                              \
+  X(cuDeviceGetAttribute, (int *, int, CUdevice))                                                                   \
+  X(cuDeviceGetName, (char *, int, CUdevice))                                                                       \
+  X(cuModuleLoadData, (CUmodule *, const void *))                                                                   \
+  X(cuModuleUnload, (CUmodule))                                                                                     \
+  X(cuModuleGetFunction, (CUfunction *, CUmodule, const char *))                                                    \
+  X(cuFuncGetAttribute, (int *, int, CUfunction))                                                                   \
+  X(cuFuncSetAttribute, (CUfunction, int, int))                                                                     \
+  X(cuOccupancyMaxActiveBlocksPerMultiprocessor, (int *, CUfunction, int, size_t))                                  \
+  X(cuLaunchKernel,                                                                                                 \
+    (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void **, void **)) \
+  X(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                             \
+  X(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                                \
   X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream))
 
 struct Driver {
@@ -61,8 +61,8 @@ struct Driver {
 #undef CRISPSEG_DECLARE
 };
 
-// The driver, opened and initialised, or nullptr with the error set. Opened once a process; a failure is tried again at the
-// next call. $CRISPSEG_LIBCUDA names another library than libcuda.so.1.
+// The driver, opened and initialised, or nullptr with the error set. Opened once a process; a failure is tried again at
+// the next call. $CRISPSEG_LIBCUDA names another library than libcuda.so.1.
 const Driver *driver();
 
 // Sets csg_last_error and returns status.

@@ -3,7 +3,8 @@
 //   return launch(ctx, kernel::csk_fill_u32, grid, 256, 0, stream, p, value, n);
 //
 // enqueues one kernel and returns CSG_OK, or a negative status with csg_last_error set. Arguments are converted to the
-// parameter types of kernels/table.h; void pointers become typed ones. Nothing waits or allocates: everything is capturable.
+// parameter types of kernels/table.h; void pointers become typed ones. Nothing waits or allocates: everything is
+// capturable.
 #pragma once
 #include <string>
 #include <type_traits>
