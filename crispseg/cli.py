@@ -39,10 +39,12 @@ app = typer.Typer(
 
 
 class Backend(str, Enum):
-    """Engines for the refiner."""
+    """Where the networks run."""
 
     native = "native"
     onnxruntime = "onnxruntime"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
 
 
 class Fit(str, Enum):
@@ -62,7 +64,12 @@ INPUT = typer.Argument(
 )
 OUT = typer.Option(..., "-o", "--out", help="folder for the results", show_default=False)
 SAVE = typer.Option("labels,overlay", "--save", help="any of labels,overlay,color,confidence")
-BACKEND = typer.Option(Backend.native, "--backend", help="engine of the refiner")
+BACKEND = typer.Option(
+    Backend.native, "--backend", help="required, never substituted; cuda, tensorrt: after crispseg build"
+)
+PRECISION = typer.Option("", "--precision", help="fp32, fp16 or int8; default: fp16 on a GPU, else fp32")
+DEVICE = typer.Option(0, "--device", min=0, help="number of the GPU")
+BUDGET = typer.Option(None, "--budget-ms", help="refine so few pixels that no frame takes longer; measured first")
 PROVIDER = typer.Option("CPUExecutionProvider", "--provider", help="ONNX Runtime provider; required, never substituted")
 THREADS = typer.Option(0, "--threads", min=0, help="0 = all usable CPUs")
 FIT = typer.Option(Fit.auto, "--fit", help="frames of another size: auto = resize, letterbox if the aspect differs")
@@ -112,6 +119,9 @@ def run(
     backend: Backend = BACKEND,
     provider: str = PROVIDER,
     threads: int = THREADS,
+    precision: str = PRECISION,
+    device: int = DEVICE,
+    budget_ms: Optional[float] = BUDGET,
     fit: Fit = FIT,
     limit: Optional[int] = LIMIT,
     alpha: float = ALPHA,
@@ -138,6 +148,9 @@ def run(
             backend=backend.value,
             provider=provider,
             threads=threads,
+            precision=precision,
+            device=device,
+            budget_ms=budget_ms,
             fit=fit.value,
             limit=limit,
             alpha=alpha,
@@ -160,6 +173,9 @@ def latency(
     backend: Backend = BACKEND,
     provider: str = PROVIDER,
     threads: int = THREADS,
+    precision: str = PRECISION,
+    device: int = DEVICE,
+    budget_ms: Optional[float] = BUDGET,
     seconds: float = SECONDS,
     warmup: float = WARMUP,
     min_runs: int = MIN_RUNS,
@@ -182,6 +198,9 @@ def latency(
             backend=backend.value,
             provider=provider,
             threads=threads,
+            precision=precision,
+            device=device,
+            budget_ms=budget_ms,
             seconds=seconds,
             warmup=warmup,
             min_runs=min_runs,
@@ -200,6 +219,8 @@ def evaluate(
     backend: Backend = BACKEND,
     provider: str = PROVIDER,
     threads: int = THREADS,
+    precision: str = PRECISION,
+    device: int = DEVICE,
     limit: Optional[int] = LIMIT,
     boundary_ratio: float = RATIO,
     report: Optional[Path] = REPORT,
@@ -222,6 +243,8 @@ def evaluate(
             backend=backend.value,
             provider=provider,
             threads=threads,
+            precision=precision,
+            device=device,
             limit=limit,
             boundary_ratio=boundary_ratio,
             progress=progress,

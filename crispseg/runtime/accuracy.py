@@ -106,6 +106,8 @@ def evaluate(
     threads: int = 0,
     limit: int | None = None,
     boundary_ratio: float = BOUNDARY_RATIO,
+    precision: str = "",
+    device: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
     """Measures the base alone, the refined result and, on request, the base at full resolution on labelled frames.
@@ -116,12 +118,14 @@ def evaluate(
         labels: folder of 8-bit label maps with the stems of the images (Cityscapes endings are understood), or one
             label map. Ids are below the number of classes; the bundle's ignore label and the id just behind the
             classes (CamVid's "unlabelled") are ignored.
-        backend: "native" or "onnxruntime", for the refiner.
+        backend: "native", "onnxruntime", "cuda" or "tensorrt", see :func:`open_pipeline`.
         provider: ONNX Runtime provider of the base.
         baseline: also run ``baseline.onnx``.
         threads: 0 = all usable CPUs.
         limit: use only the first ``limit`` frames in name order.
         boundary_ratio: share of the image diagonal that counts as boundary.
+        precision: "" = the backend's usual one.
+        device: number of the GPU.
         progress: called with (frames done, frames in all).
 
     Returns:
@@ -143,7 +147,13 @@ def evaluate(
         )
     pairs = pair_files(images, labels)[: limit or None]
     names = [info.name for info in bundle.classes]
-    common: dict = {"backend": backend, "provider": provider, "threads": threads}
+    common: dict = {
+        "backend": backend,
+        "provider": provider,
+        "threads": threads,
+        "precision": precision,
+        "device": device,
+    }
     # A pipeline's time goes into its base network; the refined result and the base alone need one run of it each.
     pipelines = {"base": open_pipeline(bundle, refine=False, **common)}
     if bundle.refiner is not None:

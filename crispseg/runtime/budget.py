@@ -20,6 +20,8 @@ from crispseg.errors import InputError
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Capacities that are measured, as shares of the most uncertain pixels of a frame."""
 REPEATS = 5
+_SOURCE_FRAMES = 4
+_SHARE = 0.01  # of the pixels: below, a source's frames say too little
 MIN_PIXELS = 64
 """Frames with fewer uncertain pixels say nothing about the time that one takes."""
 
@@ -111,6 +113,20 @@ def calibrate(pipeline: Any, frames: Sequence[np.ndarray], budget_ms: float, rep
         raise
     pipeline.set_capacity(choice.capacity)
     return choice
+
+
+def calibrate_on(pipeline: Any, source: Any, bundle: Any, budget_ms: float) -> Choice:
+    """:func:`calibrate` for a run: on the first frames of ``source``, which is opened a second time.
+
+    Rendered street scenes take their place for a live source, and for frames without uncertain pixels.
+    """
+    from crispseg.runtime.latency import load_frames
+
+    if source.kind != "live":
+        frames = load_frames(source.name, bundle.height, bundle.width, _SOURCE_FRAMES)[0]
+        if max(pipeline.run(frame).found for frame in frames) >= _SHARE * bundle.height * bundle.width:
+            return calibrate(pipeline, frames, budget_ms)
+    return calibrate(pipeline, load_frames(None, bundle.height, bundle.width, _SOURCE_FRAMES)[0], budget_ms)
 
 
 def summary(choice: Choice, counts: Sequence[int], founds: Sequence[int], totals_ms: Sequence[float]) -> Dict[str, Any]:

@@ -19,6 +19,7 @@ from crispseg.environment import environment, peak_memory_mib, usable_cpus
 from crispseg.errors import BundleError, InputError
 from crispseg.report import new_report, summarise
 from crispseg.runtime import clocks
+from crispseg.runtime.budget import calibrate, summary
 
 UNSTABLE_PERCENT = 10.0
 MOST_FRAMES = 8
@@ -33,6 +34,7 @@ class Runs:
     frames: List[int] = field(default_factory=list)
     densities: List[float] = field(default_factory=list)
     counts: List[int] = field(default_factory=list)
+    founds: List[int] = field(default_factory=list)
     overflowed: int = 0
     seconds: float = 0.0
 
@@ -48,6 +50,7 @@ class Runs:
         self.frames.append(index)
         self.densities.append(100 * float(result.density))
         self.counts.append(int(result.count))
+        self.founds.append(int(result.found))
         self.overflowed += int(result.found > result.count)
 
     def summary(self) -> dict:
@@ -77,6 +80,9 @@ def measure(
     min_runs: int = 10,
     frames: int = MOST_FRAMES,
     seed: int = 0,
+    precision: str = "",
+    device: int = 0,
+    budget_ms: Optional[float] = None,
     progress: Optional[Callable[[float, float], None]] = None,
 ) -> dict:
     """Measures a bundle's pipeline on this machine.
@@ -85,14 +91,17 @@ def measure(
         bundle: a Bundle or the path of one.
         input: image, folder, glob or video to take frames from; None renders street scenes of the bundle's size.
         baseline: run ``baseline.onnx`` (the same base dense at full resolution) in turns and report the speed-up.
-        backend: "native" or "onnxruntime", for the refiner.
-        provider: ONNX Runtime provider of the base and the baseline.
+        backend: "native", "onnxruntime", "cuda" or "tensorrt", see :func:`open_pipeline`.
+        provider: ONNX Runtime provider of the base and the baseline; not with a backend of a GPU.
         threads: 0 = all usable CPUs.
         seconds: measured time, s, for each of the two.
         warmup: warm-up time, s; at least two runs.
         min_runs: least number of measured runs.
         frames: most frames to keep in memory (of rendered ones at most 4); they are used in turns.
         seed: seed of the rendered scenes.
+        precision: "" = the backend's usual one.
+        device: number of the GPU.
+        budget_ms: measure with the capacity that keeps a frame within so many ms, see ``runtime/budget.py``.
         progress: called with (seconds done, seconds in all), both estimates.
 
     Returns:
@@ -122,6 +131,8 @@ def measure(
         )
     images, decode = load_frames(input, bundle.height, bundle.width, frames, seed)
     facts = environment(threads, backend=backend, provider=provider)  # before the load that is measured
+    options: Any = {"backend": backend, "provider": provider, "threads": threads, "precision": precision,
+                    "device": device}  # fmt: skip
     _reset_peak_memory()
     total_seconds = (warmup + seconds) * (2 if baseline else 1)
     started = time.perf_counter()
@@ -132,14 +143,15 @@ def measure(
 
     with contextlib.ExitStack() as stack:
         opened = time.perf_counter()
-        pipeline = open_pipeline(bundle, backend=backend, provider=provider, threads=threads)
+        pipeline = open_pipeline(bundle, **options)
         stack.callback(_close, pipeline)
         opened = time.perf_counter() - opened
         first, warm_runs = _warm_up(pipeline, images, warmup, tick)
+        choice = None if budget_ms is None else calibrate(pipeline, images, budget_ms)
         peak = peak_memory_mib()  # before a baseline is loaded beside it
         candidates = [(pipeline, Runs())]
         if baseline:
-            other = open_pipeline(bundle, backend=backend, provider=provider, threads=threads, network="baseline")
+            other = open_pipeline(bundle, network="baseline", **options)
             stack.callback(_close, other)
             _warm_up(other, images, warmup, tick)
             candidates.append((other, Runs()))
@@ -152,6 +164,7 @@ def measure(
             tick()
         if not baseline:
             peak = peak_memory_mib()
+        overlapped = _overlapped(pipeline, images, turn) if hasattr(pipeline, "submit") else {}
         device_after = clocks.device_state()
         load_after = environment()["load_average"]
         engines = pipeline.describe() if hasattr(pipeline, "describe") else None
@@ -174,6 +187,7 @@ def measure(
         "runs": turn,
         "stages": stages,
         "throughput_fps": round(turn / runs.seconds, 3),
+        **overlapped,
         "density": round(float(np.mean(runs.densities)), 4),
         "density_range": [round(min(runs.densities), 4), round(max(runs.densities), 4)],
         "count": int(round(float(np.mean(runs.counts)))),
@@ -187,6 +201,8 @@ def measure(
             "first_run_ms": round(first, 2),
         },
     }
+    if choice is not None:
+        report["budget"] = summary(choice, runs.counts, runs.founds, runs.stages["total"])
     if baseline:
         report["baseline_stages"] = candidates[1][1].summary()
         report["speedup"] = speedup(candidates[1][1].stages["total"], runs.stages["total"])
@@ -249,6 +265,22 @@ def _warm_up(pipeline: Any, images: List[np.ndarray], seconds: float, tick: Call
         first = first or 1000 * (time.perf_counter() - start)
         tick()
     return first, runs
+
+
+def _overlapped(pipeline: Any, images: List[np.ndarray], count: int) -> dict:
+    """Throughput of ``count`` frames, each enqueued before the one in front of it has ended."""
+    start = time.perf_counter()
+    under_way = 0
+    for index in range(count):
+        if under_way == pipeline.depth:
+            pipeline.collect()
+            under_way -= 1
+        pipeline.submit(images[index % len(images)], want=("labels",))
+        under_way += 1
+    for _ in range(under_way):
+        pipeline.collect()
+    seconds = time.perf_counter() - start
+    return {"throughput_qps": round(count / seconds, 3), "total_host_walltime_s": round(seconds, 4)}
 
 
 def _warnings(bundle: Any, runs: Runs, facts: dict, threads: int) -> List[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from crispseg.bundle import Bundle, bundle_hash, load_bundle
 from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import InputError
 from crispseg.report import new_report, summarise, write_json
+from crispseg.runtime.budget import calibrate_on, summary
 from crispseg.runtime.frames import Frame, Source, open_source
 from crispseg.runtime.interrupt import Interrupt
 from crispseg.runtime.outputs import Outputs, parse_save
@@ -32,6 +34,9 @@ def run(
     refine: bool = True,
     network: str = "base",
     fit: str = "auto",
+    precision: str = "",
+    device: int = 0,
+    budget_ms: Optional[float] = None,
     alpha: float = 0.5,
     outline: bool = False,
     legend: bool = False,
@@ -47,12 +52,15 @@ def run(
         source: picture, folder, glob, video file, ``camera:N``, stream address or GStreamer pipeline.
         out: output folder, created when missing; see ``runtime/outputs.py`` for the files.
         save: any of labels, overlay, color, confidence (list or comma-separated).
-        backend: as in :func:`open_pipeline`, so provider, threads, refine, network, fit.
+        backend: as in :func:`open_pipeline`, so provider, threads, refine, network, fit, precision, device.
         provider: ONNX Runtime's execution provider, required.
         threads: 0 = all usable CPUs.
         refine: False = base alone.
         network: "base" or "baseline".
         fit: "auto", "resize" or "letterbox".
+        precision: "" = the backend's usual one.
+        device: number of the GPU.
+        budget_ms: refine only so many pixels a frame that it takes no longer, see ``runtime/budget.py``.
         alpha: weight of the class colours in the overlay, 0..1.
         outline: draw the outline of the refined pixels into the overlay.
         legend: draw a table of the classes into the overlay.
@@ -75,9 +83,11 @@ def run(
         pipe = pipeline
         if pipe is None:
             pipe = open_pipeline(
-                loaded, backend=backend, provider=provider, threads=threads, refine=refine, network=network, fit=fit
-            )
+                loaded, backend=backend, provider=provider, threads=threads, refine=refine, network=network, fit=fit,
+                precision=precision, device=device,
+            )  # fmt: skip
             stack.callback(pipe.close)
+        choice = None if budget_ms is None else calibrate_on(pipe, frames, loaded, budget_ms)
         outputs = Outputs(folder, items, frames, loaded, alpha, outline, legend)
         _drop_old_report(folder)
         decoded = Channel(_QUEUE)
@@ -98,6 +108,8 @@ def run(
             outputs.abort()
             raise
         report = _report(loaded, pipe, frames, outputs, record, backend, threads)
+        if choice is not None:
+            report["budget"] = summary(choice, record.counts, record.founds, record.stages.get("total", []))
     write_json(folder / "report.json", report)
     return report
 
@@ -109,6 +121,7 @@ class Record:
         self.stages: Dict[str, List[float]] = {}
         self.densities: List[float] = []
         self.counts: List[int] = []
+        self.founds: List[int] = []
         self.overflow = 0
         self.written = 0
         self.interrupted = False
@@ -125,6 +138,7 @@ class Record:
             self.time(stage, ms)
         self.densities.append(100.0 * result.density)
         self.counts.append(result.count)
+        self.founds.append(result.found)
         self.overflow += int(result.found > result.count)
 
 
@@ -160,8 +174,7 @@ def _stream(
     try:
         try:
             frames: Iterable[Frame] = iter(source) if live else decoded
-            for frame in frames:
-                result = pipeline.run(frame.image, outputs.want)
+            for frame, result in segment(pipeline, frames, outputs.want, ahead=not live):
                 record.add(result)
                 encoded.put((frame, result))
                 if progress is not None:
@@ -185,6 +198,28 @@ def _stream(
         record.seconds = time.perf_counter() - start
     if writer.error is not None:
         raise writer.error
+
+
+def segment(
+    pipeline: Any, frames: Iterable[Frame], want: Sequence[str], ahead: bool
+) -> Iterator[Tuple[Frame, FrameResult]]:
+    """Frames with their results, in order.
+
+    With ``ahead``, a pipeline that can take frames while it works gets the next one before the last one is done. A live
+    source does without: its frames would only get older.
+    """
+    depth = getattr(pipeline, "depth", 1) if ahead else 1
+    under_way: Deque[Frame] = deque()
+    for frame in frames:
+        if depth == 1:
+            yield frame, pipeline.run(frame.image, want)
+            continue
+        pipeline.submit(frame.image, want)
+        under_way.append(frame)
+        if len(under_way) == depth:
+            yield under_way.popleft(), pipeline.collect()
+    while under_way:
+        yield under_way.popleft(), pipeline.collect()
 
 
 def _timed(source: Source) -> Iterable[Tuple[Frame, float]]:

@@ -118,3 +118,43 @@ def test_the_shipped_bundle_refines_no_more_than_the_choice():
         cut = pipeline.run(image, want=("labels", "active"))
         assert (cut.count, cut.found) == (whole.count // 3, whole.found)
         assert cut.active.sum() == cut.count
+
+
+@pytest.fixture
+def two_shares(monkeypatch):
+    monkeypatch.setattr("crispseg.runtime.budget.SHARES", (0.5, 1.0))
+
+
+def test_latency_reports_the_budget_and_what_was_left_out(two_shares):
+    pytest.importorskip("onnxruntime")
+    from crispseg.runtime.latency import measure
+
+    report = measure(DEMO, threads=1, seconds=0, warmup=0, min_runs=1, frames=1, budget_ms=1e6)
+    assert report["budget"]["capacity"] == report["budget"]["limit"]
+    assert report["budget"]["left_out_pixels"] == {"mean": 0.0, "max": 0}
+    assert len(report["budget"]["points"]) == 10
+    assert "budget" in report["definitions"]
+
+
+def test_run_with_a_budget_on_frames_without_uncertain_pixels_measures_scenes(two_shares, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from PIL import Image
+
+    from crispseg.runtime.run import run
+
+    Image.new("RGB", (480, 360)).save(tmp_path / "black.png")
+    report = run(DEMO, tmp_path / "black.png", tmp_path / "out", "labels", threads=1, budget_ms=1e6)
+    assert report["budget"]["frames_over_budget"] == 0
+    assert max(n for n, _ in report["budget"]["points"]) > 1000
+
+
+def test_no_budget_without_a_refiner(tmp_path):
+    pytest.importorskip("onnxruntime")
+    from PIL import Image
+
+    from crispseg.runtime.run import run
+
+    Image.new("RGB", (480, 360)).save(tmp_path / "black.png")
+    with pytest.raises(InputError, match="refiner"):
+        run(DEMO, tmp_path / "black.png", tmp_path / "out", "labels", threads=1, budget_ms=50, refine=False)
+    assert not (tmp_path / "out").exists()

@@ -12,12 +12,16 @@ pytest.importorskip("onnxruntime")
 import gpu_toy
 from gpu_toy import FRAME, LOW, CopyBase, picture
 from native_net import CLASSES
+from PIL import Image
 
 from crispseg.bundle import load_bundle
 from crispseg.engines import cuda, cuda_kernels, ort_cuda
 from crispseg.errors import EnvironmentMismatch, InputError
 from crispseg.runtime import gpu_open
+from crispseg.runtime.frames import Frame
+from crispseg.runtime.latency import measure
 from crispseg.runtime.pipeline import open_pipeline
+from crispseg.runtime.run import run, segment
 
 ALL = ("labels", "confidence", "active")
 DEVICE_STAGES = ["h2d", "preprocess", "base", "select", "maps", "conv", "ensemble", "scatter", "d2h"]
@@ -265,3 +269,64 @@ def test_what_opened_is_closed_when_the_rest_fails(bundles, emulated, monkeypatc
         open_pipeline(bundles["rgb"], backend="cuda")
     gc.collect()
     assert emulated.live() == before
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+def test_run_keeps_the_order_with_frames_under_way(bundles, copied, tmp_path):
+    frames = [picture(seed, *FRAME) for seed in range(3)]
+    for index, image in enumerate(frames):
+        Image.fromarray(image).save(tmp_path / ("%d.png" % index))
+    report = run(bundles["rgb"], tmp_path, tmp_path / "out", "labels", backend="cuda")
+    assert report["frames"] == 3
+    assert report["stages"]["gpu_compute"]["p50"] >= 0
+    assert report["pipeline"]["graphs"]["number"] == 1
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        for index, image in enumerate(frames):
+            saved = np.asarray(Image.open(tmp_path / "out" / "labels" / ("%d.png" % index)))
+            assert (saved == pipe.run(image).labels).all()
+
+
+def test_latency_with_a_budget(bundles, copied, tmp_path, monkeypatch):
+    monkeypatch.setattr("crispseg.runtime.budget.SHARES", (0.5, 1.0))
+    Image.fromarray(picture(0, *FRAME)).save(tmp_path / "a.png")
+    report = measure(bundles["rgb"], input=tmp_path / "a.png", backend="cuda", seconds=0, warmup=0, min_runs=1,
+                     budget_ms=1e6)  # fmt: skip
+    assert report["throughput_qps"] > 0
+    assert {"h2d", "gpu_compute", "d2h", "enqueue"} <= set(report["stages"])
+    assert report["budget"]["capacity"] == FRAME[0] * FRAME[1]
+    assert {"staging", "gpu_compute", "throughput_qps"} <= set(report["definitions"])
+
+
+class Ahead:
+    """Remembers in which order frames go in and results come out."""
+
+    depth = 2
+
+    def __init__(self):
+        self.log, self.waiting = [], []
+
+    def submit(self, image, want):
+        self.log.append("in%d" % image)
+        self.waiting.append(image)
+
+    def collect(self):
+        self.log.append("out%d" % self.waiting[0])
+        return self.waiting.pop(0)
+
+    def run(self, image, want):
+        self.log.append("run%d" % image)
+        return image
+
+
+def test_frames_go_in_ahead_of_results():
+    frames = [Frame(i, i, 0.0, str(i)) for i in range(4)]
+    pipe = Ahead()
+    assert [(frame.index, result) for frame, result in segment(pipe, frames, (), ahead=True)] == [
+        (0, 0), (1, 1), (2, 2), (3, 3)
+    ]  # fmt: skip
+    assert pipe.log == ["in0", "in1", "out0", "in2", "out1", "in3", "out2", "out3"]
+    pipe = Ahead()
+    list(segment(pipe, frames, (), ahead=False))
+    assert pipe.log == ["run0", "run1", "run2", "run3"]
