@@ -28,7 +28,8 @@ def test_flow_through_the_real_bindings(version):
     assert result["classes"] == (4 if old or newest else 5)
     assert result["flags"] == (1 if version.startswith("8.") else 1 if newest else 3)
     if "calls" not in result:
-        pytest.skip(f"{version}: no headers, constructed {result['classes']} classes")
+        print(f"TensorRT {result['version']}: no headers; {result['classes']} classes derived and constructed")
+        return
     print(f"TensorRT {result['version']}: {result['calls']} calls of {result['different']} methods")
     assert result["different"] > 45
     needed = [

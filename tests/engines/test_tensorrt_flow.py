@@ -341,6 +341,36 @@ def test_damaged_engine_never_reaches_tensorrt(world, tmp_path):
     run.load(bundle, "base", context, precision="fp16", trt=trt)
 
 
+def test_engines_run_on_the_memory_and_streams_of_the_driver(world, tmp_path, monkeypatch):
+    """The real engines/cuda.py on the emulated driver; the addresses that TensorRT gets are its memory."""
+    sys.path.append(str(BUNDLE.parents[1] / "tests"))
+    import shutil
+
+    import emulation
+
+    if not shutil.which(emulation.compiler()[0]):
+        pytest.skip("needs g++")
+    monkeypatch.setenv("CRISPSEG_LIBCUDA", str(emulation.driver()))
+    from crispseg.engines.cuda import open_device
+
+    context = open_device(0)
+    trt, library = world("10.13.3.9")
+    bundle = copy_bundle(tmp_path)
+    artefacts.build_bundle(
+        bundle, BuildOptions(precision="fp16"), convert, context, trt=trt, library=library, pack=pack
+    )
+    with run.load(bundle, "base", context, precision="fp16", trt=trt) as base:
+        out = base.run({"image": np.ones((1, 3, 180, 240), np.float32)})
+        assert out["logits"].shape == (1, 11, 23, 30)
+        addresses = trt.behaviour.state(base._execution)["addresses"]
+        assert addresses == {name: buffer.address for name, buffer in base._own.items()}
+        back = context.pinned((1, 3, 180, 240), np.float32)
+        stream = context.stream()
+        stream.download(back, addresses["image"])
+        stream.synchronize()
+        assert (back == 1).all()
+
+
 def test_int8_needs_a_quantised_file(world, tmp_path):
     trt, library = world("10.13.3.9")
     with pytest.raises(UnsupportedOp, match="--precision int8 needs QuantizeLinear nodes"):

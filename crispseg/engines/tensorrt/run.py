@@ -203,6 +203,12 @@ class TensorRTEngine:
         self._own = {}
         self._execution = self._engine = self._runtime = None
 
+    def __enter__(self) -> TensorRTEngine:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
     def _port(self, name: str) -> Port:
         port = self.inputs.get(name) or self.outputs.get(name)
         if port is None:
