@@ -94,8 +94,9 @@ CSG_API int32_t csg_down_capacity(int32_t capacity, int H, int W); /* min(4 * ca
 CSG_API int csg_down_map(csg_context *ctx, csg_stream stream, const int32_t *d_coords, const int32_t *d_count, int32_t capacity,
                          int H, int W, csg_extent extent, int32_t capacity_out, int32_t *d_coords_out, int32_t *d_count_out,
                          int32_t *d_down, int32_t *d_up, void *d_workspace, size_t workspace_bytes);
-/* Rows grouped by the parity of (y, x) in the order (even, even), (even, odd), (odd, even), (odd, odd); order kept inside a group: an up-convolution reads 1, 2, 2 or 4 taps in each of the four
- * groups, and a tile of rows skips the others. d_order i32 [capacity]. Workspace as csg_map_workspace. */
+/* Rows grouped by the parity of (y, x): (even, even), (even, odd), (odd, even), (odd, odd), order kept inside a group. An
+ * up-convolution reads 4, 2, 2 or 1 taps in each of the four groups, and a tile of rows skips the others. d_order i32
+ * [capacity]. Workspace as csg_map_workspace. */
 CSG_API int csg_parity_order(csg_context *ctx, csg_stream stream, const int32_t *d_coords, const int32_t *d_count,
                              int32_t capacity, int H, int W, int32_t *d_order, void *d_workspace, size_t workspace_bytes);
 
@@ -125,8 +126,8 @@ typedef struct {
    * clamp(rint(value / quant)) to -127..127. */
   const float *d_dequant;
   float y_quant, z_quant[2];
-  /* csg_conv_workspace bytes, 16-byte aligned, or NULL. With it, long sums over few rows (the deep levels) are split between blocks and
-   * added in a fixed order; without it one block sums each tile. Nothing in it outlives the call. */
+  /* csg_conv_workspace bytes, 16-byte aligned, or NULL. With it, long sums over few rows (the deep levels) are shared between blocks
+   * and added in a fixed order; without it one block sums each tile. Nothing in it outlives the call. */
   void *d_workspace; size_t workspace_bytes;
   int32_t portable; /* 1: the kernels of compute capability 7.2 on any device, to check them there; 0: the fastest */
 } csg_conv;

@@ -202,7 +202,6 @@ CS_DEVICE void cs_ensemble_gated(const CsEnsemble &a) {
   }
 }
 
-CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_ensemble_gated12(CsEnsemble a) { cs_ensemble_gated<12, 2>(a); }
 CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_ensemble_gated20(CsEnsemble a) { cs_ensemble_gated<20, 2>(a); }
 CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_ensemble_gated32(CsEnsemble a) { cs_ensemble_gated<32, 1>(a); }
 

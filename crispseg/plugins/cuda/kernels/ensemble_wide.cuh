@@ -10,12 +10,14 @@ enum { CS_WIDE_ROWS = 4, CS_WIDE_WARPS = 2 };
 CS_DEVICE int cs_wide_row(int classes, int hidden) { return 2 * classes + 2 + hidden; }
 
 template <class T>
-CS_DEVICE float cs_wide_softmax(const T *row, int classes, float *p) {
+CS_SHARED_FUNCTION float cs_wide_softmax(const T *row, int classes, float *p) {
   const int lane = cs_lane();
   float peak = -CS_INFINITY;
+#pragma unroll 1
   for (int c = lane; c < classes; c += 32) peak = fmaxf(peak, cs_to_float(row[c]));
   peak = cs_warp_max(peak);
   float sum = 0.0f;
+#pragma unroll 1
   for (int c = lane; c < classes; c += 32) {
     const float e = cs_exp(cs_to_float(row[c]) - peak);
     p[c] = e;
@@ -25,6 +27,7 @@ CS_DEVICE float cs_wide_softmax(const T *row, int classes, float *p) {
   const float log_sum = logf(sum), least = log_sum + CS_LOG_FLOOR;
   const float scale = 1.0f / sum;
   float dot = 0.0f;
+#pragma unroll 1
   for (int c = lane; c < classes; c += 32) {
     const float t = cs_to_float(row[c]) - peak;
     dot += p[c] * (t > least ? t : least);
@@ -72,6 +75,7 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(64) csk_ensemble_gated_wide(CsEnsemble a) {
     }
     __syncwarp();
     float z0[CS_WIDE_ROWS], z1[CS_WIDE_ROWS], h[CS_WIDE_ROWS];
+#pragma unroll
     for (int r = 0; r < CS_WIDE_ROWS; ++r) {
       z0[r] = g.b2[0];
       z1[r] = g.b2[1];
@@ -80,6 +84,7 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(64) csk_ensemble_gated_wide(CsEnsemble a) {
 #pragma unroll 1
     for (int j = 0; j < hidden; ++j) {
       cs_wide_dot(g.w1 + j * width, width, rows, stride, h);
+#pragma unroll
       for (int r = 0; r < CS_WIDE_ROWS; ++r) {
         const float v = h[r] + g.b1[j], relu = v < 0.0f ? 0.0f : v;
         z0[r] = fmaf(g.w2[j], relu, z0[r]);
@@ -92,6 +97,7 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(64) csk_ensemble_gated_wide(CsEnsemble a) {
       const cs_i64 row = min(first + r, (cs_i64)n - 1);
       const float top = fmaxf(z0[r], z1[r]), e0 = cs_exp(z0[r] - top), e1 = cs_exp(z1[r] - top);
       const float g0 = e0 / (e0 + e1), g1 = e1 / (e0 + e1);
+#pragma unroll 1
       for (int c = lane; c < classes; c += 32) {
         const float own = a.yo_type == CS_TYPE_F16 ? cs_to_float(((const cs_half *)a.yo)[row * a.ldo + c])
                                                    : ((const float *)a.yo)[row * a.ldo + c];
@@ -102,6 +108,7 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(64) csk_ensemble_gated_wide(CsEnsemble a) {
 #pragma unroll 1
     for (int j = 0; j < hidden; ++j) {
       cs_wide_dot(g.w3 + j * classes, classes, rows, stride, h);
+#pragma unroll
       for (int r = 0; r < CS_WIDE_ROWS; ++r)
         if (lane == r) units[r * stride + j] = h[r] + g.b3[j] < 0.0f ? 0.0f : h[r] + g.b3[j];
     }
@@ -109,6 +116,7 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(64) csk_ensemble_gated_wide(CsEnsemble a) {
 #pragma unroll 1
     for (int c = 0; c < classes; ++c) {
       cs_wide_dot(g.w4 + c * hidden, hidden, units, stride, h);
+#pragma unroll
       for (int r = 0; r < CS_WIDE_ROWS; ++r)
         if (lane == r && first + r < n) a.ye[(first + r) * a.lde + c] = h[r] + g.b4[c];
     }

@@ -92,7 +92,9 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_frame_pack(CsPack a) {
       }
       if (a.small)
         for (int c = 0; c < 3; ++c) a.small[((cs_i64)row * a.columns + column) * 3 + c] = colour[c];
-      for (int c = 0; c < 3; ++c) value[c] = (float)colour[a.bgr ? 2 - c : c];
+      value[0] = (float)(a.bgr ? colour[2] : colour[0]);
+      value[1] = (float)colour[1];
+      value[2] = (float)(a.bgr ? colour[0] : colour[2]);
     }
     if (!a.out) continue;
     for (int c = 0; c < 3; ++c) {

@@ -126,8 +126,6 @@ CS_DEVICE void cs_select_tile(const CsSelect &a) {
 
 #define CS_SELECT_KERNEL(name, N, source, type) \
   CS_GLOBAL void CS_LAUNCH_BOUNDS(256) name(CsSelect a) { cs_select_tile<N, source, type>(a); }
-CS_SELECT_KERNEL(csk_select_tile12_f32, 12, CS_SOURCE_TILE, float)
-CS_SELECT_KERNEL(csk_select_tile12_f16, 12, CS_SOURCE_TILE, cs_half)
 CS_SELECT_KERNEL(csk_select_tile20_f32, 20, CS_SOURCE_TILE, float)
 CS_SELECT_KERNEL(csk_select_tile20_f16, 20, CS_SOURCE_TILE, cs_half)
 CS_SELECT_KERNEL(csk_select_tile32_f32, 32, CS_SOURCE_TILE, float)

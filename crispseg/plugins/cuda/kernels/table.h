@@ -11,8 +11,6 @@
 CS_KERNEL(csk_fill_u32, 256, 72, (cs_u32 *, cs_u32, cs_i64))
 
 // ---- front end: selection, features, logits, maps ----
-CS_KERNEL(csk_select_tile12_f32, 256, 72, (CsSelect))
-CS_KERNEL(csk_select_tile12_f16, 256, 72, (CsSelect))
 CS_KERNEL(csk_select_tile20_f32, 256, 72, (CsSelect))
 CS_KERNEL(csk_select_tile20_f16, 256, 72, (CsSelect))
 CS_KERNEL(csk_select_tile32_f32, 256, 72, (CsSelect))
@@ -54,7 +52,6 @@ CS_KERNEL(csk_conv_f32_reduce, 128, 80, (ConvArgs))
 CS_KERNEL(csk_conv_i32_reduce, 128, 80, (ConvArgs))
 
 // ---- back end: ensemble, scatter ----
-CS_KERNEL(csk_ensemble_gated12, 128, 72, (CsEnsemble))
 CS_KERNEL(csk_ensemble_gated20, 128, 72, (CsEnsemble))
 CS_KERNEL(csk_ensemble_gated32, 128, 72, (CsEnsemble))
 CS_KERNEL(csk_ensemble_gated_wide, 64, 72, (CsEnsemble))

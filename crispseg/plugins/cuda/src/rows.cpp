@@ -97,11 +97,9 @@ int csg_ensemble_gated(csg_context *ctx, csg_stream stream, const float *d_yi, i
   if (capacity == 0) return CSG_OK;
   a.hidden = hidden;
   a.gate = d_gate;
-  const int padded = C <= 12 ? 12 : C <= 20 ? 20 : 32;
+  const int padded = C <= 20 ? 20 : 32;
   const size_t shared = gate_bytes(padded, hidden);
-  const KernelId id = padded == 12   ? KernelId::csk_ensemble_gated12
-                      : padded == 20 ? KernelId::csk_ensemble_gated20
-                                     : KernelId::csk_ensemble_gated32;
+  const KernelId id = padded == 20 ? KernelId::csk_ensemble_gated20 : KernelId::csk_ensemble_gated32;
   if (C <= 32 && shared <= static_cast<size_t>(ctx->kernels[static_cast<int>(id)].dynamic_limit)) {
     const int rows = CS_ROW_BLOCK * (padded == 32 ? 1 : 2);
     const unsigned blocks =

@@ -87,8 +87,7 @@ size_t choose(CsSelect *a, bool half, KernelId *id) {
   a->columns = static_cast<int>(tile_columns(a->sampling));
   a->log_group = 0;
   while (a->log_group < 5 && 1 << a->log_group < a->columns) ++a->log_group;
-  *id = a->classes <= 12   ? pick(KernelId::csk_select_tile12_f32, KernelId::csk_select_tile12_f16)
-        : a->classes <= 20 ? pick(KernelId::csk_select_tile20_f32, KernelId::csk_select_tile20_f16)
+  *id = a->classes <= 20   ? pick(KernelId::csk_select_tile20_f32, KernelId::csk_select_tile20_f16)
         : a->classes <= 32 ? pick(KernelId::csk_select_tile32_f32, KernelId::csk_select_tile32_f16)
                            : pick(KernelId::csk_select_tile_f32, KernelId::csk_select_tile_f16);
   return static_cast<size_t>(line << a->log_rows);
