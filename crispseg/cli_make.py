@@ -10,6 +10,18 @@ from typing import Any, Dict, List, Optional, Tuple
 import typer
 
 from crispseg.cli import BASELINE, BUNDLE, JSON, REPORT, SIZE, THREADS, app, parse_integers, parse_size, split
+from crispseg.cli_foreign import (
+    ARGUMENTS,
+    CHANNELS,
+    DROP,
+    MEAN,
+    MODULE,
+    ONNX,
+    OUTPUT,
+    STD,
+    UPSAMPLE,
+    chosen_base,
+)
 from crispseg.errors import EnvironmentMismatch, InputError
 
 
@@ -20,8 +32,8 @@ class What(str, Enum):
     base = "base"
 
 
-BASE = typer.Argument(..., metavar="BASE", help="architecture of the base: sfnet_lite_r18, small, ...")
-WEIGHTS = typer.Option(None, "--weights", help="checkpoint of the base", show_default=False)
+BASE = typer.Argument(None, metavar="[BASE]", help="a base that crispseg bases lists", show_default=False)
+WEIGHTS = typer.Option(None, "--weights", help="checkpoint of the base or of --module", show_default=False)
 REFINER = typer.Option("sparserefine", "--refiner", help="sparserefine, or none: the base alone")
 REFINER_WEIGHTS = typer.Option(None, "--refiner-weights", help="checkpoint of the refiner", show_default=False)
 SCALE = typer.Option(0.5, "--scale", min=0.05, max=1.0, help="size of the frame that the base sees / full size")
@@ -93,7 +105,7 @@ def bases(json: bool = JSON) -> None:
 
 @app.command()
 def export(
-    base: str = BASE,
+    base: Optional[str] = BASE,
     weights: Optional[Path] = WEIGHTS,
     refiner: str = REFINER,
     refiner_weights: Optional[Path] = REFINER_WEIGHTS,
@@ -108,11 +120,20 @@ def export(
     baseline: bool = BASELINE,
     half: bool = HALF,
     random_weights: bool = RANDOM,
+    module: Optional[str] = MODULE,
+    module_args: Optional[str] = ARGUMENTS,
+    drop: List[str] = DROP,
+    onnx: Optional[Path] = ONNX,
+    output: Optional[str] = OUTPUT,
+    mean: Optional[str] = MEAN,
+    std: Optional[str] = STD,
+    channels: Optional[str] = CHANNELS,
+    base_upsample: Optional[str] = UPSAMPLE,
     name: Optional[str] = NAME,
     out: Path = BUNDLE_OUT,
     json: bool = JSON,
 ) -> None:
-    """Turn checkpoints into a bundle.
+    """Turn checkpoints, or any network, into a bundle.
 
     Example: crispseg export sfnet_lite_r18 --weights base.pth --refiner sparserefine --refiner-weights r.ckpt -o b
     """
@@ -122,11 +143,12 @@ def export(
         height, width = parse_size(size)
         require_host_python("export")
         settings = levels(planes, repeats, 2)
+        chosen = chosen_base(base, module, onnx, module_args, drop, output, mean, std, channels, base_upsample)
         from crispseg.export.project import export_bundle
         from crispseg.runtime.describe import describe
 
         export_bundle(
-            base,
+            chosen,
             out,
             weights=weights,
             refiner=None if refiner == "none" else refiner,

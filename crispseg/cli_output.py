@@ -203,6 +203,12 @@ def show_bundle(result: Dict[str, Any]) -> Any:
     for name, mib in sizes.items():
         table.add_row("", "", "", "", "", name, format_value(mib))
     parts.append(table)
+    noted = result["provenance"].get("base")
+    noted = noted if isinstance(noted, dict) else {}
+    parts.extend(Text(f"assumed: {text}", style="yellow") for text in noted.get("assumed", ()))
+    for release, nodes in dict(noted.get("tensorrt_unsupported", {})).items():
+        text = f"TensorRT {release} does not list: {', '.join(nodes[:4])}; use the onnxruntime backend, or rewrite them"
+        parts.append(Text(text, style="yellow"))
     if refiner:
         keys = ("planes", "repeats", "features", "extent", "ensembler", "upsample", "threshold", "capacity")
         parts.append(Text("refiner: " + "; ".join(f"{key} {format_value(refiner[key])}" for key in keys)))

@@ -137,34 +137,50 @@ def _finish(model: onnx.ModelProto, image: Tuple[int, ...], logits: Tuple[int, .
     drop_unused(graph)
     # The wrapper's own scope is the first part of every name.
     rename_readably(graph, drop=("module", "call"))
-    for node in graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type in _BANNED:
-            kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            raise UnsupportedOp(
-                f"node {node.name} ({kind}) is left in the exported graph: expected standard operators without shape "
-                f"arithmetic; compute shapes as Python integers in the network"
-            )
+    check_operators(model)
     del graph.value_info[:]
     del graph.input[:]
     del graph.output[:]
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, image))
     graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, logits))
-    graph.name = "dense"
-    graph.doc_string = ""
-    for node in graph.node:
-        node.doc_string = ""
-    model.ir_version = IR_VERSION
-    model.producer_name = "crispseg"
-    model.producer_version = __version__
-    model.doc_string = ""
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", OPSET))
+    stamp(model)
     onnx.checker.check_model(model)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     shape = tuple(d.dim_value for d in inferred.graph.output[0].type.tensor_type.shape.dim)
     if shape != logits:
         raise UnsupportedOp(f"exported graph: expected logits {logits} as torch computes, found {shape}")
     return model
+
+
+def check_operators(model: onnx.ModelProto) -> None:
+    """Refuse what a base must not hold.
+
+    Raises:
+        UnsupportedOp: names the first node that computes shapes, depends on data, or is no standard operator.
+    """
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type in _BANNED:
+            kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            raise UnsupportedOp(
+                f"node {node.name} ({kind}) is left in the exported graph: expected standard operators without shape "
+                f"arithmetic; compute shapes as Python integers in the network"
+            )
+
+
+def stamp(model: onnx.ModelProto) -> None:
+    """Give a graph the names and versions of a base, in place; nothing of where it came from stays."""
+    graph = model.graph
+    graph.name = "dense"
+    graph.doc_string = ""
+    for node in graph.node:
+        node.doc_string = ""
+    model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(list(model.opset_import)))
+    model.producer_name = "crispseg"
+    model.producer_version = __version__
+    model.doc_string = ""
+    del model.metadata_props[:]
 
 
 def to_bytes(model: onnx.ModelProto) -> bytes:

@@ -37,14 +37,15 @@ def fold_constants(model: onnx.ModelProto) -> None:
         value = None
         if node.op_type == "Identity" and node.output[0] not in outputs:
             value = known.get(node.input[0])
-        elif node.op_type == "Shape" and node.input[0] in shapes and not node.attribute:
-            value = np.asarray(shapes[node.input[0]], np.int64)
+        elif node.op_type == "Shape" and node.input[0] in shapes:
+            bounds = {a.name: a.i for a in node.attribute}  # a range of the dimensions, since opset 15
+            value = np.asarray(shapes[node.input[0]][bounds.get("start", 0) : bounds.get("end")], np.int64)
         elif len(node.output) == 1 and node.output[0] not in outputs and _is_known(node, known):
             value = _evaluate(node, known, model)
         if value is None or value.nbytes > _FOLD_LIMIT:
             kept.append(node)
         else:
-            known[node.output[0]] = made[node.output[0]] = np.ascontiguousarray(value)
+            known[node.output[0]] = made[node.output[0]] = np.asarray(value, order="C")
     del graph.node[:]
     graph.node.extend(kept)
     for name, value in made.items():
@@ -77,8 +78,10 @@ def _skip_identities(graph: onnx.GraphProto, types: Dict[str, int], outputs: Set
     kept = []
     for node in graph.node:
         node.input[:] = [alias.get(n, n) for n in node.input]
-        idle = node.op_type == "Identity" or (
-            node.op_type == "Cast" and types.get(node.input[0]) == helper.get_node_attr_value(node, "to")
+        idle = (
+            node.op_type == "Identity"
+            or (node.op_type == "Dropout" and len(node.input) < 3)  # a third input may switch training on
+            or (node.op_type == "Cast" and types.get(node.input[0]) == helper.get_node_attr_value(node, "to"))
         )
         if idle and node.output[0] not in outputs:
             alias[node.output[0]] = node.input[0]

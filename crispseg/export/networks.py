@@ -60,7 +60,7 @@ def base_network(name: str, num_classes: int, weights: str | Path | None, seed: 
             _check_volume(build_base(name, num_classes, config, str(weights)), state, weights)
     module = build_base(name, num_classes, config or None, str(weights))
     dropped = load_strict(module, state, info.droppable, str(weights))
-    return Network(module.eval(), False, _source(weights, dropped)), info
+    return Network(module.eval(), False, checkpoint_notes(weights, dropped)), info
 
 
 def refiner_network(
@@ -102,7 +102,7 @@ def refiner_network(
         )
     module = SparseRefiner(_config({**shape, **stored, **chosen}, str(weights)))
     dropped = load_strict(module, state, (), str(weights))
-    return Network(module.eval(), False, _source(weights, dropped))
+    return Network(module.eval(), False, checkpoint_notes(weights, dropped))
 
 
 def infer_structure(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
@@ -179,7 +179,8 @@ def _check_volume(empty: nn.Module, state: Mapping[str, Tensor], source: str | P
         raise CheckpointError(f"{source}: config asks for {wanted} numbers, the file holds {found}")
 
 
-def _source(path: str | Path, dropped: list[str]) -> dict[str, Any]:
+def checkpoint_notes(path: str | Path, dropped: list[str]) -> dict[str, Any]:
+    """Name, SHA-256, dropped keys and training record of a checkpoint, for the provenance."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):

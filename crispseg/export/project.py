@@ -22,8 +22,9 @@ from crispseg.classes import ClassInfo, check_classes, load_classes
 from crispseg.environment import commit, package_version
 from crispseg.errors import AccuracyGate, InputError
 from crispseg.export import dense
-from crispseg.export.networks import Network, base_network, refiner_network
+from crispseg.export.networks import Network, refiner_network
 from crispseg.export.refiner import export_refiner
+from crispseg.export.sources import Foreign, Source, open_source, tensorrt_gaps
 from crispseg.models.bases import BaseInfo
 
 REFINERS = ("sparserefine",)
@@ -38,7 +39,7 @@ Progress = Callable[[str], None]
 
 
 def export_bundle(
-    base: str,
+    base: str | Foreign,
     out: str | Path,
     *,
     weights: str | Path | None = None,
@@ -63,7 +64,7 @@ def export_bundle(
     """Export networks for frames of ``height`` x ``width`` and write them as a bundle.
 
     Args:
-        base: architecture, a key of ``crispseg.models.bases.BASES``.
+        base: architecture, a key of ``crispseg.models.bases.BASES``; or a network outside of it.
         out: directory of the bundle; an existing bundle there is replaced, anything else is refused.
         weights: checkpoint of the base.
         refiner: "sparserefine", or None for a bundle without one.
@@ -98,10 +99,15 @@ def export_bundle(
     say = progress or (lambda _: None)
     table = load_classes(classes) if isinstance(classes, (str, Path)) else check_classes(classes)
     _check(height, width, scale, logits, refiner, refiner_weights, capacity, threshold)
-    _check_weights(weights, refiner, refiner_weights, random_weights)
+    brings = isinstance(base, Foreign)  # a foreign network may bring its weights along
+    _check_weights(weights, brings, refiner, refiner_weights, random_weights)
     check_target(out)  # now, not after minutes of export
-    say(f"load {base}")
-    base_net, info = base_network(base, len(table), weights, seed)
+    low = (max(1, round(height * scale)), max(1, round(width * scale)))
+    say(f"load {base.module or base.onnx if isinstance(base, Foreign) else base}")
+    source = open_source(base, len(table), weights, low, seed)
+    info = source.info
+    for text in source.notes.get("assumed", ()):
+        say(f"assumed: {text}")
     refiner_net = None
     if refiner is not None:
         say(f"load {refiner}")
@@ -109,15 +115,17 @@ def export_bundle(
         settings.update({k: v for k, v in (("threshold", threshold), ("upsample", upsample)) if v is not None})
         refiner_net = refiner_network(len(table), refiner_weights, settings, seed)
 
-    low = (max(1, round(height * scale)), max(1, round(width * scale)))
     sizes = {"base": low, **({"baseline": (height, width)} if baseline else {})}
     models, infos, notes = {}, {}, {}
     for role, size in sizes.items():
         say(f"export {role} at {size[0]}x{size[1]}")
-        models[f"{role}.onnx"] = model = _export_dense(base_net, size, logits == "native", half_weights)
-        say(f"compare {role} with torch")
-        notes[role] = {**base_net.source, "parity": _dense_parity(base_net, model, role, half_weights)}
-        infos[role] = _net_info(role, size, model, info, base_net.random)
+        models[f"{role}.onnx"] = model = _export_dense(source, size, logits == "native", half_weights)
+        say(f"compare {role} with its source")
+        notes[role] = {**source.notes, "parity": _dense_parity(source, model, role, half_weights)}
+        gaps = tensorrt_gaps(model)
+        if gaps:
+            notes[role]["tensorrt_unsupported"] = gaps
+        infos[role] = _net_info(role, size, model, info, source.random)
     files: dict[str, bytes | Path] = {}
     if baseline:
         graphs, shared = dense.share_weights(models)
@@ -137,7 +145,7 @@ def export_bundle(
         say("compare refiner with torch")
         notes["refiner"] = {**refiner_net.source, "parity": _refiner_parity(refiner_net, half_weights)}
         refiner_info = _refiner_info(refiner_net, capacity)
-    random = [role for role, net in (("base", base_net), ("refiner", refiner_net)) if net is not None and net.random]
+    random = [role for role, net in (("base", source), ("refiner", refiner_net)) if net is not None and net.random]
     say("write bundle")
     return write_bundle(
         out,
@@ -180,9 +188,13 @@ def _check(
 
 
 def _check_weights(
-    weights: str | Path | None, refiner: str | None, refiner_weights: str | Path | None, random_weights: bool
+    weights: str | Path | None,
+    brings: bool,
+    refiner: str | None,
+    refiner_weights: str | Path | None,
+    random_weights: bool,
 ) -> None:
-    missing = [] if weights is not None else ["--weights"]
+    missing = [] if weights is not None or brings else ["--weights"]
     if refiner is not None and refiner_weights is None:
         missing.append("--refiner-weights")
     if missing and not random_weights:
@@ -194,20 +206,26 @@ def _check_weights(
         raise InputError("random weights asked for, but every checkpoint is given; leave one of them out")
 
 
-def _export_dense(net: Network, size: tuple[int, int], native: bool, half: bool) -> onnx.ModelProto:
-    model = dense.export_dense(net.module, height=size[0], width=size[1], low_resolution_logits=native)
+def _export_dense(source: Source, size: tuple[int, int], native: bool, half: bool) -> onnx.ModelProto:
+    model = source.export(size[0], size[1], native)
+    shape = tuple(d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim)
+    if not native and shape[2:] != size:
+        raise InputError(
+            f"--logits input: the network ends at {shape[2]}x{shape[3]} for an image of {size[0]}x{size[1]}; "
+            "leave it out"
+        )
     return dense.to_half_weights(model) if half else model
 
 
-def _dense_parity(net: Network, model: onnx.ModelProto, role: str, half: bool) -> dict[str, Any]:
-    found = dense.parity(net.module, model, threads=torch.get_num_threads())
+def _dense_parity(source: Source, model: onnx.ModelProto, role: str, half: bool) -> dict[str, Any]:
+    found = source.parity(model, torch.get_num_threads())
     gate = GATE_HALF if half else GATE
     if not found["max_error_std"] <= gate:
         raise AccuracyGate(
-            f"{role}.onnx: expected logits within {gate:g} of their standard deviation of torch's, found "
+            f"{role}.onnx: expected logits within {gate:g} of their standard deviation of the source's, found "
             f"{found['max_error_std']:.3g}; the export is wrong, nothing was written"
         )
-    return {"hop": "torch -> onnxruntime", "input": "standard normal, seed 0", **_rounded(found)}
+    return {"input": "standard normal, seed 0", **_rounded(found)}
 
 
 def _net_info(role: str, size: tuple[int, int], model: onnx.ModelProto, info: BaseInfo, random: bool) -> NetInfo:

@@ -21,6 +21,7 @@ import fill_bases  # noqa: E402
 
 from crispseg.errors import UnsupportedOp  # noqa: E402
 from crispseg.export import dense  # noqa: E402
+from crispseg.export.sources import tensorrt_gaps  # noqa: E402
 from crispseg.models.bases import build_base, sanet  # noqa: E402
 
 torch.set_num_threads(1)
@@ -61,6 +62,7 @@ def test_graph_gives_the_golden_logits(arch):
     model = dense.export_dense(net, height=SIZE[0], width=SIZE[1])
     assert {n.op_type for n in model.graph.node} <= ALLOWED
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
+    assert tensorrt_gaps(model) == {}
     x, _ = fill_bases.image(arch, *SIZE)
     result = dense.parity(net, model, torch.from_numpy(x))
     assert result["max_error_std"] < 2e-5

@@ -1,0 +1,45 @@
+"""Networks of a user, for the tests of --module and --onnx."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes=5, width=8, kind="tensor"):
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.head = nn.Conv2d(width, num_classes, 1)
+        self.aux = nn.Conv2d(width, num_classes, 1)
+        self.kind = kind
+
+    def forward(self, x):
+        features = self.stem(x)
+        logits = self.head(features)
+        if self.kind == "dict":
+            return {"aux": self.aux(features), "out": F.interpolate(logits, x.shape[2:], mode="bilinear")}
+        if self.kind == "full":
+            return F.interpolate(logits, x.shape[2:], mode="bilinear")
+        if self.kind == "tuple":
+            return logits, features
+        if self.kind == "twins":
+            return logits, self.aux(features)
+        if self.kind == "probabilities":
+            return logits.softmax(1)
+        if self.kind == "labels":
+            return logits.argmax(1)
+        return logits
+
+
+def plain(width=8):
+    return Net(5, width)
+
+
+def broken():
+    raise RuntimeError("no such backbone")
+
+
+number = 3
