@@ -57,14 +57,30 @@ def main() -> int:
     parser.add_argument("--only", default="", help="these sections (after device, build and prepare), comma between")
     parser.add_argument("--work", type=Path, help="folder for builds and intermediate files; default: a temporary one")
     parser.add_argument("--json", type=Path, help="also write the result there")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="only write the refiner (torch, onnx; no GPU)")
+    parser.add_argument("--refiner", type=Path, metavar="FILE", help="refiner that --export wrote on another machine")
     parser.add_argument("--section", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.section:
         return child(options.section, options.work)
+    if options.refiner and not options.refiner.is_file():
+        parser.error("--refiner %s: expected a file, found none" % options.refiner)
     with tempfile.TemporaryDirectory(prefix="crispseg-gpu-") as temporary:
         work = (options.work or Path(temporary)).resolve()
         settings = tiny(str(work)) if options.dry_run else Settings(str(work))
         settings.save()
+        if options.export:
+            from gpu.sections_build import export
+
+            low = (settings.classes, -(-settings.height // settings.stride), -(-settings.width // settings.stride))
+            export(settings, low, options.export)
+            print("wrote %s" % options.export)
+            return 0
+        refiner = work / "refiner.onnx"  # never one of an earlier run with other settings
+        if refiner.is_symlink() or refiner.exists():
+            refiner.unlink()
+        if options.refiner:
+            refiner.symlink_to(options.refiner.resolve())
         return parent(settings, options)
 
 

@@ -35,6 +35,7 @@ def run_build(settings: Settings) -> Dict[str, Any]:
         from tests import emulation
 
         (settings.folder / IMAGE).write_bytes(emulation.image())
+        os.environ["CRISPSEG_CUDA_LIBRARY"] = str(emulation.host_library())
     result = building.build(settings, context.info.capability, with_image=not emulated)
     (settings.folder / "libraries.json").write_text(json.dumps(result["libraries"]))
     image = result.get("image", {})
@@ -52,13 +53,20 @@ def run_prepare(settings: Settings) -> Dict[str, Any]:
 
     from gpu.layers import scene
 
-    missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Skip("the refiner is exported with torch and onnx; not installed: " + ", ".join(missing))
     image, logits, coords = scene(settings)
     np.savez(str(settings.folder / "scene.npz"), image=image, logits=logits)
-    parameters = export(settings, logits.shape[1:], settings.folder / "refiner.onnx")
     density = 100 * len(coords) / (settings.height * settings.width)
+    target = settings.folder / "refiner.onnx"
+    if target.is_file():  # given with --refiner
+        return {"line": "refiner given, %d active pixels (%.2f %%)" % (len(coords), density),
+                "active": len(coords), "density": density}  # fmt: skip
+    missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Skip(
+            "the refiner is exported with torch and onnx; not installed: %s. Export it elsewhere (--export FILE) and "
+            "name it here (--refiner FILE)" % ", ".join(missing)
+        )
+    parameters = export(settings, logits.shape[1:], target)
     return {"line": "%.1f M parameters, %d active pixels (%.2f %%)" % (parameters / 1e6, len(coords), density),
             "parameters": parameters, "active": len(coords), "density": density}  # fmt: skip
 
