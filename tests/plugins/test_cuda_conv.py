@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from ctypes import byref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,27 +193,38 @@ def test_repeats_and_orders_of_threads_give_the_same_bits(emulated, gpu, family)
         assert same_bits(run_conv(gpu, conv, data, how), first)
 
 
-@pytest.mark.parametrize("kind", [F16, I8], ids=NAMES.get)
-@pytest.mark.parametrize("rows", [5, 140])
-def test_splits(emulated, gpu, rows, kind):
+@pytest.mark.parametrize(
+    ("kind", "rows", "cin", "cout"),
+    [(F16, 5, 224, 128), (I8, 100, 450, 100), pytest.param(F16, 140, 300, 200, marks=pytest.mark.slow)],
+)
+def test_shared_tiles(emulated, gpu, kind, rows, cin, cout):
     """Long sums over few rows: two kernels, the same values within rounding, the same bits every time."""
-    conv = Conv("-", "-", 130, 200, **FULL)
-    data = of_type(random_data(rows, 130, 200, present=0.8), kind)
-    how = Run(type=kind, y_type=F32, z_types=(F32, F16))
+    conv = Conv("-", "-", cin, cout, **FULL)
+    data = of_type(random_data(rows, cin, cout, present=0.8), kind)
+    how = Run(type=kind, y_type=F32, z_types=(F32, F16), residual_type=F32)
     before = emulated.launches()
-    whole = check(gpu, conv, Run(type=kind, y_type=F32, z_types=(F32, F16), workspace=False), data)
+    whole = check(gpu, conv, replace(how, workspace=False), data)
     assert emulated.launches() == before + 1
     parts = check(gpu, conv, how, data)
     assert emulated.launches() == before + 3
     if kind == I8:
         assert same_bits(parts, whole)
-    elif rows < 100:  # really split: another order of additions shows in some bit
+    else:  # another order of additions shows in some bit
         assert not same_bits(parts, whole)
     emulated.order(2, 9)
-    assert same_bits(run_conv(gpu, conv, data, how), parts)
-    how.count = rows // 2
-    fewer = run_conv(gpu, conv, data, how)
-    assert_right(conv, how, [f[: how.count] for f in fewer], [e[: how.count] for e in expected(conv, data, how)])
+    order = np.random.default_rng(1).permutation(rows).astype(np.int32)
+    changed = run_conv(gpu, conv, data, replace(how, in_place=True, order=order))
+    assert same_bits(changed, parts) or rows > 128  # other tiles, other shares
+
+
+def test_shares_follow_the_count(emulated, gpu):
+    conv = Conv("-", "-", 224, 128, bias=True)
+    data = of_type(random_data(300, 224, 128), F16)
+    how = Run(type=F16, y_type=F32, count=60)
+    got = run_conv(gpu, conv, data, how)
+    assert_right(conv, how, [got[0][:60]], [expected(conv, data, how)[0][:60]])
+    short = {name: value[:60] if name in ("map", "residual") else value for name, value in data.items()}
+    assert same_bits([got[0][:60]], run_conv(gpu, conv, short, Run(type=F16, y_type=F32)))
 
 
 def test_tiles_without_any_tap(emulated, gpu):

@@ -6,13 +6,13 @@
 enum { CONV_F32 = 0, CONV_F16 = 1, CONV_I8 = 2 };
 // Bytes along k in one step of the main loop: 32 halves or 64 int8. Packed weights are [chunk][tap][cout padded to
 // 16][64 bytes].
-enum { CONV_CHUNK = 64, CONV_MAX_TAPS = 32, CONV_MAX_SPLITS = 8 };
+enum { CONV_CHUNK = 64, CONV_MAX_TAPS = 32 };
 // Rows of a tile of the tensor-core kernels; stages of the mma pipeline; bytes between the rows of a wmma buffer. A
 // block needs the stages (buffers), then 4 bytes for each row, 16 for the tile, and 4 for each row and tap.
 enum { CONV_ROWS = 128, CONV_F32_ROWS = 64, CONV_MMA_STAGES = 4, CONV_WMMA_PITCH = 96 };
-// A tile of 128 x 128 may be split (see conv_splits); at most so many blocks a multiprocessor work on a split
-// convolution.
-enum { CONV_SPLIT_COLUMNS = 128, CONV_SPLIT_BLOCKS = 4 };
+// Tiles of 128 columns may be shared between blocks (see ConvShares), two blocks a multiprocessor, with at least so
+// many steps each; each block has two slots of a tile's sums in the workspace.
+enum { CONV_SHARE_COLUMNS = 128, CONV_SHARE_STEPS = 8 };
 
 struct ConvMatrix {
   void *data;       // NULL: absent
@@ -36,8 +36,7 @@ struct ConvArgs {
   ConvMatrix residual, out[3];  // y, z1, z2
   const float *scale[2], *shift[2];
   int relu;
-  // Sums of the splits of the taps x channels of a tile: [split][row tile][column tile][rows][columns]; NULL: never
-  // split.
+  // Parts of the sums of shared tiles: [slot][rows][columns]; NULL: never share.
   void *partial;
   int multiprocessors;
 };

@@ -123,54 +123,96 @@ template <typename Sum> CS_DEVICE void conv_finish(const ConvArgs &a, cs_i64 row
 }
 
 // ---- tiles ----
-// A deep level has few rows and long sums: 1,700 rows x 1024 channels are 112 tiles of 128 x 128 for 132
-// multiprocessors. Its taps x channels are then split between `splits` blocks, which leave their sums in the
-// workspace; conv_reduce adds them in the order of the splits, so the result does not depend on who is first. Cost of
-// s splits in steps of the main loop: blocks in a row on one multiprocessor, times steps of each, plus filling the
-// pipeline (4 steps) and moving the sums (8 steps); a lone block hides less latency (+ 30 %). One lane a candidate.
-CS_DEVICE int conv_splits(const ConvArgs &a, int tiles) {
-  if (!a.partial || tiles <= 0) return 1;
-  const int lane = cs_lane(), splits = lane + 1, steps = a.taps * a.chunks, cores = a.multiprocessors;
-  int cost = 0x7fffffff;
-  const bool fits = splits <= CONV_MAX_SPLITS && splits * tiles <= CONV_SPLIT_BLOCKS * cores && splits * 8 <= steps;
-  if (splits == 1 || fits) {
-    const int blocks = (tiles * splits + cores - 1) / cores;
-    cost = blocks * ((steps + splits - 1) / splits + (splits > 1 ? 12 : 4));
-    if (blocks == 1) cost += cost / 10 * 3;
-    cost = cost * 32 + lane; // steps * blocks < 2^26: see conv.cpp
-  }
-  return (cs_warp_min(cost) & 31) + 1;
-}
-
+// `begin` .. `end` of the `steps` of a tile (taps x chunks) and where the sums go: `slot` of the workspace, or -1 =
+// they are complete.
 struct ConvTile {
-  int row_tiles, row_tile, column_tile, splits, split;
-  int count;
+  int row_tile, column_tile, begin, end, steps, slot;
 };
 
-// False: nothing to do for this block. Blocks of one row tile follow each other, so that its rows stay in the L2
-// cache, and so do the blocks of one split, so that they share the weights.
-template <int ROWS> CS_DEVICE bool conv_tile(const ConvArgs &a, ConvTile &t) {
-  t.count = *a.count < a.capacity ? *a.count : a.capacity;
-  t.row_tiles = (t.count + ROWS - 1) / ROWS;
-  const int tiles = t.row_tiles * a.column_tiles, unit = blockIdx.x;
-  t.splits = conv_splits(a, tiles);
-  if (unit >= tiles * t.splits) return false;
-  t.split = unit / tiles;
-  const int tile = unit - t.split * tiles;
+CS_DEVICE int conv_count(const ConvArgs &a) { return *a.count < a.capacity ? *a.count : a.capacity; }
+CS_DEVICE int conv_tiles(const ConvArgs &a, int count, int rows) {
+  return count > 0 ? (count + rows - 1) / rows * a.column_tiles : 0;
+}
+// Tiles of one row tile follow each other, so that its rows stay in the caches.
+CS_DEVICE void conv_place(const ConvArgs &a, int tile, ConvTile &t) {
   t.row_tile = tile / a.column_tiles;
   t.column_tile = tile - t.row_tile * a.column_tiles;
-  return true;
+  t.begin = 0;
+  t.end = t.steps = a.taps * a.chunks;
+  t.slot = -1;
 }
+
+// A deep level has few rows and long sums: 4,500 rows x 512 channels are 144 tiles of 128 x 128 for 132
+// multiprocessors, two on some and one on most. So the steps of all tiles are laid end to end and cut into equal
+// shares, two a multiprocessor; what a block computes of a tile that it does not have whole goes to the workspace
+// (the tile that its share starts in: slot 2 x block; the one that it ends in: slot 2 x block + 1), and
+// conv_reduce adds these sums in the order of the steps: nothing depends on which block is first.
+struct ConvShares {
+  int blocks, size, longer;  // 0 blocks: no shares, one block a tile; the first `longer` shares have one step more
+
+  // Costs in steps (420 cycles) from the figures in conv_mma.cuh: 6 to fill the pipeline and leave the sums of a
+  // whole tile, 12 for the two parts of a share, 8 for the launch of conv_reduce and 14 for its traffic for each block
+  // of a multiprocessor. A lone block hides less latency: 30 % more.
+  CS_MEMBER ConvShares(const ConvArgs &a, int tiles) : blocks(0), size(0), longer(0) {
+    if (!a.partial || tiles <= 0) return;
+    const int cores = a.multiprocessors, steps = a.taps * a.chunks, all = tiles * steps;
+    const int most = all / CONV_SHARE_STEPS, n = most < 2 * cores ? most : 2 * cores;
+    if (n < 2) return;
+    int whole = (tiles + cores - 1) / cores * (steps + 6);
+    if (tiles <= cores) whole += whole / 10 * 3;
+    const int shared = (n + cores - 1) / cores * (all / n + 1 + 12) + 8 + 14 * n / cores;
+    if (whole <= shared) return;
+    blocks = n;
+    size = all / n;
+    longer = all - n * size;
+  }
+  CS_MEMBER int begin(int block) const { return block * size + (block < longer ? block : longer); }
+  CS_MEMBER int block_of(int step) const {
+    const int edge = longer * (size + 1);
+    return step < edge ? step / (size + 1) : longer + (step - edge) / size;
+  }
+};
+
+// The tiles, or parts of tiles, of this block.
+struct ConvWork {
+  int at, end, first;
+  bool shared;
+  CS_MEMBER ConvWork(const ConvArgs &a, int tiles) {
+    const ConvShares shares(a, tiles);
+    shared = shares.blocks > 0;
+    const int block = blockIdx.x, steps = a.taps * a.chunks;
+    at = shared ? shares.begin(block) : block;
+    end = shared ? shares.begin(block + 1) : block + 1;
+    if (block >= (shared ? shares.blocks : tiles)) at = end;
+    first = shared ? at / steps : 0;
+  }
+  CS_MEMBER bool next(const ConvArgs &a, ConvTile &t) {
+    if (at >= end) return false;
+    if (!shared) {
+      conv_place(a, at++, t);
+      return true;
+    }
+    const int tile = at / (a.taps * a.chunks);
+    conv_place(a, tile, t);
+    const int start = tile * t.steps;
+    t.begin = at - start;
+    t.end = end - start < t.steps ? end - start : t.steps;
+    at = start + t.end;
+    if (t.begin > 0 || t.end < t.steps) t.slot = 2 * (int)blockIdx.x + (tile != first);
+    return true;
+  }
+};
 
 // Output row of each row of the tile (-1 past the count) and its input rows by tap; returns the taps that any row has.
 template <int ROWS, int THREADS>
 CS_DEVICE unsigned conv_tile_rows(const ConvArgs &a, const ConvTile &t, int *rows, int *inputs, unsigned *mask) {
+  const int count = conv_count(a);
   if (threadIdx.x == 0) *mask = 0;
   cs_sync();
   unsigned taps = 0;
   for (int i = threadIdx.x; i < ROWS; i += THREADS) {
     const int place = t.row_tile * ROWS + i;
-    const int row = place >= t.count ? -1 : a.order ? a.order[place] : place;
+    const int row = place >= count ? -1 : a.order ? a.order[place] : place;
     rows[i] = row;
     for (int k = 0; k < a.taps; ++k) {
       const int input = row < 0 ? -1 : a.map ? a.map[(cs_i64)row * a.taps + k] : row;
@@ -191,9 +233,9 @@ struct ConvSteps {
   CS_MEMBER ConvSteps(const ConvArgs &a, const ConvTile &t, unsigned mask)
       : taps(mask), left(mask), chunk(0), steps(0) {
     if (!mask) return;
-    const int per_chunk = __popc(mask), all = per_chunk * a.chunks;
-    const int begin = (int)((cs_i64)all * t.split / t.splits);
-    steps = (int)((cs_i64)all * (t.split + 1) / t.splits) - begin;
+    const int per_chunk = __popc(mask), all = per_chunk * a.chunks;  // at most t.steps, of which this is a part
+    const int begin = (int)((cs_i64)all * t.begin / t.steps);
+    steps = (int)((cs_i64)all * t.end / t.steps) - begin;
     chunk = begin / per_chunk;
     for (int i = begin - chunk * per_chunk; i > 0; --i) left &= left - 1;
   }
@@ -233,11 +275,10 @@ CS_DEVICE void conv_leave(const ConvArgs &a, const ConvTile &t, const int *rows,
 #pragma unroll
       for (int j = 0; j < 4; ++j) conv_bits(w.w[j], v[4 * h + j]);
     }
-    if (t.splits == 1) {
+    if (t.slot < 0) {
       conv_finish(a, rows[row0 + r], t.column_tile * TILE_COLUMNS + column0 + c, v);
     } else {
-      const cs_i64 unit = ((cs_i64)t.split * t.row_tiles + t.row_tile) * a.column_tiles + t.column_tile;
-      Words4 *to = (Words4 *)((Sum *)a.partial + (unit * ROWS + row0 + r) * TILE_COLUMNS + column0 + c);
+      Words4 *to = (Words4 *)((Sum *)a.partial + ((cs_i64)t.slot * ROWS + row0 + r) * TILE_COLUMNS + column0 + c);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         Words4 w;
@@ -249,28 +290,31 @@ CS_DEVICE void conv_leave(const ConvArgs &a, const ConvTile &t, const int *rows,
   }
 }
 
-// Adds the splits in order and finishes the rows. A block of 128 threads: 8 rows x 128 columns.
+// Adds the parts of each tile in the order of its steps and finishes the rows. A block of 128 threads: 8 rows x 128
+// columns.
 template <int ROWS, int COLUMNS, typename Sum> CS_DEVICE void conv_reduce(const ConvArgs &a) {
   constexpr int groups = COLUMNS / 8;
-  const int count = *a.count < a.capacity ? *a.count : a.capacity;
-  const int row_tiles = (count + ROWS - 1) / ROWS, splits = conv_splits(a, row_tiles * a.column_tiles);
-  if (splits == 1) return;
+  const int count = conv_count(a);
+  const ConvShares shares(a, conv_tiles(a, count, ROWS));
   const int column_tile = blockIdx.x % a.column_tiles;
   const int place = blockIdx.x / a.column_tiles * (128 / groups) + threadIdx.x / groups;
-  if (place >= count) return;
-  const int row_tile = place / ROWS, c = threadIdx.x % groups * 8;
+  if (!shares.blocks || place >= count) return;
+  const int steps = a.taps * a.chunks, tile = place / ROWS * a.column_tiles + column_tile;
+  const int from = shares.block_of(tile * steps), to = shares.block_of(tile * steps + steps - 1);
+  if (from == to) return;  // one block had it whole
+  const int c = threadIdx.x % groups * 8;
   Sum v[8];
-  for (int s = 0; s < splits; ++s) {
-    const cs_i64 unit = ((cs_i64)s * row_tiles + row_tile) * a.column_tiles + column_tile;
-    const Words4 *from = (const Words4 *)((const Sum *)a.partial + (unit * ROWS + place % ROWS) * COLUMNS + c);
+  for (int block = from; block <= to; ++block) {
+    const cs_i64 slot = 2 * block + (shares.begin(block) / steps != tile);
+    const Words4 *part = (const Words4 *)((const Sum *)a.partial + (slot * ROWS + place % ROWS) * COLUMNS + c);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const Words4 w = from[h];
+      const Words4 w = part[h];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         Sum u;
         conv_bits(w.w[j], u);
-        v[4 * h + j] = s ? v[4 * h + j] + u : u;
+        v[4 * h + j] = block > from ? v[4 * h + j] + u : u;
       }
     }
   }

@@ -11,8 +11,9 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(256) csk_conv_f32(ConvArgs a) {
   CS_SHARED(int, rows, [ROWS]);
   CS_SHARED(int, inputs, [CONV_MAX_TAPS * ROWS]);
   CS_SHARED(unsigned, mask, [1]);
+  if ((int)blockIdx.x >= conv_tiles(a, conv_count(a), ROWS)) return;
   ConvTile t;
-  if (!conv_tile<ROWS>(a, t)) return;
+  conv_place(a, blockIdx.x, t);
   unsigned taps = conv_tile_rows<ROWS, 256>(a, t, rows, inputs, mask);
   const int tid = threadIdx.x, r = tid / 8 * 2, c = tid % 8 * 8;
   const float *source = (const float *)a.x, *weight = (const float *)a.weight;

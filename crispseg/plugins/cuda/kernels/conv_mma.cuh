@@ -73,9 +73,7 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
       }
   }
 
-  CS_DEVICE void run(const ConvArgs &a, unsigned char *memory) {
-    ConvTile t;
-    if (!conv_tile<ROWS>(a, t)) return;
+  CS_DEVICE void tile(const ConvArgs &a, const ConvTile &t, unsigned char *memory) {
     const SharedAddress stages = shared_address(memory);
     int *const rows = (int *)(memory + STAGES * STAGE_BYTES), *const inputs = rows + ROWS + 4;
     const unsigned mask = conv_tile_rows<ROWS, THREADS>(a, t, rows, inputs, (unsigned *)(rows + ROWS));
@@ -144,6 +142,19 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
       __syncwarp();
     }
   }
+
+  CS_DEVICE void run(const ConvArgs &a, unsigned char *memory) {
+    const int tiles = conv_tiles(a, conv_count(a), ROWS);
+    ConvTile t;
+    if constexpr (COLUMNS == CONV_SHARE_COLUMNS) {
+      ConvWork work(a, tiles);
+#pragma unroll 1
+      while (work.next(a, t)) tile(a, t, memory);
+    } else if ((int)blockIdx.x < tiles) {
+      conv_place(a, blockIdx.x, t);
+      tile(a, t, memory);
+    }
+  }
 };
 
 #define CONV_MMA_KERNEL(name, blocks, ...)                               \
@@ -160,9 +171,9 @@ CONV_MMA_KERNEL(csk_conv_i8_mma_128x32, 4, true, 32, 32, 32)
 #undef CONV_MMA_KERNEL
 
 CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_conv_f32_reduce(ConvArgs a) {
-  conv_reduce<CONV_ROWS, CONV_SPLIT_COLUMNS, float>(a);
+  conv_reduce<CONV_ROWS, CONV_SHARE_COLUMNS, float>(a);
 }
 CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_conv_i32_reduce(ConvArgs a) {
-  conv_reduce<CONV_ROWS, CONV_SPLIT_COLUMNS, int>(a);
+  conv_reduce<CONV_ROWS, CONV_SHARE_COLUMNS, int>(a);
 }
 #endif

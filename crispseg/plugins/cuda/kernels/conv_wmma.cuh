@@ -53,8 +53,9 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvWmma
   }
 
   CS_DEVICE void run(const ConvArgs &a, unsigned char *memory) {
+    if ((int)blockIdx.x >= conv_tiles(a, conv_count(a), ROWS)) return;
     ConvTile t;
-    if (!conv_tile<ROWS>(a, t)) return;
+    conv_place(a, blockIdx.x, t);
     int *const rows = (int *)(memory + 2 * BUFFER_BYTES), *const inputs = rows + ROWS + 4;
     const unsigned mask = conv_tile_rows<ROWS, THREADS>(a, t, rows, inputs, (unsigned *)(rows + ROWS));
     ConvSteps ahead(a, t, mask);

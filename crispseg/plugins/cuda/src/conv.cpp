@@ -16,8 +16,8 @@ bool aligned(const void *p, uintptr_t bytes) { return reinterpret_cast<uintptr_t
 struct Plan {
   KernelId kernel;
   int rows, columns, threads, column_tiles, chunks;
-  int64_t tiles;       // of `capacity` rows
-  int64_t most_units;  // most blocks when the tiles may be split, 0 = they may not
+  int64_t tiles;   // of `capacity` rows
+  int64_t shares;  // most blocks that share tiles (see ConvShares), 0 = none do
   size_t shared;
 };
 
@@ -54,13 +54,16 @@ Plan plan_of(const csg_context *ctx, const csg_conv &c) {
   }
   p.column_tiles = (c.cout + p.columns - 1) / p.columns;
   p.tiles = (static_cast<int64_t>(c.capacity) + p.rows - 1) / p.rows * p.column_tiles;
-  const int64_t most = static_cast<int64_t>(CONV_SPLIT_BLOCKS) * ctx->multiprocessors;
-  if (p.columns == CONV_SPLIT_COLUMNS && p.tiles <= most && c.K * p.chunks >= 16)
-    p.most_units = std::max(p.tiles, std::min<int64_t>(most, CONV_MAX_SPLITS * p.tiles));
+  const int64_t steps = static_cast<int64_t>(c.K) * p.chunks, blocks = 2 * ctx->multiprocessors;
+  // From twice as many tiles as fit at once on, the last ones weigh little. (2^30: ConvShares counts steps in 32 bits.)
+  if (p.columns == CONV_SHARE_COLUMNS && p.tiles <= 2 * blocks && p.tiles * steps < 1 << 30) {
+    p.shares = std::min(blocks, p.tiles * steps / CONV_SHARE_STEPS);
+    if (p.shares < 2) p.shares = 0;
+  }
   return p;
 }
 
-size_t workspace_of(const Plan &p) { return static_cast<size_t>(p.most_units) * p.rows * p.columns * 4; }
+size_t workspace_of(const Plan &p) { return static_cast<size_t>(p.shares) * 2 * p.rows * p.columns * 4; }
 
 int check_size(const csg_context *ctx, const csg_conv *c, const char *who) {
   CSG_CHECK(ctx && c, "%s: context or convolution is NULL", who);
@@ -170,14 +173,14 @@ int csg_sparse_conv(csg_context *ctx, csg_stream stream, const csg_conv *conv) {
               "csg_sparse_conv: workspace of %zu bytes at %p, expected %zu bytes at a multiple of 16",
               c.workspace_bytes, c.d_workspace, bytes);
     a.partial = c.d_workspace;
-    blocks = p.most_units;
+    blocks = std::max(p.tiles, p.shares);
   }
   CSG_CHECK(blocks < 1LL << 31, "csg_sparse_conv: capacity %d x %d channels is more than one launch holds", c.capacity,
             c.cout);
   void *parameters[] = {&a, nullptr};
   CSG_TRY(launch_raw(ctx, p.kernel, Dim(static_cast<unsigned>(blocks)), Dim(p.threads), p.shared, stream, parameters));
   if (!a.partial) return CSG_OK;
-  const unsigned grid = div_up(c.capacity, 128 / (CONV_SPLIT_COLUMNS / 8)) * p.column_tiles;
+  const unsigned grid = div_up(c.capacity, 128 / (CONV_SHARE_COLUMNS / 8)) * p.column_tiles;
   return c.type == CSG_I8 ? launch(ctx, kernel::csk_conv_i32_reduce, grid, 128, 0, stream, a)
                           : launch(ctx, kernel::csk_conv_f32_reduce, grid, 128, 0, stream, a);
 }
