@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from crispseg.errors import BundleError, InputError
-from crispseg.report import to_json
+from crispseg.report import render_html, to_json
+from crispseg.runtime import clocks
 from crispseg.runtime.latency import Runs, measure, speedup
 
 
@@ -43,6 +44,20 @@ def fake(monkeypatch):
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
     return bundle, log
+
+
+def test_the_state_of_the_gpu_before_and_after(fake, monkeypatch):
+    def states():
+        yield {"source": "nvml", "gpus": [{"name": "a GPU", "sm_mhz": 1980, "limited_by": []}]}
+        yield {"source": "nvml", "gpus": [{"name": "a GPU", "sm_mhz": 1200, "limited_by": ["power cap"]}]}
+
+    state = states()
+    monkeypatch.setattr(clocks, "device_state", lambda: next(state))
+    report = measure("x", seconds=0.01, warmup=0.0, min_runs=2, frames=1, backend="cuda")
+    assert [report["gpu_state"][when]["gpus"][0]["sm_mhz"] for when in ("before", "after")] == [1980, 1200]
+    assert any("power cap" in text for text in report["warnings"])
+    assert "limited_by" in report["definitions"]["gpu_state"]
+    assert "1980" in render_html(report)
 
 
 def test_report(fake):
