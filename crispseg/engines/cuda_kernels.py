@@ -6,7 +6,6 @@ compiles the same sources with NVRTC into the bundle's engine cache. Running nev
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from typing import Any, Callable, Dict, Optional
 
@@ -71,20 +70,15 @@ class Kernels:
         self.handle = None
 
 
-def open_kernels(context: Context, bundle: Optional[Bundle]) -> Kernels:
+def open_kernels(context: Context, bundle: Bundle) -> Kernels:
     """The kernels for this device: linked in, else from the bundle's cache.
 
     Raises:
         EnvironmentMismatch: neither is there, or none fits; the message names the command that builds them.
     """
-    if cuda_loader.load().csg_embedded_image(ctypes.byref(ctypes.c_size_t())):
-        try:
-            return Kernels(context)
-        except EnvironmentMismatch:
-            if bundle is None:  # linked for other architectures: the cache may have this one
-                raise
-    if bundle is None:
-        raise EnvironmentMismatch("CUDA kernels: none linked into the library; build it with nvcc, or use a bundle")
+    linked = _linked(context)
+    if linked is not None:
+        return linked
     artefact = cache.find(bundle.path, identity(context))
     return Kernels(context, artefact.read(IMAGE))
 
@@ -97,7 +91,7 @@ def identity(context: Context) -> cache.Identity:
 
 
 def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., None]] = None) -> cache.Artefact:
-    """Compile the kernels for this device into the bundle's cache; one that is there already is kept.
+    """Put an image of the kernels for this device into the bundle's cache; one that is there already is kept.
 
     Raises:
         EnvironmentMismatch: no NVRTC, or the kernels do not compile.
@@ -111,12 +105,29 @@ def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., Non
     except CrispsegError:
         pass
     cache.require_room(bundle.path)
-    if progress:
-        progress(0, 1, "compiling the kernels for sm_%d" % context.info.capability)
-    compiler = nvrtc.find_compiler(context.info.capability, context.info.driver)
-    image = nvrtc.compile_kernels(compiler, context.info.capability, nvrtc.kernel_sources())
-    Kernels(context, image).close()  # refused now rather than at run
+    linked = _linked(context)
+    image, facts = cuda_loader.embedded_image(), {"image": "linked into the library"}
+    if linked is not None:
+        linked.close()
+    else:
+        if progress:
+            progress(0, 1, "compiling the kernels for sm_%d" % context.info.capability)
+        compiler = nvrtc.find_compiler(context.info.capability, context.info.driver)
+        image = nvrtc.compile_kernels(compiler, context.info.capability, nvrtc.kernel_sources())
+        Kernels(context, image).close()  # refused now rather than at run
+        facts = {"image": "NVRTC %d.%d" % compiler.version,
+                 "architecture": "sm_%d" % compiler.target(context.info.capability)}  # fmt: skip
     if progress:
         progress(1, 1)
-    facts = {"nvrtc": "%d.%d" % compiler.version, "architecture": compiler.target(context.info.capability)}
+    assert image is not None
     return cache.store(bundle.path, wanted, {IMAGE: image}, facts)
+
+
+def _linked(context: Context) -> Optional[Kernels]:
+    """The kernels inside the library, when it was built with some for this device."""
+    if cuda_loader.embedded_image() is None:
+        return None
+    try:
+        return Kernels(context)
+    except EnvironmentMismatch:
+        return None

@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels for one architecture with NVRTC: no nvcc, no toolkit, about a second.
+"""Compiles the CUDA kernels for one architecture with NVRTC: no nvcc, no toolkit, some seconds.
 
 NVRTC is one library: of the wheels nvidia-cuda-nvrtc-cu12 and -cu13 (``pip install crispseg[cuda]``), of a toolkit
 ($CUDA_HOME, /usr/local/cuda), or of the system. $CRISPSEG_LIBNVRTC names another. The kernels include no header but

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, List, Tuple
 
 from crispseg.bundle import Bundle, NetInfo
@@ -38,6 +39,8 @@ def open_gpu_pipeline(bundle: Bundle, net: NetInfo, spec: EngineSpec, refine: bo
         check_net(bundle, net, base)
         if refine and bundle.refiner is not None:
             path = bundle.file(bundle.refiner.file)
+            if spec.backend == "tensorrt" and spec.precision == "int8":
+                spec = replace(spec, precision="fp16")  # an int8 base has a refiner in fp16
             refiner: Any = cuda_refiner.load(path, kernels, spec, base.output_type)
             opened.append(refiner)
             check_refiner(bundle, refiner)

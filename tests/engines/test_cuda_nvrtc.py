@@ -1,0 +1,169 @@
+"""Finding NVRTC, compiling the kernels, and `crispseg build --backend cuda`: with a stand-in library, and the real one.
+
+The real NVRTC is a wheel of 24 MB (nvidia-cuda-nvrtc-cu12); those tests skip without it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from crispseg.bundle import load_bundle
+from crispseg.cli import main
+from crispseg.engines import cache, cuda, cuda_kernels, nvrtc
+from crispseg.errors import EnvironmentMismatch
+
+STAND_IN = r"""
+#include <string.h>
+#include <stdlib.h>
+static char text[256]; static int failed;
+int nvrtcVersion(int *a, int *b) { *a = MAJOR; *b = 4; return 0; }
+int nvrtcGetNumSupportedArchs(int *n) { *n = 3; return 0; }
+int nvrtcGetSupportedArchs(int *a) { a[0] = 75; a[1] = 80; a[2] = 90; return 0; }
+int nvrtcCreateProgram(void **p, const char *s, const char *name, int n, const char **h, const char **names) {
+  failed = strstr(s, "broken") != 0; *p = text; return n < 1; }
+int nvrtcCompileProgram(void *p, int n, const char **options) { strcpy(text, options[0]); return failed ? 6 : 0; }
+int nvrtcGetProgramLogSize(void *p, size_t *n) { *n = 60; return 0; }
+int nvrtcGetProgramLog(void *p, char *out) {
+  strcpy(out, "note: so it goes\nkernels.cu(3): error: no such thing\n"); return 0; }
+int nvrtcGetCUBINSize(void *p, size_t *n) { *n = strlen(text); return 0; }
+int nvrtcGetCUBIN(void *p, char *out) { memcpy(out, text, strlen(text)); return 0; }
+int nvrtcDestroyProgram(void **p) { *p = 0; return 0; }
+const char *nvrtcGetErrorString(int s) { return "NVRTC_ERROR_COMPILATION"; }
+"""
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        pytest.skip("the stand-in for NVRTC needs a C compiler")
+    folder = tmp_path_factory.mktemp("nvrtc")
+    (folder / "n.c").write_text(STAND_IN)
+
+    def build(major):
+        path = folder / ("libnvrtc.so.%d" % major)
+        command = [compiler, "-w", "-shared", "-fPIC", "-DMAJOR=%d" % major, "-o", str(path), str(folder / "n.c")]
+        subprocess.run(command, check=True)
+        return path
+
+    return {major: build(major) for major in (11, 13)}
+
+
+@pytest.fixture
+def found(stand_in, monkeypatch):
+    monkeypatch.setattr(nvrtc, "candidates", lambda: list(stand_in.values()))
+
+
+SOURCES = {"kernels.cu": '#include "a.cuh"', "a.cuh": "fine"}
+
+
+def test_the_newest_that_the_driver_takes(found):
+    assert nvrtc.find_compiler(90).version == (13, 4)
+    assert nvrtc.find_compiler(90, "12.2").version == (11, 4)
+
+
+def test_the_nearest_architecture_of_the_same_family(found):
+    compiler = nvrtc.find_compiler(87)
+    assert compiler.target(87) == 80
+    assert nvrtc.compile_kernels(compiler, 87, SOURCES) == b"--gpu-architecture=sm_80"
+    assert nvrtc.compile_kernels(compiler, 90, SOURCES) == b"--gpu-architecture=sm_90"
+
+
+def test_what_was_found_and_why_it_does_not_fit(found):
+    with pytest.raises(EnvironmentMismatch, match=r"sm_72.*without sm_72.*pip install crispseg\[cuda\]"):
+        nvrtc.find_compiler(72)
+    with pytest.raises(EnvironmentMismatch, match=r"11.4, newer than the driver's 10.2"):
+        nvrtc.find_compiler(90, "10.2")
+
+
+def test_none_at_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(nvrtc, "candidates", list)
+    with pytest.raises(EnvironmentMismatch, match=r"found none; pip install crispseg\[cuda\]"):
+        nvrtc.find_compiler(90)
+    (tmp_path / "libnvrtc.so").write_text("no library")
+    monkeypatch.setattr(nvrtc, "candidates", lambda: [tmp_path / "libnvrtc.so"])
+    with pytest.raises(EnvironmentMismatch, match="libnvrtc.so does not load"):
+        nvrtc.find_compiler(90)
+
+
+def test_the_log_of_a_failure_is_told(found):
+    with pytest.raises(EnvironmentMismatch, match=r"sm_90: NVRTC 13.4 .*: kernels.cu\(3\): error: no such thing$"):
+        nvrtc.compile_kernels(nvrtc.find_compiler(90), 90, {**SOURCES, "kernels.cu": "broken"})
+
+
+def test_wheels_and_toolkits_are_searched(monkeypatch, tmp_path):
+    monkeypatch.delenv(nvrtc.ENVIRONMENT, raising=False)
+    places = [tmp_path / "site" / "nvidia" / "cuda_nvrtc" / "lib", tmp_path / "cuda" / "lib64"]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "libnvrtc.so.12").write_text("x")
+        (place / "libnvrtc.so").symlink_to("libnvrtc.so.12")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    assert nvrtc.candidates()[:2] == [place / "libnvrtc.so.12" for place in places]
+    monkeypatch.setenv(nvrtc.ENVIRONMENT, "/mine/libnvrtc.so")
+    assert [str(path) for path in nvrtc.candidates()] == ["/mine/libnvrtc.so"]
+
+
+def test_the_hash_follows_every_source(tmp_path):
+    sources = nvrtc.kernel_sources()
+    assert nvrtc.MAIN in sources
+    first = nvrtc.sources_hash(sources)
+    assert nvrtc.sources_hash({**sources, "base.cuh": sources["base.cuh"] + "\n"}) != first
+    with pytest.raises(EnvironmentMismatch, match="install crispseg again"):
+        nvrtc.kernel_sources(tmp_path)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    import sys
+    from pathlib import Path
+
+    sys.path.append(str(Path(__file__).parents[1] / "runtime"))
+    import gpu_toy
+
+    return gpu_toy.write(tmp_path / "b")
+
+
+def test_build_stores_the_kernels_once(bundle, emulated, kernel_image, found, monkeypatch, capsys):
+    monkeypatch.setattr(nvrtc, "compile_kernels", lambda compiler, architecture, sources: kernel_image)
+    assert main(["build", str(bundle.path), "--backend", "cuda", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["engines"]
+    assert (row["part"], row["image"], row["architecture"]) == ("kernels", "NVRTC 11.4", "sm_80")
+    monkeypatch.setattr(nvrtc, "find_compiler", lambda *_: pytest.fail("compiled again"))
+    assert main(["build", str(bundle.path), "--backend", "cuda", "--json"]) == 0
+    capsys.readouterr()
+    kernels = cuda_kernels.open_kernels(cuda.open_device(0), load_bundle(bundle.path))
+    assert kernels.describe()["image"] == "engine cache"
+    kernels.close()
+
+
+def test_an_image_that_the_driver_refuses_is_not_stored(bundle, emulated, found, capsys):
+    assert main(["build", str(bundle.path), "--backend", "cuda"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(bundle.path.glob("engines/*"))
+
+
+def test_a_damaged_image_is_built_again(bundle, emulated, kernel_image, found, monkeypatch):
+    monkeypatch.setattr(nvrtc, "compile_kernels", lambda compiler, architecture, sources: kernel_image)
+    context = cuda.open_device(0)
+    path = cuda_kernels.build(bundle, context).path / cuda_kernels.IMAGE
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(cache.BundleError, match="altered"):
+        cuda_kernels.open_kernels(context, bundle)
+    cuda_kernels.build(bundle, context)
+    cuda_kernels.open_kernels(context, bundle).close()
+
+
+@pytest.mark.slow
+def test_the_real_compiler_takes_our_kernels():
+    try:
+        compiler = nvrtc.find_compiler(87)
+    except EnvironmentMismatch as error:
+        pytest.skip(str(error))
+    image = nvrtc.compile_kernels(compiler, 87, nvrtc.kernel_sources())
+    assert image[:4] == b"\x7fELF"
