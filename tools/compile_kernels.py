@@ -56,6 +56,8 @@ def _sections(image: bytes) -> list[Section]:
     (offset,) = struct.unpack_from("<Q", image, 40)
     entry, count, names = struct.unpack_from("<HHH", image, 58)
     rows = [struct.unpack_from("<IIQQQQ", image, offset + i * entry) for i in range(count)]
+    if names >= count:
+        raise ValueError("expected an ELF image with section names, found none")
     strings = rows[names][4]
 
     def text(at: int) -> str:
@@ -86,7 +88,9 @@ def kernel_usage(image: bytes) -> dict[str, Usage]:
     """
     sections = _sections(image)
     by_name = {section.name: section for section in sections}
-    symbols = next(section.data for section in sections if section.kind == _SYMBOL_TABLE)
+    symbols = next((section.data for section in sections if section.kind == _SYMBOL_TABLE), b"")
+    if not symbols or ".strtab" not in by_name or ".nv.info" not in by_name:
+        raise ValueError("expected a cubin with symbols and .nv.info, found neither or one")
     strings = by_name[".strtab"].data
     names = []
     for name, kind, *_ in struct.iter_unpack("<IBBHQQ", symbols):

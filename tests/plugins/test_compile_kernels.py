@@ -1,0 +1,67 @@
+"""The CUDA kernels compile for the oldest and the newest architecture, without spills where it matters."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from crispseg.engines import nvrtc
+from crispseg.errors import EnvironmentMismatch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import compile_kernels  # noqa: E402
+
+# Kernels in which local memory would cost time: it is traffic in their inner loops.
+HOT = re.compile("csk_(conv|select|logits_at|submanifold|down)_")
+LINE = re.compile(r"^CS_KERNEL\((\w+), *(\d+), *(\d+),", re.MULTILINE)
+
+
+def listed(architecture: int = 1000) -> set:
+    """Kernels that table.h promises for an architecture."""
+    text = nvrtc.kernel_sources()["table.h"]
+    return {name for name, _, capability in LINE.findall(text) if int(capability) <= architecture}
+
+
+@pytest.mark.parametrize("architecture", [72, 90])
+def test_kernels_compile_without_spills(architecture):
+    try:
+        compiler = nvrtc.find_compiler(architecture)
+    except EnvironmentMismatch as error:
+        pytest.skip(f"needs NVRTC, such as pip install nvidia-cuda-nvrtc-cu12==12.6.85: {error}")
+    image = nvrtc.compile_kernels(compiler, architecture, nvrtc.kernel_sources())
+    usage = compile_kernels.kernel_usage(image)
+    assert set(usage) == listed(architecture)
+    assert {name: u.local for name, u in usage.items() if HOT.match(name) and u.local} == {}
+    for name, u in usage.items():
+        assert 16 <= u.registers <= 255, name
+        assert u.shared <= 48 << 10, name
+    # Two blocks of the largest tile share a multiprocessor: 65536 registers, 128 threads a block.
+    if architecture >= 80:
+        assert usage["csk_conv_f16_mma_128x128"].registers <= 65536 // 128 // 2
+        assert usage["csk_conv_f32"].shared == 17024  # what the kernel declares, without the driver's share
+    assert "csk_conv_f32" in compile_kernels.table({architecture: usage}, {architecture: "0.0"})
+
+
+def test_page_lists_every_kernel():
+    page = (ROOT / "docs" / "kernels.md").read_text("utf-8")
+    rows = page[page.index(compile_kernels.BEGIN) : page.index(compile_kernels.END)]
+    assert set(re.findall(r"^\| (csk_\w+)", rows, re.MULTILINE)) == listed(), (
+        "run: python tools/compile_kernels.py --write docs/kernels.md"
+    )
+
+
+def test_what_is_not_a_cubin_is_refused():
+    with pytest.raises(ValueError, match="ELF"):
+        compile_kernels.kernel_usage(b"// PTX" + b"\0" * 100)
+    header = bytearray(64)
+    header[:6] = b"\x7fELF\x02\x01"
+    struct.pack_into("<Q", header, 40, 64)
+    struct.pack_into("<HHH", header, 58, 64, 0, 0)
+    with pytest.raises(ValueError, match="section names"):
+        compile_kernels.kernel_usage(bytes(header))
