@@ -60,8 +60,13 @@ class OnDevice:
             self.orders[index] = order
 
 
-def layer_call(bench: Bench, levels: List[Level], there: OnDevice, layer: Layer, kind: int = F16) -> Any:
-    """A call of one layer on random data, with the epilogue that it has in the network."""
+def layer_call(
+    bench: Bench, levels: List[Level], there: OnDevice, layer: Layer, kind: int = F16, portable: bool = False
+) -> Any:
+    """A call of one layer on random data, with the epilogue that it has in the network.
+
+    ``portable``: the tensor-core path for GPUs before compute capability 8.0.
+    """
     rng = np.random.default_rng([layer.level, layer.cin, layer.cout])
     rows, cout = len(levels[layer.level].coords), layer.cout
     dtype = np.float16 if kind == F16 else np.float32
@@ -74,6 +79,7 @@ def layer_call(bench: Bench, levels: List[Level], there: OnDevice, layer: Layer,
     fields: Dict[str, Any] = {
         "type": kind, "x": bench.put(x), "ldx": ldx, "count": there.counts[layer.level], "capacity": rows,
         "K": taps, "cin": layer.cin, "cout": cout, "weight": bench.pack(kind, weight),
+        "portable": int(portable),
     }  # fmt: skip
     if layer.kind != "identity":
         fields["map"] = there.maps[layer.kind, layer.level]
@@ -126,26 +132,27 @@ def run_layers(settings: Settings) -> Dict[str, Any]:
     wide_ms = sum(row["ms"] * len(row["layers"]) for row in wide)
     share = 2 * wide_gmac / wide_ms / dense["tflops"] if wide_ms and dense["tflops"] else None
     worst = min((row["of_dense"] for row in wide if row["of_dense"] is not None), default=None)
-    fp32 = fp32_layers(bench, levels, found) if not settings.dry_run else None
+    others = other_paths(bench, levels, found)
     return {
         "line": "convolutions %.3f ms; submanifold C >= 128: %s of the dense rate (%.0f TFLOP/s, %s)"
         % (total, "-" if share is None else "%.0f %%" % (100 * share), dense["tflops"], dense["by"]),
         "dense": dense, "layers": rows, "sum_ms": round(total, 4),
         "gmac": round(sum(row["gmac"] * len(row["layers"]) for row in rows), 2),
         "gmac_every_tap": round(sum(macs(levels, layer, True) for layer in found) / 1e9, 2),
-        "wide_of_dense": share, "wide_worst_of_dense": worst, "fp32": fp32,
+        "wide_of_dense": share, "wide_worst_of_dense": worst, "other_paths": others,
         "sites": [len(level.coords) for level in levels],
     }  # fmt: skip
 
 
-def fp32_layers(bench: Bench, levels: List[Level], found: List[Layer]) -> Dict[str, Any]:
-    """The plain fp32 path on one layer a level, for the record."""
-    rows = {}
+def other_paths(bench: Bench, levels: List[Level], found: List[Layer]) -> Dict[str, Any]:
+    """One layer a level through the paths that this GPU does not take by itself: plain fp32, and fp16 through wmma."""
+    rows: Dict[str, Any] = {}
     for layer in found:
-        if layer.name.endswith("enc%d.0.conv1" % layer.level):
-            there = OnDevice(bench, levels)
-            rows["level %d" % layer.level] = summary(
-                bench.graph_times(layer_call(bench, levels, there, layer, F32), 1, 10)
-            )
+        if layer.name != "enc%d.0.conv1" % layer.level:
+            continue
+        for name, kind, portable in (("fp32", F32, False), ("fp16 wmma", F16, True)):
+            call = layer_call(bench, levels, OnDevice(bench, levels), layer, kind, portable)
+            times = summary(bench.graph_times(call, 1, 10 if not bench.settings.dry_run else 1))
+            rows["%s, level %d, %d channels" % (name, layer.level, layer.cin)] = times
             bench.free()
     return rows

@@ -40,7 +40,7 @@ SECTIONS: Dict[str, Tuple[str, float]] = {
     "rivals": ("rivals", 90),
     "pipeline": ("pipeline", 90),
     "tests": ("sections_build", 150),
-    "sanitizer": ("sections_build", 100),
+    "sanitizer": ("sections_build", 120),
     "plugin": ("sections_build", 60),
 }
 _MARK = "@@result "
@@ -109,7 +109,10 @@ def parent(settings: Settings, options: argparse.Namespace) -> int:
             flush=True,
         )
         if name == "device" and outcome["status"] != "ok":
-            print("make gpu needs an NVIDIA GPU: " + outcome.get("why", ""), file=sys.stderr)
+            missing = "make gpu needs an NVIDIA GPU: "
+            if outcome["status"] == "failed":
+                missing = "make gpu cannot run (it wants a Python with numpy: PYTHON=.venv/bin/python make gpu): "
+            print(missing + outcome.get("why", ""), file=sys.stderr)
             return 2
     device = (report["sections"]["device"].get("result") or {}).get("device") or {}
     report["device"] = device

@@ -20,7 +20,10 @@ from gpu.skip import Skip
 
 # Tests that run on whatever driver is there; patterns under tests/.
 _TESTS = ("plugins/test_cuda_*.py", "engines/test_cuda_*.py", "runtime/test_gpu_*.py")
-_EMULATOR_ONLY = ("tests/plugins/test_cuda_conv.py::test_kernels_of_the_device",)
+_EMULATOR_ONLY = (
+    "tests/plugins/test_cuda_conv.py::test_kernels_of_the_device",
+    "tests/plugins/test_cuda_context.py::test_no_device_and_old_devices",
+)
 _TEST_SECONDS = 140
 
 
