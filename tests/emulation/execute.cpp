@@ -1,23 +1,19 @@
 // The scheduler of emulated kernels: fibers, barriers, warp collectives, shared memory, and what goes wrong with them.
 #include "execute.h"
 
-#include <sys/mman.h>
-
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <vector>
 
 #include "fault.h"
-#include "fiber.h"
 #include "guards.h"
+#include "stacks.h"
 
 namespace cs_emu {
 namespace {
 
-constexpr size_t page = 4096, stack_bytes = 128 * 1024;
 constexpr int illegal_address = 700, launch_failed = 719;
 
 enum class State : unsigned char { ready, running, barrier, warp, spinning, done };
@@ -53,10 +49,7 @@ const Launch *launch;
 std::vector<Thread> threads;
 std::vector<Warp> warps;
 std::vector<Touched> touched;
-std::deque<int> ready;
-std::vector<int> permutation, free_stacks;
-std::vector<unsigned char *> stacks;
-std::vector<void *> stack_pointers;
+std::vector<int> permutation;
 std::vector<unsigned char> dynamic_memory;
 unsigned char *dynamic_base;
 void *scheduler_pointer;
@@ -70,6 +63,25 @@ Order order = Order::forward;
 uint64_t seed;
 
 Runtime table;
+
+void fiber_entry();
+Stacks stacks(fiber_entry);
+
+struct {  // the threads that can run, each at most once
+  std::vector<int> ring;
+  size_t head = 0, count = 0;
+  void push(int index) {
+    size_t at = head + count++;
+    if (at >= ring.size()) at -= ring.size();
+    ring[at] = index;
+  }
+  int pop() {
+    const int index = ring[head];
+    if (++head == ring.size()) head = 0;
+    --count;
+    return index;
+  }
+} ready;
 
 __attribute__((format(printf, 2, 3))) void fail(int status, const char *format, ...) {
   if (failure.status) return;
@@ -94,7 +106,7 @@ void leave(State state) {
   Thread &t = threads[current];
   t.state = state;
   const int self = current;
-  cs_emu_switch(&stack_pointers[threads[self].stack], scheduler_pointer);
+  cs_emu_switch(&stacks.pointer(threads[self].stack), scheduler_pointer);
 }
 
 [[noreturn]] void abandon() {  // the launch has failed: this fiber never runs again
@@ -104,7 +116,7 @@ void leave(State state) {
 
 void wake(int index) {
   threads[index].state = State::ready;
-  ready.push_back(index);
+  ready.push(index);
 }
 
 void release_barrier() {
@@ -214,32 +226,9 @@ void fiber_entry() {
   }
 }
 
-int take_stack() {
-  if (free_stacks.empty()) {
-    unsigned char *base = static_cast<unsigned char *>(
-        mmap(nullptr, stack_bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (base == MAP_FAILED) std::abort();
-    mprotect(base, page, PROT_NONE);
-    stacks.push_back(base + page);
-    stack_pointers.push_back(fiber_prepare(base + page, stack_bytes, fiber_entry));
-    free_stacks.push_back(static_cast<int>(stacks.size()) - 1);
-  }
-  const int stack = free_stacks.back();
-  free_stacks.pop_back();
-  return stack;
-}
-
-void reset_stacks() {  // after a failure: what was on them is gone
-  free_stacks.clear();
-  for (size_t i = 0; i < stacks.size(); ++i) {
-    stack_pointers[i] = fiber_prepare(stacks[i], stack_bytes, fiber_entry);
-    free_stacks.push_back(static_cast<int>(i));
-  }
-}
-
 void finish(int index) {
   Thread &t = threads[index];
-  free_stacks.push_back(t.stack);
+  stacks.give(t.stack);
   ++finished;
   if (arrived > 0) {
     fail(launch_failed,
@@ -269,14 +258,15 @@ void report_deadlock() {
 
 void run_block() {
   const Image *image = launch->image;
-  const Index dim = launch->block;
   *image->block = block_index;
   ++epoch;
   touched.clear();
   if (launch->dynamic_shared) poison(dynamic_base, launch->dynamic_shared);
   std::memset(dynamic_base + launch->dynamic_shared, shared_fence, shared_guard);
   arrived = positive = finished = idle = 0;
-  ready.assign(permutation.begin(), permutation.end());
+  ready.ring = permutation;
+  ready.head = 0;
+  ready.count = permutation.size();
   const int n = static_cast<int>(threads.size());
   for (int i = 0; i < n; ++i) {
     Thread &t = threads[i];
@@ -284,7 +274,6 @@ void run_block() {
     t.stack = -1;
     t.file = "";
     t.line = 0;
-    t.id = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
   }
   for (size_t w = 0; w < warps.size(); ++w) {
     const int lanes = n - static_cast<int>(w) * 32;
@@ -292,20 +281,19 @@ void run_block() {
     for (Group &g : warps[w].groups) g.arrived = 0;
   }
   while (finished < n) {
-    if (ready.empty()) {
+    if (ready.count == 0) {
       report_deadlock();
       return;
     }
-    current = ready.front();
-    ready.pop_front();
+    current = ready.pop();
     Thread &t = threads[current];
-    if (t.stack < 0) t.stack = take_stack();
+    if (t.stack < 0) t.stack = stacks.take();
     t.state = State::running;
     *image->thread = t.id;
-    cs_emu_switch(&scheduler_pointer, stack_pointers[t.stack]);
+    cs_emu_switch(&scheduler_pointer, stacks.pointer(t.stack));
     if (failure.status) return;
     if (t.state == State::spinning) {
-      ready.push_back(current);
+      ready.push(current);
       if (++idle > 20000 + 100 * n) {
         fail(launch_failed, "%s waits for another block, which does not run before this one ends (%s order of blocks)",
              name(t).c_str(), order == Order::forward ? "forward" : "another than the forward");
@@ -377,6 +365,8 @@ Failure execute(const Launch &what) {
   const Permutation permuted(order, seed, static_cast<uint64_t>(n));
   for (int i = 0; i < n; ++i)
     permutation[static_cast<size_t>(i)] = static_cast<int>(permuted(static_cast<uint64_t>(i)));
+  for (unsigned i = 0; i < threads.size(); ++i)
+    threads[i].id = {i % what.block.x, i / what.block.x % what.block.y, i / what.block.x / what.block.y};
   if (dynamic_memory.size() < what.dynamic_shared + shared_guard + 256)
     dynamic_memory.resize(what.dynamic_shared + shared_guard + 256);
   dynamic_base =
@@ -391,7 +381,7 @@ Failure execute(const Launch &what) {
   else if (fault.signal)
     fail(illegal_address, "%s reads or writes address %p, which is %s",
          name(threads[static_cast<size_t>(current)]).c_str(), fault.address, describe_address(fault.address).c_str());
-  if (failure.status) reset_stacks();
+  if (failure.status) stacks.reset();
   launch = nullptr;
   return failure;
 }
