@@ -35,6 +35,12 @@ PROFILE = typer.Option([], "--profile", help="[INPUT=]MIN,OPT,MAX shapes of an i
 DLA = typer.Option(None, "--dla", min=0, help="DLA core for the base (Jetson), GPU for what it cannot run")
 CALIBRATION = typer.Option(None, "--calibration-cache", help="TensorRT 8.x or 10 int8 ranges for a base without Q/DQ")
 CAPACITY = typer.Option(None, "--capacity", min=1, help="most refined pixels a frame; default: the bundle's")
+PLUGIN_REFINER = typer.Option(
+    None,
+    "--refiner-engine/--no-refiner-engine",
+    help="also the refiner as an engine with the plugin library; default: "
+    "when that library is there (crispseg run refines with the CUDA kernels themselves)",
+)
 BASELINE_TOO = typer.Option(False, "--baseline", help="also the base dense at full size, for comparison")
 DEVICE = typer.Option(0, "--device", min=0, help="number of the GPU")
 FORCE = typer.Option(False, "--force", help="build again what is there")
@@ -52,6 +58,7 @@ def build(
     dla: Optional[int] = DLA,
     calibration_cache: Optional[Path] = CALIBRATION,
     capacity: Optional[int] = CAPACITY,
+    refiner_engine: Optional[bool] = PLUGIN_REFINER,
     baseline: bool = BASELINE_TOO,
     device: int = DEVICE,
     force: bool = FORCE,
@@ -81,8 +88,8 @@ def build(
             dla=dla,
             calibration=calibration_cache,
         )
-        roles = ("base", "refiner", "baseline") if baseline else ("base", "refiner")
-        return build_engines(loaded, options, roles, capacity or 0, device, force, progress)
+        roles = ["base", "baseline"] if baseline else ["base"]
+        return build_engines(loaded, options, roles, refiner_engine, capacity or 0, device, force, progress)
 
     execute(work, json=json, title="building", report_file=report)
 
@@ -102,9 +109,16 @@ def build_kernels(bundle: Any, device: int, progress: Any) -> Dict[str, Any]:
 
 
 def build_engines(
-    bundle: Any, options: Any, roles: Any, capacity: int, device: int, force: bool, progress: Any
+    bundle: Any,
+    options: Any,
+    roles: List[str],
+    refiner: Optional[bool],
+    capacity: int,
+    device: int,
+    force: bool,
+    progress: Any,
 ) -> Dict[str, Any]:
-    """Build the TensorRT engines of a bundle (backend tensorrt)."""
+    """Build the TensorRT engines of a bundle (backend tensorrt). ``refiner`` None: when the plugin library is there."""
     from crispseg.engines.tensorrt import compat
     from crispseg.environment import environment
     from crispseg.report import new_report
@@ -112,13 +126,24 @@ def build_engines(
     trt = compat.require()  # before the device: without TensorRT its absence is the news
     from crispseg.engines.cuda import open_device
     from crispseg.engines.tensorrt.artefacts import build_bundle
+    from crispseg.engines.tensorrt.registry import find_library
+    from crispseg.errors import EnvironmentMismatch
 
+    notes: List[str] = []
+    if refiner is not False and bundle.refiner is not None:
+        try:
+            find_library()
+            roles = [*roles, "refiner"]
+        except EnvironmentMismatch as error:
+            if refiner:
+                raise
+            notes.append("no engine of the refiner, which runs in the CUDA kernels instead: %s" % error)
     context = open_device(device)
     rows = build_bundle(
         bundle, options, to_precision, context, trt=trt, roles=roles, capacity=capacity, force=force, progress=progress
     )
     return new_report("build", bundle=str(bundle.path), backend="tensorrt", tensorrt=compat.version(trt),
-                      device=context.info.name, engines=rows, environment=environment())  # fmt: skip
+                      device=context.info.name, engines=rows, notes=notes, environment=environment())  # fmt: skip
 
 
 def to_precision(model: Any, precision: str) -> Any:

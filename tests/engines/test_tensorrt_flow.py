@@ -37,7 +37,7 @@ def world(monkeypatch, libraries):  # noqa: F811
 
         monkeypatch.setattr(registry, "_register_explicitly", register)
         monkeypatch.setattr(registry, "_libnvinfer", lambda: str(core))
-        monkeypatch.setattr(artefacts, "_kernel_image", lambda *_: None)
+        monkeypatch.setattr(artefacts, "kernel_image", lambda *_: None)
         return trt, library
 
     return start
@@ -433,3 +433,40 @@ def test_inspector_text_of_an_engine_without_details():
     with pytest.raises(InputError, match="expected JSON with Layers"):
         profile.summary("{}")
     onnx.checker.check_model(dense())
+
+
+def test_command_builds_and_keeps(world, tmp_path, monkeypatch, capsys):
+    import json
+
+    from crispseg.cli import main
+
+    trt, library = world("10.13.3.9")
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr("crispseg.engines.cuda.open_device", lambda ordinal: Context(ordinal=ordinal))
+    monkeypatch.setattr("crispseg.engines.tensorrt.strip.pack_with_library", lambda: pack)
+    bundle = copy_bundle(tmp_path)
+    monkeypatch.setenv(registry.ENVIRONMENT, str(tmp_path / "none.so"))
+    arguments = ["build", str(bundle.path), "--precision", "fp16", "--workspace", "256", "--opt-level", "2", "--json"]
+
+    def run_command(*more):
+        code = main([*arguments, *more])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out), captured.err
+
+    code, report, _ = run_command()
+    assert code == 0
+    assert [row["part"] for row in report["engines"]] == ["base"]
+    assert "no engine of the refiner, which runs in the CUDA kernels instead" in report["notes"][0]
+    code, report, error = run_command("--refiner-engine")
+    assert (code, report["error"]["exit_code"]) == (2, 2)
+    assert "TensorRT plugin library: expected" in error
+    monkeypatch.setenv(registry.ENVIRONMENT, str(library))
+    code, report, _ = run_command("--baseline", "--timing-cache", str(tmp_path / "times"))
+    assert code == 0
+    rows = {row["part"]: row["engine"] for row in report["engines"]}
+    assert rows == {"base": "kept", "baseline": "built", "refiner": "built"}
+    assert (tmp_path / "times").is_file()
+    assert report["tensorrt"] == "10.13.3.9"
+    for bad in (["--profile", "image=1,2"], ["--dla", "0", "--precision", "fp32"], ["--opt-level", "9"]):
+        assert main(["build", str(bundle.path), *bad]) == 2
+    assert main(["build", str(tmp_path / "nothing")]) == 2

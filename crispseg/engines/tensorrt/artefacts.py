@@ -15,7 +15,7 @@ from crispseg.bundle import Bundle
 from crispseg.engines import cache
 from crispseg.engines.tensorrt import compat, registry
 from crispseg.engines.tensorrt.build import BuildOptions, build_engine
-from crispseg.errors import CrispsegError, InputError, UnsupportedOp
+from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError, UnsupportedOp
 
 BACKEND = "tensorrt"
 # Of what this package does to a graph before TensorRT sees it (fp16 pass, strip): raised when engines must be rebuilt.
@@ -115,7 +115,7 @@ def build_bundle(
         convert: makes a dense model fp16 when asked to.
         context: cuda.Context of the device.
         trt: the tensorrt module; None imports it.
-        roles: which parts; those that the bundle lacks are skipped.
+        roles: which parts; those that the bundle lacks are skipped. The refiner's engine needs the plugin library.
         capacity: most active pixels of the refiner, 0 = the bundle's.
         library: the plugin library; None finds it.
         pack: packs weights for the kernels; None uses the CUDA library.
@@ -128,9 +128,10 @@ def build_bundle(
     trt = compat.require() if trt is None else trt
     cache.require_room(bundle.path)
     roles = [role for role in roles if getattr(bundle, role) is not None]
+    image = kernel_image(bundle, context, True, progress)  # frames are prepared and refined by kernels in any case
     if "refiner" in roles:
         library = library or registry.find_library()
-        registry.load(trt, library, _kernel_image(bundle, context, progress))
+        registry.load(trt, library, image)
     if options.timing_cache is None:
         name = "timing-%s-sm%d.cache" % (compat.version(trt), context.info.capability)
         options = _with(options, timing_cache=bundle.path / cache.FOLDER / name)
@@ -199,16 +200,36 @@ def _require_quantised(model: Any, bundle: Bundle, role: str) -> None:
         )
 
 
-def _kernel_image(bundle: Bundle, context: Any, progress: Optional[Callable[..., None]]) -> Optional[Path]:
-    """The kernels' image, None when the library has them linked in for this device."""
+def kernel_image(
+    bundle: Bundle, context: Any, build: bool = False, progress: Optional[Callable[..., None]] = None
+) -> Optional[Path]:
+    """The kernels' image for this device: None when it is linked into the library, else a file of the bundle's cache.
+
+    Args:
+        bundle: checked.
+        context: cuda.Context.
+        build: compile it when it is not there.
+        progress: of the compilation.
+
+    Raises:
+        EnvironmentMismatch: no image and not to be built, or no compiler.
+    """
     import ctypes
 
     from crispseg.engines import cuda_kernels
     from crispseg.plugins import cuda_loader
 
     if cuda_loader.load().csg_embedded_image(ctypes.byref(ctypes.c_size_t())):
-        return None
-    return cuda_kernels.build(bundle, context, progress).path / cuda_kernels.IMAGE
+        try:
+            cuda_kernels.Kernels(context).close()
+            return None
+        except EnvironmentMismatch:
+            pass  # linked for other architectures
+    if build:
+        return cuda_kernels.build(bundle, context, progress).path / cuda_kernels.IMAGE
+    found = cache.find(bundle.path, cuda_kernels.identity(context))
+    found.read(cuda_kernels.IMAGE)
+    return found.path / cuda_kernels.IMAGE
 
 
 def _kept(bundle: Bundle, wanted: cache.Identity) -> Optional[cache.Artefact]:

@@ -39,7 +39,7 @@ def load(
         capacity: most active pixels of a refiner, 0 = the bundle's.
         trt: the tensorrt module; None imports it.
         library: the plugin library; None finds it. For a refiner alone.
-        kernels: image of the CUDA kernels when none is linked into the plugin library.
+        kernels: image of the CUDA kernels; None takes the one that is linked in, or the bundle's.
 
     Raises:
         EnvironmentMismatch: no engine for this device, TensorRT or precision; the message has the command.
@@ -51,7 +51,7 @@ def load(
     artefact = artefacts.find(bundle, role, precision, trt, context.info, capacity=capacity, library=library)
     plan = artefact.read(artefacts.engine_file(role))
     if role == "refiner" and library is not None:
-        registry.load(trt, library, kernels)
+        registry.load(trt, library, kernels or artefacts.kernel_image(bundle, context))
     return open_engine(plan, context, what=role, trt=trt, advice=artefact.rebuild)
 
 
