@@ -18,11 +18,11 @@ LEAST = {"fp32": 0.9999, "fp16": 0.995}
 
 @pytest.fixture(scope="module")
 def feeds():
-    """A street scene; of its low-resolution pixels a window of 4 x 7 is uncertain, the rest is sure of one class."""
+    """A street scene; of its low-resolution pixels a window of 3 x 5 is uncertain, the rest is sure of one class."""
     image = render(0, 0, 360, 480)[0]
     logits = np.random.default_rng(0).normal(0, 1.5, (1, 11, 23, 30)).astype(np.float32)
     logits[0, 3] += 30
-    logits[0, 3, 10:14, 12:19] -= 30
+    logits[0, 3, 10:13, 12:17] -= 30
     return {"image": image, "logits": logits}
 
 
@@ -34,7 +34,7 @@ def test_labels_agree_with_the_native_engine(precision, feeds, emulated, kernel_
     with cuda_refiner.load(REFINER, kernels, EngineSpec("cuda", precision=precision)) as engine:
         found = engine.run(feeds)
     kernels.close()
-    assert 2000 < exact["count"][0] < 8000
+    assert 1000 < exact["count"][0] < 8000
     assert (found["count"][0], found["found"][0]) == (exact["count"][0], exact["found"][0])
     assert (found["coords"] == exact["coords"]).all()
     at = tuple(exact["coords"].T)
