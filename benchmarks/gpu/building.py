@@ -66,10 +66,18 @@ def compile_kernels(target: Path, capability: int) -> Dict[str, Any]:
         raise BuildError("nvcc: expected it on the PATH or in /usr/local/cuda/bin, found none")
     start = time.monotonic()
     architecture = "arch=compute_%d,code=sm_%d" % (capability, capability)
-    text = command(
-        [nvcc, "-cubin", "-std=c++17", "-O3", "-allow-unsupported-compiler", "-Xptxas", "-v", "-gencode", architecture, "-o", target,
-         PLUGINS / "cuda" / "kernels" / "kernels.cu"],
-    )  # fmt: skip
+    words = [
+        nvcc,
+        "-cubin",
+        "-std=c++17",
+        "-O3",
+        "-allow-unsupported-compiler",
+        "-Xptxas",
+        "-v",
+        "-gencode",
+        architecture,
+    ]
+    text = command([*words, "-o", target, PLUGINS / "cuda" / "kernels" / "kernels.cu"])
     return {
         "seconds": round(time.monotonic() - start, 1),
         "nvcc": _release(command([nvcc, "--version"], 20)),

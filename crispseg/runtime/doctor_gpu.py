@@ -80,7 +80,7 @@ _JETPACK = {
     "35.5.0": "5.1.3", "35.6.0": "5.1.4", "35.6.1": "5.1.5", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2",
 }  # fmt: skip
 # Packages of JetPack that the GPU backends need, by the major release of Jetson Linux; CUDA's carry its version.
-_TENSORRT_PACKAGES = ("python3-libnvinfer", "libnvinfer-dev", "libnvonnxparsers-dev")
+_TENSORRT_PACKAGES = ("python3-libnvinfer", "libnvinfer-dev")
 _CUDA_PACKAGES = {"35": ("cuda-nvcc-11-4", "cuda-nvrtc-11-4", "cuda-cudart-dev-11-4")}
 VENV = "python3 -m venv --system-site-packages .venv"
 

@@ -89,15 +89,13 @@ def test_tensorrt_needs_its_plugin(monkeypatch):
 
 
 def test_jetson(monkeypatch, tmp_path):
-    installed = {"python3-libnvinfer": "8.5.2-1+cuda11.4", "libnvinfer-dev": "8.5.2-1+cuda11.4"}
+    installed = {"python3-libnvinfer": "8.5.2-1+cuda11.4", "cuda-nvcc-11-4": "11.4.315-1"}
     monkeypatch.setattr(doctor_gpu, "_packages", lambda names: installed)
     (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\nversion = 3.8.10\n")
     jetpack, packages, venv = doctor_gpu.jetpack_checks(False, "35.4.1", str(tmp_path))
     assert jetpack["ok"]
     assert jetpack["found"].startswith("5.1.2 (Jetson Linux 35.4.1)")
-    assert packages["fix"].endswith(
-        "sudo apt install libnvonnxparsers-dev cuda-nvcc-11-4 cuda-nvrtc-11-4 cuda-cudart-dev-11-4"
-    )
+    assert packages["fix"].endswith("sudo apt install libnvinfer-dev cuda-nvrtc-11-4 cuda-cudart-dev-11-4")
     assert not venv["ok"]
     assert "--system-site-packages" in venv["fix"]
     (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n")
