@@ -15,7 +15,8 @@ class Stacks {
   // A free stack, with a fiber that begins (or goes on) in entry.
   int take() {
     if (free_.empty()) {
-      void *base = mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      const int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+      void *base = mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, kind, -1, 0);
       if (base == MAP_FAILED) std::abort();
       mprotect(base, page, PROT_NONE);
       bases_.push_back(static_cast<unsigned char *>(base) + page);
