@@ -53,7 +53,7 @@ class FitOptions:
     ensembler: str = "gated"
     density: float = 0.12
     threshold: float | None = None
-    iou_weight: float = 0.0  # of the soft IoU of the merged label map, beside the cross-entropies
+    iou_weight: float = 0.0  # of the merged map's soft IoU, half of it near label edges, beside the cross-entropies
     logit_noise: float = 0.0  # deviation of the noise on the base's logits while the refiner trains
 
     def __post_init__(self) -> None:

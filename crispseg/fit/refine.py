@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from crispseg.errors import InputError
 from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, normalise
 from crispseg.fit.loop import Report, train
-from crispseg.fit.losses import merged_iou_loss
+from crispseg.fit.losses import merged_iou_loss, near_edges
 from crispseg.fit.options import FitOptions
 from crispseg.fit.train import confusion, finish, load_data, miou, prepare, quiet, shrink
 from crispseg.models.bases import BaseInfo, base_info, build_base
@@ -129,7 +129,8 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
         value = sum(F.cross_entropy(rows, target, weights, ignore_index=IGNORE) for rows in (refined.ye, refined.yo))
         if options.iou_weight:
             dense = upsample_logits(logits, (truth.shape[1], truth.shape[2]), base.info.upsample).argmax(1)
-            value = value + options.iou_weight * merged_iou_loss(refined.ye, refined.mask, dense, truth)
+            for known in (truth, near_edges(truth)):
+                value = value + options.iou_weight / 2 * merged_iou_loss(refined.ye, refined.mask, dense, known)
         return torch.as_tensor(value)
 
     @torch.no_grad()

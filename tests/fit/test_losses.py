@@ -60,3 +60,18 @@ def test_noise_on_logits_is_smooth_and_of_the_deviation_asked_for() -> None:
     points = noise.std().item()  # between the grid's points the average of neighbours is smaller
     assert 0.7 < points < 1.5
     assert (noise[..., 1:] - noise[..., :-1]).abs().mean() < 0.4 * noise.abs().mean()
+
+
+def test_near_edges_is_the_band_of_boundary_iou() -> None:
+    import numpy as np
+
+    from crispseg.fit.losses import near_edges
+    from crispseg.runtime.accuracy import boundary
+
+    rng = np.random.default_rng(3)
+    label = np.kron(rng.integers(0, 4, (5, 6)), np.ones((17, 19))).astype(np.uint8)
+    kept = near_edges(torch.from_numpy(label)[None])[0].numpy()
+    distance = 3  # 2 % of 85 x 114
+    inner = (slice(distance, -distance), slice(distance, -distance))  # the frame's own border counts there, not here
+    assert ((kept != 255) == boundary(label, distance))[inner].all()
+    assert (kept[kept != 255] == label[kept != 255]).all()
