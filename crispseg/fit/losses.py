@@ -12,10 +12,10 @@ from crispseg.fit.data import IGNORE
 
 
 def near_edges(target: Tensor, ratio: float = 0.02) -> Tensor:
-    """Labels uint8 [B, H, W] with 255 wherever no other label (ignored ones included) lies within ``ratio`` of the diagonal.
+    """Labels uint8 [B, H, W], 255 wherever no other label (255 included) lies within ``ratio`` of the diagonal.
 
-    The band is that of boundary IoU (Cheng et al., 2021, 2 % of the diagonal), so that the soft IoU inside it stands for
-    that measure.
+    The band is that of boundary IoU (Cheng et al., 2021, 2 % of the diagonal), so that the soft IoU inside it stands
+    for that measure.
     """
     distance = max(1, round(ratio * math.hypot(target.shape[1], target.shape[2])))
     values = target[:, None].float()
