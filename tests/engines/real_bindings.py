@@ -2,8 +2,7 @@
 
     python tests/engines/real_bindings.py FOLDER VERSION     (one process a version: the module can be loaded once)
 
-FOLDER/VERSION/tensorrt_bindings is an unpacked bindings wheel (pip download --no-deps tensorrt-cu13-bindings==VERSION,
--cu12-, or tensorrt-bindings==8.6.1; about 1 MB each). With FOLDER/VERSION/include (TensorRT's headers of the same major
+FOLDER/VERSION/tensorrt_bindings is a bindings wheel, about 1 MB (fetch_tensorrt_bindings.py). With FOLDER/VERSION/include (TensorRT's headers of the same major
 version and NvOnnxParser.h) and FOLDER/cuda/include a library is generated and compiled that implements every pure
 virtual method of the builder, parser and runtime interfaces, records the calls and gives neutral answers; without them
 the module is imported and every Python class that the code derives from is constructed. The wheels' and headers'

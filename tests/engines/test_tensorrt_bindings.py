@@ -1,4 +1,4 @@
-"""The flow through the real Python bindings, on a library that records. Needs $CRISPSEG_TENSORRT_BINDINGS: see
+"""The flow through the real Python bindings, on a library that records. Needs $CRISPSEG_TRT_BINDINGS: see
 real_bindings.py for the folder's form."""  # noqa: D209
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = os.environ.get("CRISPSEG_TENSORRT_BINDINGS", "")
+FOLDER = os.environ.get("CRISPSEG_TRT_BINDINGS", "")
 HERE = Path(__file__).parent
 VERSIONS = sorted(p.parent.name for p in Path(FOLDER).glob("*/tensorrt_bindings")) if FOLDER else []
 
 
-@pytest.mark.skipif(not VERSIONS, reason="CRISPSEG_TENSORRT_BINDINGS names no folder with bindings (real_bindings.py)")
+@pytest.mark.skipif(not VERSIONS, reason="CRISPSEG_TRT_BINDINGS names no folder with bindings (real_bindings.py)")
 @pytest.mark.parametrize("version", VERSIONS or ["none"])
 def test_flow_through_the_real_bindings(version):
     done = subprocess.run(
