@@ -174,6 +174,9 @@ def _log(library: ctypes.CDLL, program: c_void_p) -> str:
 
 
 def _open(path: Path) -> Compiler:
+    # NVRTC opens its built-in headers by name; the wheels of CUDA 13 have no run path, so they must be loaded already.
+    for builtins in sorted(path.parent.glob("libnvrtc-builtins.so*")):
+        ctypes.CDLL(str(builtins))
     library = ctypes.CDLL(str(path))
     library.nvrtcCreateProgram.argtypes = [c_void_p, c_char_p, c_char_p, c_int, c_void_p, c_void_p]
     library.nvrtcCompileProgram.argtypes = [c_void_p, c_int, c_void_p]
