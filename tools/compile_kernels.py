@@ -80,8 +80,8 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += 4 + payload
 
 
-def kernel_usage(image: bytes) -> dict[str, Usage]:
-    """Kernel name -> usage, of a cubin.
+def kernel_usage(image: bytes, architecture: int) -> dict[str, Usage]:
+    """Kernel name -> usage, of a cubin for ``architecture`` (72, 90, ...).
 
     Raises:
         ValueError: not a cubin, or one without the records.
@@ -107,8 +107,7 @@ def kernel_usage(image: bytes) -> dict[str, Usage]:
         raise ValueError(f"no register count of {', '.join(missing) or 'any kernel'} in .nv.info")
 
     # From compute capability 9.0 on the driver keeps 1 KB of a block's shared memory, and the section counts it.
-    (flags,) = struct.unpack_from("<I", image, 48)
-    reserved = 1024 if flags & 0xFF >= 90 else 0
+    reserved = 1024 if architecture >= 90 else 0
 
     def shared(name: str) -> int:
         section = by_name.get(".nv.shared." + name)
@@ -177,7 +176,7 @@ def main() -> None:
         try:
             compiler = compiler_for(architecture, named)
             image = nvrtc.compile_kernels(compiler, architecture, sources)
-            usages[architecture] = kernel_usage(image)
+            usages[architecture] = kernel_usage(image, architecture)
         except CrispsegError as error:
             print(f"sm_{architecture}: {error}", file=sys.stderr)
             failed = True

@@ -35,7 +35,7 @@ def test_kernels_compile_without_spills(architecture):
     except EnvironmentMismatch as error:
         pytest.skip(f"needs NVRTC, such as pip install nvidia-cuda-nvrtc-cu12==12.6.85: {error}")
     image = nvrtc.compile_kernels(compiler, architecture, nvrtc.kernel_sources())
-    usage = compile_kernels.kernel_usage(image)
+    usage = compile_kernels.kernel_usage(image, architecture)
     assert set(usage) == listed(architecture)
     assert {name: u.local for name, u in usage.items() if HOT.match(name) and u.local} == {}
     for name, u in usage.items():
@@ -58,10 +58,10 @@ def test_page_lists_every_kernel():
 
 def test_what_is_not_a_cubin_is_refused():
     with pytest.raises(ValueError, match="ELF"):
-        compile_kernels.kernel_usage(b"// PTX" + b"\0" * 100)
+        compile_kernels.kernel_usage(b"// PTX" + b"\0" * 100, 90)
     header = bytearray(64)
     header[:6] = b"\x7fELF\x02\x01"
     struct.pack_into("<Q", header, 40, 64)
     struct.pack_into("<HHH", header, 58, 64, 0, 0)
     with pytest.raises(ValueError, match="section names"):
-        compile_kernels.kernel_usage(bytes(header))
+        compile_kernels.kernel_usage(bytes(header), 90)
