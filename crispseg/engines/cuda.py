@@ -23,7 +23,8 @@ from crispseg.errors import EnvironmentMismatch, InputError
 _P, _D = c_void_p, c_ulonglong  # handle or host pointer; CUdeviceptr
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR, _MULTIPROCESSORS, _INTEGRATED = 75, 76, 16, 18  # CUdevice_attribute
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no hidden order with the legacy default stream
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads (an encoder) may allocate during a capture
+# CU_STREAM_CAPTURE_MODE_RELAXED: the garbage collector may free device memory on this thread while a capture goes on.
+_RELAXED = 2
 _EXTERNAL = 1  # CU_EVENT_RECORD_EXTERNAL: the record becomes a node of the graph, so its event has a time (CUDA 11.1)
 _DEVICE_MEMORY = 2  # CU_MEMORYTYPE_DEVICE
 
@@ -273,7 +274,7 @@ class Stream(_Owned):
     def capture(self) -> Iterator[List[Graph]]:
         """Record the stream's work instead of doing it. The list holds the graph when the block has ended."""
         result: List[Graph] = []
-        self.context.call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)
+        self.context.call("cuStreamBeginCapture_v2", self.handle, _RELAXED)
         self.capturing, graph = True, c_void_p()
         try:
             yield result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Tuple
+from typing import Dict, List
 
 from crispseg.engines.cuda import Context, Event, Stream
 
@@ -15,6 +15,16 @@ class StageClock:
         self._events: List[Event] = []
         self._stages: List[str] = []
 
+    def reserve(self, marks: int) -> None:
+        """Make the events of so many marks now, so that a capture makes none."""
+        while len(self._events) <= marks:
+            self._events.append(self._context.event())
+
+    @property
+    def marks(self) -> int:
+        """Marks since the start."""
+        return len(self._stages)
+
     def start(self, stream: Stream) -> None:
         """Begin anew; events are used again."""
         self._stages = []
@@ -26,8 +36,7 @@ class StageClock:
         self._record(stream, len(self._stages))
 
     def _record(self, stream: Stream, index: int) -> None:
-        if index == len(self._events):
-            self._events.append(self._context.event())
+        self.reserve(index)
         stream.record(self._events[index])
 
     def times(self) -> Dict[str, float]:
@@ -36,10 +45,6 @@ class StageClock:
         for index, stage in enumerate(self._stages):
             times[stage] = times.get(stage, 0.0) + self._events[index + 1].since(self._events[index])
         return times
-
-    def between(self) -> List[Tuple[str, float]]:
-        """(stage, ms) of every mark, in order."""
-        return [(stage, self._events[i + 1].since(self._events[i])) for i, stage in enumerate(self._stages)]
 
     def close(self) -> None:
         """Free the events."""

@@ -199,6 +199,7 @@ class GpuPipeline:
         self._record(self._slots[0], 1)
         self._stream.synchronize()
         for slot in self._slots:
+            slot.clock.reserve(self._slots[0].clock.marks)
             for part in (0, 1):
                 with self._stream.capture() as graph:
                     self._record(slot, part)

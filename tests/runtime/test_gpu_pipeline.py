@@ -16,6 +16,7 @@ from PIL import Image
 
 from crispseg.bundle import load_bundle
 from crispseg.engines import cuda, cuda_kernels, ort_cuda
+from crispseg.engines.tensorrt import run as tensorrt_run
 from crispseg.errors import EnvironmentMismatch, InputError
 from crispseg.runtime import gpu_open
 from crispseg.runtime.frames import Frame
@@ -214,6 +215,45 @@ def test_bad_frames_are_refused(bundles, copied):
         with pytest.raises(InputError, match="want 'depth'"):
             pipe.run(picture(0, *FRAME), ("depth",))
         pipe.run(picture(0, *FRAME))
+
+
+class EngineOf(CopyBase):
+    """What ``engines/tensorrt/run.py`` gives, around a copy on the device; fp16 in and out, as a built base has it."""
+
+    what = "base"
+
+    def __init__(self, context, logits):
+        super().__init__(context, logits.astype(np.float16))
+        self.inputs = {"image": (np.dtype(np.float16), (1, 3, *gpu_toy.INPUT))}
+        self.outputs = {"logits": (np.dtype(np.float16), logits.shape)}
+
+    def bind(self, addresses):
+        self.bound = addresses
+
+    def enqueue(self, stream):
+        super().enqueue(stream, self.bound["image"], self.bound["logits"])
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_tensorrt_engine_as_base(bundles, emulated, monkeypatch, precision):
+    logits = np.random.default_rng(5).normal(0, 4.0, (1, CLASSES, *LOW)).astype(np.float32)
+    asked = []
+
+    def load(bundle, role, context, **options):
+        asked.append((role, options))
+        return EngineOf(context, logits)
+
+    monkeypatch.setattr(tensorrt_run, "load", load)
+    with open_pipeline(bundles["rgb"], backend="tensorrt", precision=precision) as pipe:
+        result = pipe.run(picture(0, 48, 80), ALL)
+        facts = pipe.describe()
+    assert asked == [("base", {"precision": precision})]
+    assert facts["graphs"]["number"] == 1
+    assert facts["refiner"]["precision"] == "fp16"
+    monkeypatch.setattr(gpu_open, "open_base", lambda *given: CopyBase(
+        given[3], logits.astype(np.float16).astype(np.float32)))  # fmt: skip
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        same(result, pipe.run(picture(0, 48, 80), ALL), slack=0.002)
 
 
 # ---- what is missing -------------------------------------------------------------------------------------------------
