@@ -18,7 +18,7 @@ CASES = HERE / "tensorrt"
 HEADERS = "CRISPSEG_TRT_HEADERS"
 
 _CUDA = ["-I%s" % (PLUGINS / "cuda" / "include")]
-_WARNINGS = ["-Wextra", "-Wno-deprecated-declarations"]
+_FAST = ["-O0", "-Wno-deprecated-declarations"]  # host code that only hands things over
 
 
 def header_folders() -> Dict[str, Path]:
@@ -33,11 +33,11 @@ def header_folders() -> Dict[str, Path]:
 
 
 def _objects(sources: List[Path], flags: List[str]) -> List[Path]:
-    return [emulation._object(emulation.cache(), source, [*_CUDA, *_WARNINGS, *flags]) for source in sources]
+    return [emulation._object(emulation.cache(), source, [*_CUDA, *flags]) for source in sources]
 
 
 def _trt_flags(include: Path) -> List[str]:
-    return ["-isystem", str(include), "-isystem", str(PLUGIN / "cuda_stub")]
+    return [*_FAST, "-isystem", str(include), "-isystem", str(PLUGIN / "cuda_stub")]
 
 
 def core_program() -> Path:
@@ -45,7 +45,7 @@ def core_program() -> Path:
     folder = emulation.cache()
     with emulation._locked(folder):
         core = [path for path in sorted((PLUGIN / "core").glob("*.cpp")) if path.name != "device.cpp"]
-        objects = _objects([*core, CASES / "core_test.cpp", CASES / "recording.cpp"], [])
+        objects = _objects([*core, CASES / "core_test.cpp", CASES / "recording.cpp"], _FAST)
         target = folder / ("core-" + "-".join(o.stem.rsplit("-", 1)[1][:4] for o in objects)) / "core_test"
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def plugin_library(include: Path) -> Path:
     """libcrispseg_tensorrt.so for these headers, as CMake links it: kernels come through crispseg_set_kernels."""
     folder = emulation.cache()
     with emulation._locked(folder):
-        objects = _objects(sorted((PLUGIN / "core").glob("*.cpp")), [])
+        objects = _objects(sorted((PLUGIN / "core").glob("*.cpp")), _FAST)
         objects += _objects(sorted((PLUGINS / "cuda" / "src").glob("*.cpp")), [])
         objects += _objects(sorted((PLUGIN / "shell").glob("*.cpp")), _trt_flags(include))
         script = "-Wl,--version-script=%s" % (PLUGIN / "shell" / "exports.map")

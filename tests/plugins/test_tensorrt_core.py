@@ -1,7 +1,7 @@
 """The TensorRT plugins' core, without TensorRT: attributes, shapes, types, state, workspace, the calls of the C ABI.
 
-The cases are C++ (tests/plugins/tensorrt/core_test.cpp); the functions of the C ABI are replaced by ones that write down
-their arguments.
+The cases are C++ (tests/plugins/tensorrt/core_test.cpp); the functions of the C ABI are replaced by ones that write
+down their arguments.
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ std::vector<nvinfer1::PluginField> plugin_fields(FieldData const *fields, int32_
 
 extern "C" {
 
+// Says whose interfaces these are, as libnvinfer does.
+int32_t getInferLibVersion() { return NV_TENSORRT_VERSION; }
 char const *harness_error() { return failure.c_str(); }
 char const *harness_logged() { return logged.c_str(); }
 int harness_version() { return NV_TENSORRT_VERSION; }
@@ -65,12 +67,9 @@ int harness_open(char const *path) {
     EXPECT(version && version() > 0);
     auto const info = reinterpret_cast<char const *(*)()>(symbol("crispseg_plugin_info"));
     EXPECT(info && std::string(info()).find("\"ops\": 8") != std::string::npos);
-#if HAS_FINDER
-    auto const set_finder = reinterpret_cast<void (*)(nvinfer1::ILoggerFinder *)>(symbol("setLoggerFinder"));
-    EXPECT(set_finder);
-    set_finder(&finder);
-#else
-    EXPECT(!symbol("setLoggerFinder"));  // 8.5 has no ILoggerFinder
+    EXPECT(symbol("setLoggerFinder"));
+#if HAS_FINDER  // 8.5 has no ILoggerFinder
+    reinterpret_cast<void (*)(nvinfer1::ILoggerFinder *)>(symbol("setLoggerFinder"))(&finder);
 #endif
     return 0;
   });

@@ -6,6 +6,7 @@
  */
 #include <cstdio>
 
+#include "runtime.h"
 #include "shell.h"
 
 namespace {
@@ -28,9 +29,13 @@ void to_logger(char const *message) {
 
 #if CRISPSEG_FINDER
 CRISPSEG_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder *given) {
-  finder = given;
+  /* Under another major version messages go to stderr. */
+  finder = crispseg::plugin::runtime_major(given) == NV_TENSORRT_MAJOR ? given : nullptr;
   crispseg::plugin::set_sink(to_logger);
 }
+#else
+/* 8.5 never calls it, but 8.6 refuses a library without it, and this one serves both. Messages go to stderr. */
+CRISPSEG_EXPORT void setLoggerFinder(void *) {}
 #endif
 
 #if CRISPSEG_V3
@@ -51,11 +56,16 @@ CRISPSEG_EXPORT nvinfer1::IPluginCreator *const *getPluginCreators(int32_t &coun
 }
 #endif
 
-/* Registers every creator with an IPluginRegistry of the TensorRT major that this library was built for (another major
- * has another table of functions: compare crispseg_tensorrt_version first). Returns how many were taken: all, or 0 when
- * they are registered already; negative without a registry. */
+/* Registers every creator with an IPluginRegistry, of the TensorRT major that this library was built for. Returns how
+ * many were taken: all, or 0 when they are registered already; -1 without a registry, -2 for one of another major. */
 CRISPSEG_EXPORT int32_t crispseg_register(void *registry, char const *name_space) {
   if (!registry) return -1;
+  int32_t const major = crispseg::plugin::runtime_major(registry);
+  if (major != NV_TENSORRT_MAJOR) {
+    crispseg::plugin::report("crispseg_register: expected a registry of TensorRT " + std::to_string(NV_TENSORRT_MAJOR) +
+                             ", found " + (major ? "TensorRT " + std::to_string(major) : "an unknown one"));
+    return -2;
+  }
   auto *const to = static_cast<nvinfer1::IPluginRegistry *>(registry);
   int32_t taken = 0;
   for (int32_t i = 0; i < crispseg::plugin::kOps; ++i) {
