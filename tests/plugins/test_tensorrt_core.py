@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import emulation
 import pytest
@@ -63,3 +64,44 @@ def test_inputs_are_those_of_the_contract():
         tail = [extra] if op.name == "DownMap" else []
         want = expected + ([] if tail else extra) + outputs + (extra if tail else [])
         assert names == want, op.name
+
+
+# 8.x spells its version out; since 10.11 the macros are made of others.
+VERSION_H = {
+    "8.5.2": "#define NV_TENSORRT_MAJOR 8 //!< major\n#define NV_TENSORRT_MINOR 5\n#define NV_TENSORRT_PATCH 2\n",
+    "8.4.3": "#define NV_TENSORRT_MAJOR 8\n#define NV_TENSORRT_MINOR 4\n#define NV_TENSORRT_PATCH 3\n",
+    "9.3.0": "#define NV_TENSORRT_MAJOR 9\n#define NV_TENSORRT_MINOR 3\n#define NV_TENSORRT_PATCH 0\n",
+    "11.1.0": "#define TRT_MAJOR_ENTERPRISE 11\n#define TRT_MINOR_ENTERPRISE 1\n#define TRT_PATCH_ENTERPRISE 0\n"
+    "#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE\n#define NV_TENSORRT_MINOR TRT_MINOR_ENTERPRISE\n"
+    "#define NV_TENSORRT_PATCH TRT_PATCH_ENTERPRISE\n",
+    "": "// nothing here\n",
+}
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("8.5.2", "crispseg: plugin library for TensorRT 8.5.2 ("),
+        ("11.1.0", "crispseg: plugin library for TensorRT 11.1.0 ("),
+        ("8.4.3", "crispseg: TensorRT 8.4.3: 8.5, 8.6 or 10 and newer is needed, plugin library left out"),
+        ("9.3.0", "crispseg: TensorRT 9.3.0: 8.5, 8.6 or 10 and newer is needed, plugin library left out"),
+        ("", "crispseg: no version in"),
+        (None, "crispseg: no TensorRT headers"),
+    ],
+)
+def test_cmake_reads_the_version(tmp_path, version, message):
+    """By the preprocessor; a version that does not serve, or none, leaves this target out and fails nothing."""
+    command = ["cmake", "-S", str(tensorrt_build.PLUGIN), "-B", str(tmp_path / "build")]
+    if version is None:
+        if any(Path("/usr/include").glob("**/NvInferRuntime.h")):
+            pytest.skip("TensorRT's headers are installed here")
+    else:
+        include = tmp_path / "TensorRT" / "include"
+        include.mkdir(parents=True)
+        (include / "NvInferRuntime.h").write_text("")
+        (include / "NvInferVersion.h").write_text(VERSION_H[version])
+        command.append("-DTensorRT_ROOT=%s" % include.parent)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout.decode()
+    assert message in " ".join(done.stdout.decode().split())
