@@ -4,8 +4,8 @@
 
 Installs the wheel into FOLDER/VERSION with pip (its licence allows use, not redistribution: nothing of it is in this
 repository). Then: CRISPSEG_TRT_BINDINGS=FOLDER pytest tests/engines/test_tensorrt_bindings.py. For the whole flow put
-that release's headers, NvOnnxParser.h among them, into FOLDER/VERSION/include; a header set of the same major version and
-a near minor one serves as well. 8.5 has no wheel.
+that release's headers, NvOnnxParser.h among them, into FOLDER/VERSION/include; those of the same major version and a
+near minor one serve as well. 8.5 has no wheel.
 """
 
 from __future__ import annotations

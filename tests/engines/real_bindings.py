@@ -2,11 +2,11 @@
 
     python tests/engines/real_bindings.py FOLDER VERSION     (one process a version: the module can be loaded once)
 
-FOLDER/VERSION/tensorrt_bindings is a bindings wheel, about 1 MB (fetch_tensorrt_bindings.py). With FOLDER/VERSION/include (TensorRT's headers of the same major
-version and NvOnnxParser.h) and FOLDER/cuda/include a library is generated and compiled that implements every pure
-virtual method of the builder, parser and runtime interfaces, records the calls and gives neutral answers; without them
-the module is imported and every Python class that the code derives from is constructed. The wheels' and headers'
-licences allow use, not redistribution: nothing of them is in this repository.
+FOLDER/VERSION/tensorrt_bindings is a bindings wheel, about 1 MB (fetch_tensorrt_bindings.py). With
+FOLDER/VERSION/include (TensorRT's headers of the same major version, and NvOnnxParser.h) a library is generated and
+compiled that implements every pure virtual method of the builder, parser and runtime interfaces, records the calls and
+gives neutral answers; without them the module is imported and every Python class that the code derives from is
+constructed. The wheels' and headers' licences allow use, not redistribution: nothing of them is in this repository.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def flow(trt, recorder, work):
             continue
         more = {"timing_cache": work / "timing.cache", "opt_level": None if old else 3, "calibration": calibration}
         options = BuildOptions(precision=precision, workspace_mib=64, profiles=shapes, dla=1, **more)
-        result = build_engine(b"model", options, what="net", trt=trt, progress=lambda *a, **k: None)
+        result = build_engine(b"model", options, what="net", trt=trt, floats=["conv"], progress=lambda *a, **k: None)
         facts.append(result.facts)
     engine = run.open_engine(result.plan, Context(), what="net", trt=trt)
     engine.set_shapes({"x": (1, 3, 8, 8)})

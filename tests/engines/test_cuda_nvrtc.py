@@ -132,11 +132,12 @@ def bundle(tmp_path):
 def test_build_stores_the_kernels_once(bundle, emulated, kernel_image, found, monkeypatch, capsys):
     monkeypatch.setattr(nvrtc, "compile_kernels", lambda compiler, architecture, sources: kernel_image)
     assert main(["build", str(bundle.path), "--backend", "cuda", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["engines"]
+    row, base = json.loads(capsys.readouterr().out)["engines"]
+    assert (base["part"], base["precision"]) == ("base", "fp16")
     assert (row["part"], row["image"], row["architecture"]) == ("kernels", "NVRTC 11.4", "sm_80")
     monkeypatch.setattr(nvrtc, "find_compiler", lambda *_: pytest.fail("compiled again"))
-    assert main(["build", str(bundle.path), "--backend", "cuda", "--json"]) == 0
-    capsys.readouterr()
+    assert main(["build", str(bundle.path), "--backend", "cuda", "--precision", "fp32", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["engines"]) == 1
     kernels = cuda_kernels.open_kernels(cuda.open_device(0), load_bundle(bundle.path))
     assert kernels.describe()["image"] == "engine cache"
     kernels.close()

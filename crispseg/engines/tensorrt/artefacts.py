@@ -174,6 +174,7 @@ def _build(
         what=role,
         nodes=front.nodes,
         plugins=front.plugins,
+        floats=front.floats,
         progress=progress,
         trt=trt,
     )

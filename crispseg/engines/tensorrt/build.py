@@ -94,6 +94,7 @@ def build_engine(
     what: str = "network",
     nodes: Sequence[str] = (),
     plugins: Sequence[str] = (),
+    floats: Sequence[str] = (),
     progress: Optional[Progress] = None,
     trt: Any = None,
 ) -> Built:
@@ -105,6 +106,7 @@ def build_engine(
         what: the network's name for messages and progress.
         nodes: "name (operator)" of the model's nodes, for messages.
         plugins: names of the nodes that must become plugin layers.
+        floats: names of the nodes that compute in fp32; held there where the file's types are only advice (8.x).
         progress: called with (seconds, None, text) while the build runs.
         trt: the tensorrt module; None imports it.
 
@@ -139,7 +141,7 @@ def build_engine(
         raise explain_parse(errors, nodes, what, compat.version(trt))
     layers = _check_plugins(trt, network, plugins, what)
     config = builder.create_builder_config()
-    held = _configure(trt, builder, network, config, options, strong)
+    held = _configure(trt, builder, network, config, options, strong, floats)
     _add_profiles(trt, builder, network, config, options.profiles, what)
     measured, warm = None, False
     if options.timing_cache is not None:
@@ -199,7 +201,9 @@ def _check_plugins(trt: Any, network: Any, plugins: Sequence[str], what: str) ->
     return layers
 
 
-def _configure(trt: Any, builder: Any, network: Any, config: Any, options: BuildOptions, strong: bool) -> int:
+def _configure(
+    trt: Any, builder: Any, network: Any, config: Any, options: BuildOptions, strong: bool, floats: Sequence[str]
+) -> int:
     """Everything but profiles and caches; returns how many layers are held in fp32."""
     if not compat.has_fast(trt, builder, options.precision):
         raise EnvironmentMismatch(
@@ -214,7 +218,7 @@ def _configure(trt: Any, builder: Any, network: Any, config: Any, options: Build
     compat.set_detailed(trt, config)
     if not compat.set_precision(trt, config, options.precision, strong):
         return 0
-    return compat.hold_float_layers(trt, network)
+    return compat.hold_float_layers(trt, network, options.precision, frozenset(floats))
 
 
 def _add_profiles(

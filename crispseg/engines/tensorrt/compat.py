@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -162,10 +162,11 @@ def set_precision(trt: Any, config: Any, precision: str, strong: bool) -> List[s
     return names
 
 
-def hold_float_layers(trt: Any, network: Any) -> int:
-    """Weak typing: keep the layers in fp32 whose results are fp32 in the ONNX file; returns how many.
+def hold_float_layers(trt: Any, network: Any, precision: str, names: FrozenSet[str]) -> int:
+    """Weak typing: keep the layers of these nodes, fp32 in the ONNX file, in fp32; returns how many.
 
-    Without it FP16 may run them in half precision, whatever the file says.
+    Without it FP16 may run them in half precision, whatever the file says. In an int8 network only what sums, samples
+    or exponentiates is held: the rest is fp32 in the file up to its QuantizeLinear and must fuse with it.
     """
     if not hasattr(trt.ILayer, "precision"):
         return 0
@@ -185,11 +186,16 @@ def hold_float_layers(trt: Any, network: Any) -> int:
         free.add(trt.LayerType.CAST)
     if hasattr(trt.LayerType, "PLUGIN_V3"):
         free.add(trt.LayerType.PLUGIN_V3)
+    fragile = {trt.LayerType.SOFTMAX, trt.LayerType.GRID_SAMPLE, trt.LayerType.REDUCE, trt.LayerType.UNARY}
     held = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if layer.type in free or any(tensor is None or tensor.dtype != trt.DataType.FLOAT for tensor in outputs):
+        if layer.type in free or (precision == "int8" and layer.type not in fragile):
+            continue
+        if layer.name not in names and layer.name.rpartition("_")[0] not in names:  # one node may become several
+            continue
+        if any(tensor is None or tensor.dtype != trt.DataType.FLOAT for tensor in outputs):
             continue
         layer.precision = trt.DataType.FLOAT
         for i in range(layer.num_outputs):

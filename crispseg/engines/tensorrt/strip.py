@@ -37,11 +37,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Stripped:
-    """``nodes``: "name (operator)" of every node; ``plugins``: names of the plugin nodes."""
+    """``nodes``: "name (operator)" of every node; ``plugins``, ``floats``: names of those that are plugins, and of
+    those of a dense network that compute in fp32."""  # noqa: D209
 
     model: ModelProto
     nodes: Tuple[str, ...]
     plugins: Tuple[str, ...]
+    floats: Tuple[str, ...] = ()
 
 
 def strip_refiner(model: ModelProto, precision: str, pack: Pack, capacity: int = 0, scratch: int = SCRATCH) -> Stripped:
@@ -63,8 +65,15 @@ def strip_refiner(model: ModelProto, precision: str, pack: Pack, capacity: int =
 
 
 def describe(model: ModelProto) -> Stripped:
-    """A dense network as it is, with the names that messages need; its functions (none are expected) stay."""
-    return Stripped(model, tuple("%s (%s)" % (_title(node), node.op_type) for node in model.graph.node), ())
+    """A dense network as it is, with what messages and weak typing need."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in [*inferred.graph.value_info, *inferred.graph.output]}
+    floats = [
+        _title(node)
+        for node in model.graph.node
+        if node.op_type not in ("Cast", "Constant") and any(kinds.get(n) == TensorProto.FLOAT for n in node.output)
+    ]
+    return Stripped(model, tuple("%s (%s)" % (_title(n), n.op_type) for n in model.graph.node), (), tuple(floats))
 
 
 def words(nbytes: int) -> int:
