@@ -75,6 +75,16 @@ def test_random_masks(gpu, seed):
     maps.check(coords)
 
 
+@pytest.mark.parametrize("width", [*range(59, 68), 125, 126, 127])
+def test_every_end_of_a_cell(gpu, width):
+    """The last coarser site lies in each place of a cell of 32, with sites right behind it."""
+    coords = np.argwhere(np.ones((5, width))).astype(np.int32, order="C")
+    for extent in ("active", "image"):
+        maps = Maps(gpu, coords, 5, width + (extent == "active"), extent)
+        maps.enqueue()
+        maps.check(coords)
+
+
 def test_many_chunks(gpu):
     """More rows than one block of any kernel takes, and coarse lines in several blocks."""
     coords = np.argwhere(np.random.default_rng(0).random((90, 101)) < 0.6).astype(np.int32, order="C")
