@@ -152,10 +152,13 @@ class Hooks:
         """Device allocations that are not freed."""
         return self.library.cs_emu_live_allocations()
 
-    def order(self, kind: int = FORWARD, seed: int = 0) -> None:
-        """Order of blocks and of threads in a block from now on."""
+    def order(self, kind: int | None = None, seed: int = 0) -> None:
+        """Order of blocks and of threads in a block from now on; None = that of the environment."""
+        if kind is None:
+            text = os.environ.get("CRISPSEG_EMULATION_ORDER") or "forward"
+            kind, seed = (SHUFFLE, int(text)) if text.isdigit() else (REVERSE if text == "reverse" else FORWARD, 0)
         self.library.cs_emu_set_order(kind, seed)
 
     def eager(self, on: bool) -> None:
-        """Whether work runs when it is enqueued, or as late as possible (the default)."""
+        """Whether work runs when it is enqueued, or as late as possible."""
         self.library.cs_emu_set_eager(int(on))
