@@ -45,6 +45,7 @@ REPEATS = typer.Option(None, "--repeats", help="blocks of each level on either s
 LOGITS = typer.Option("native", "--logits", help="base logits at their native stride, or at the size of its input")
 RANDOM = typer.Option(False, "--random-weights", help="no checkpoints: for speed studies only")
 HALF = typer.Option(False, "--half", help="store weights as float16 (half the size, float32 arithmetic)")
+FORCE = typer.Option(False, "--force", help="write the bundle although a file differs from what it was made of")
 NAME = typer.Option(None, "--name", help="name of the bundle")
 BUNDLE_OUT = typer.Option(..., "-o", "--out", metavar="BUNDLE", help="directory to write", show_default=False)
 VERIFY_IMAGES = typer.Option(None, "--images", help="folder of real frames; else rendered scenes")
@@ -129,6 +130,7 @@ def export(
     std: Optional[str] = STD,
     channels: Optional[str] = CHANNELS,
     base_upsample: Optional[str] = UPSAMPLE,
+    force: bool = FORCE,
     name: Optional[str] = NAME,
     out: Path = BUNDLE_OUT,
     json: bool = JSON,
@@ -163,6 +165,7 @@ def export(
             baseline=baseline,
             random_weights=random_weights,
             half_weights=half,
+            force=force,
             refiner_settings=settings,
             name=name,
             progress=lambda text: progress(text=text),

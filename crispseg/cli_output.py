@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from crispseg.errors import CrispsegError, InputError
 from crispseg.files import require_writable
@@ -203,17 +203,32 @@ def show_bundle(result: Dict[str, Any]) -> Any:
     for name, mib in sizes.items():
         table.add_row("", "", "", "", "", name, format_value(mib))
     parts.append(table)
-    noted = result["provenance"].get("base")
-    noted = noted if isinstance(noted, dict) else {}
-    parts.extend(Text(f"assumed: {text}", style="yellow") for text in noted.get("assumed", ()))
-    for release, nodes in dict(noted.get("tensorrt_unsupported", {})).items():
-        text = f"TensorRT {release} does not list: {', '.join(nodes[:4])}; use the onnxruntime backend, or rewrite them"
-        parts.append(Text(text, style="yellow"))
+    for part in ("base", "baseline", "refiner"):
+        note = result["provenance"].get(part)
+        parts.extend(Text(text, style=style) for text, style in _notes(part, note if isinstance(note, dict) else {}))
     if refiner:
         keys = ("planes", "repeats", "features", "extent", "ensembler", "upsample", "threshold", "capacity")
         parts.append(Text("refiner: " + "; ".join(f"{key} {format_value(refiner[key])}" for key in keys)))
     parts.append(Text(f"{len(result['classes'])} classes: " + ", ".join(item["name"] for item in result["classes"])))
     return Group(*parts)
+
+
+def _notes(part: str, note: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """(line, style) of what the export compared, assumed, and was forced to keep. Provenance may hold anything."""
+    lines = []
+    parity = note.get("parity")
+    if isinstance(parity, dict):
+        figures = "; ".join(f"{k} {v}" for k, v in parity.items() if k not in ("hop", "shape"))
+        lines.append((f"{part}, {parity.get('hop', 'compared')}: {figures}", ""))
+    if part == "base" and isinstance(note.get("assumed"), list):
+        lines += [(f"assumed: {text}", "yellow") for text in note["assumed"]]
+    gaps = note.get("tensorrt_unsupported")
+    for release, nodes in gaps.items() if part == "base" and isinstance(gaps, dict) else ():
+        named = ", ".join(map(str, nodes[:4])) if isinstance(nodes, list) else str(nodes)
+        lines.append((f"TensorRT {release} does not list: {named}; use another backend, or rewrite them", "yellow"))
+    if note.get("forced"):
+        lines.append((f"FORCED: {note['forced']}", "bold red"))
+    return lines
 
 
 def show_bases(result: Dict[str, Any]) -> Any:

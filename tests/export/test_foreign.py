@@ -335,6 +335,9 @@ class TestOnnx:
 
         monkeypatch.setattr(foreign_onnx, "_connect_output", wrong)
         refused(tmp_path, exported(), AccuracyGate, r"base\.onnx")
+        made, said = bundle(tmp_path, Foreign(onnx=tmp_path / "net.onnx"), force=True)
+        assert made.provenance["base"]["forced"].startswith("base.onnx: expected logits within 0.001")
+        assert [t for t in said if t.startswith("FORCED: base.onnx")]
 
 
 def grid_sample(opset):
@@ -389,6 +392,7 @@ class TestCommand:
         text = " ".join(capsys.readouterr().out.split())
         assert code == 0, text
         assert "assumed: Net takes num_classes=5" in text
+        assert "base, torch -> onnxruntime: input standard normal, seed 0; gate 0.001; max_error" in text
 
     @pytest.mark.parametrize(
         ("arguments", "match"),
