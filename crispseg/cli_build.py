@@ -26,6 +26,14 @@ class Precision(str, Enum):
     int8 = "int8"
 
 
+class Part(str, Enum):
+    """Networks of a bundle that have engines."""
+
+    base = "base"
+    refiner = "refiner"
+    baseline = "baseline"
+
+
 TARGET = typer.Option(Target.tensorrt, "--backend", help="tensorrt: engines; cuda: kernels alone, base in ONNX Runtime")
 PRECISION = typer.Option(Precision.fp16, "--precision", help="int8 needs a calibrated bundle; its refiner stays fp16")
 WORKSPACE = typer.Option(None, "--workspace", min=1, help="most scratch memory of a layer, MiB; default: all")
@@ -43,6 +51,8 @@ PLUGIN_REFINER = typer.Option(
 )
 BASELINE_TOO = typer.Option(False, "--baseline", help="also the base dense at full size, for comparison")
 DEVICE = typer.Option(0, "--device", min=0, help="number of the GPU")
+PART = typer.Option(Part.base, "--part", help="which network's engine")
+RUNS = typer.Option(20, "--runs", min=1, help="measured runs; profiled runs are slower than others")
 FORCE = typer.Option(False, "--force", help="build again what is there")
 
 
@@ -76,7 +86,7 @@ def build(
 
         loaded = load_bundle(bundle)
         if backend is Target.cuda:
-            return build_kernels(loaded, device, progress)
+            return build_kernels(loaded, precision.value, baseline, device, force, progress)
         from crispseg.engines.tensorrt.build import BuildOptions, parse_profile
 
         options = BuildOptions(
@@ -94,17 +104,57 @@ def build(
     execute(work, json=json, title="building", report_file=report)
 
 
-def build_kernels(bundle: Any, device: int, progress: Any) -> Dict[str, Any]:
-    """Compile the CUDA kernels into the bundle's cache (backend cuda)."""
-    from crispseg.engines import cuda_kernels
+@app.command("layers")
+def layer_table(
+    bundle: Path = BUNDLE,
+    part: Part = PART,
+    precision: Precision = PRECISION,
+    runs: int = RUNS,
+    device: int = DEVICE,
+    report: Optional[Path] = REPORT,
+    json: bool = JSON,
+) -> None:
+    """Times, types and formats of the layers of a TensorRT engine.
+
+    Example: crispseg layers demo/bundle --part base
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.bundle import load_bundle
+        from crispseg.engines.cuda import open_device
+        from crispseg.engines.tensorrt import compat, profile, run
+        from crispseg.environment import environment
+        from crispseg.report import new_report
+
+        loaded = load_bundle(bundle)
+        trt = compat.require()
+        context = open_device(device)
+        with run.load(loaded, part.value, context, precision=precision.value, trt=trt) as engine:
+            progress(0, None, "profiling")
+            facts = {**engine.describe(), **profile.examine(engine, runs)}
+        return new_report("layers", bundle=str(loaded.path), part=part.value, device=context.info.name, **facts,
+                          environment=environment())  # fmt: skip
+
+    execute(work, json=json, title="profiling", report_file=report)
+
+
+def build_kernels(
+    bundle: Any, precision: str, baseline: bool, device: int, force: bool, progress: Any
+) -> Dict[str, Any]:
+    """Put CUDA kernels, and dense networks in fp16, into the bundle's cache (backend cuda)."""
+    from crispseg.engines import cuda_base, cuda_kernels
     from crispseg.engines.cuda import open_device
     from crispseg.environment import environment
     from crispseg.report import new_report
 
     context = open_device(device)
-    artefact = cuda_kernels.build(bundle, context, progress)
-    row = {"part": "kernels", "key": artefact.identity.key[:16], **artefact.facts}
-    return new_report("build", bundle=str(bundle.path), backend="cuda", device=context.info.name, engines=[row],
+    artefacts = [cuda_kernels.build(bundle, context, progress)]
+    for role in ("base", "baseline") if baseline else ("base",):
+        if precision == "fp16" and getattr(bundle, role) is not None:
+            artefacts.append(cuda_base.build(bundle, role, to_precision, progress, force))
+    rows = [{"part": item.identity.role, "key": item.identity.key[:16], **item.facts} for item in artefacts]
+    return new_report("build", bundle=str(bundle.path), backend="cuda", device=context.info.name, engines=rows,
                       environment=environment())  # fmt: skip
 
 

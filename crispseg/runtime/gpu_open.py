@@ -62,12 +62,12 @@ def open_base(bundle: Bundle, net: NetInfo, spec: EngineSpec, context: cuda.Cont
     Raises:
         EnvironmentMismatch: ONNX Runtime has no CUDA provider, or no engine was built.
     """
+    role = "base" if net is bundle.base else "baseline"
     if spec.backend == "cuda":
-        from crispseg.engines import ort_cuda
+        from crispseg.engines import cuda_base, ort_cuda
 
-        return ort_cuda.load(bundle.file(net.file), context, stream)
+        return ort_cuda.load(cuda_base.network_file(bundle, role, spec.precision), context, stream)
     from crispseg.engines.device_base import TensorRTBase
     from crispseg.engines.tensorrt import run as tensorrt_run
 
-    role = "base" if net is bundle.base else "baseline"
     return TensorRTBase(tensorrt_run.load(bundle, role, context, precision=spec.precision))
