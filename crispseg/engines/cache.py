@@ -92,6 +92,7 @@ def rebuild_command(bundle: Path, identity: Identity) -> str:
     """The command that makes an artefact of this identity."""
     precision = identity.spec.get("precision")
     asked = " --precision %s" % precision if precision else ""
+    asked += " --baseline" if identity.role == "baseline" else ""
     return "crispseg build %s --backend %s%s" % (bundle, identity.backend, asked)
 
 
