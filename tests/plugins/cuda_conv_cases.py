@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -85,7 +85,7 @@ class Run:
     workspace: bool = True
     portable: bool = False
     count: Optional[int] = None  # fewer rows than the map has
-    matrices: List[np.ndarray] = field(default_factory=list)
+    shifted: bool = False  # bias, scale and shift at addresses that are no multiple of 16
 
 
 def pack(library: ctypes.CDLL, kind: int, weight: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
@@ -143,10 +143,17 @@ def run_conv(gpu: Gpu, conv: Conv, data: Dict[str, np.ndarray], how: Run) -> Lis
     c.capacity, c.K, c.cin, c.cout = capacity, data["weight"].shape[0], conv.cin, conv.cout
     c.d_weight = gpu.upload(packed)
     c.relu, c.portable = int(conv.relu), int(how.portable)
+
+    def channels(values: np.ndarray) -> int:
+        values = np.asarray(values, np.float32)
+        return (
+            gpu.upload(np.concatenate([[np.nan], values]).astype(np.float32)) + 4 if how.shifted else gpu.upload(values)
+        )
+
     if conv.bias:
-        c.d_bias = gpu.upload(data["bias"])
+        c.d_bias = channels(data["bias"])
     if how.type == I8:
-        c.d_dequant = gpu.upload(scales * np.float32(0.02))
+        c.d_dequant = channels(scales * np.float32(0.02))
     residual = _matrix(data["residual"], DTYPE[how.residual_type], how.spare, conv.pad, 1)
     blocks: List[Tuple[int, np.ndarray, np.ndarray]] = []
 
@@ -168,7 +175,7 @@ def run_conv(gpu: Gpu, conv: Conv, data: Dict[str, np.ndarray], how: Run) -> Lis
     for i in range(conv.outputs):
         c.z_type[i], c.z_quant[i] = how.z_types[i], QUANT
         c.d_z[i], c.ldz[i] = output(how.z_types[i])
-        c.d_scale[i], c.d_shift[i] = gpu.upload(data[f"scale{i}"]), gpu.upload(data[f"shift{i}"])
+        c.d_scale[i], c.d_shift[i] = channels(data[f"scale{i}"]), channels(data[f"shift{i}"])
     if how.workspace:
         c.workspace_bytes = gpu.library.csg_conv_workspace(gpu.context, byref(c))
         c.d_workspace = gpu.alloc(c.workspace_bytes) if c.workspace_bytes else None

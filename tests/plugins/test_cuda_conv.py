@@ -131,6 +131,15 @@ def test_every_epilogue(emulated, gpu, bits, family):
 
 
 @every_family
+def test_channel_arrays_at_any_address(emulated, gpu, family):
+    conv = Conv("-", "-", 16, 40, **FULL)
+    how = Run(**FAMILIES[family])
+    data = of_type(random_data(40, 16, 40, taps=2), how.type)
+    aligned = check(gpu, conv, how, data)
+    assert same_bits(run_conv(gpu, conv, data, replace(how, shifted=True)), aligned)
+
+
+@every_family
 def test_rows_past_the_count_are_left_alone(emulated, gpu, family):
     conv = Conv("-", "-", 32, 32, **FULL)
     data = random_data(200, 32, 32)

@@ -35,6 +35,7 @@ struct ConvArgs {
   const float *bias, *dequant;
   ConvMatrix residual, out[3];  // y, z1, z2
   const float *scale[2], *shift[2];
+  int wide_channels;  // bias, dequant, scale and shift are aligned for 16-byte loads
   int relu;
   // Parts of the sums of shared tiles: [slot][rows][columns]; NULL: never share.
   void *partial;

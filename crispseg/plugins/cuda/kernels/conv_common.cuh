@@ -83,17 +83,38 @@ CS_DEVICE void conv_store_8(const ConvMatrix &m, cs_i64 at, int columns, float *
   }
 }
 
+// 8 values of an array by output channel; past the last channel the first of them.
+CS_DEVICE void conv_channels(const ConvArgs &a, const float *from, int column, int columns, float *v) {
+  from += column;
+  if (columns == 8 && a.wide_channels) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const Words4 w = ((const Words4 *)from)[h];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) v[4 * h + j] = __uint_as_float(w.w[j]);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] = from[j < columns ? j : 0];
+  }
+}
+
 // Products and sums are rounded one by one (no contraction), so that an int8 result can be checked bit by bit.
 template <typename Sum> CS_DEVICE void conv_finish(const ConvArgs &a, cs_i64 row, int column, const Sum *sum) {
   const int columns = a.cout - column < 8 ? a.cout - column : 8;
   if (columns <= 0) return;
   float v[8], w[8];
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    v[j] = (float)sum[j];
-    const int c = column + (j < columns ? j : 0);
-    if (a.dequant) v[j] = __fmul_rn(v[j], a.dequant[c]);
-    if (a.bias) v[j] = __fadd_rn(v[j], a.bias[c]);
+  for (int j = 0; j < 8; ++j) v[j] = (float)sum[j];
+  if (a.dequant) {
+    conv_channels(a, a.dequant, column, columns, w);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] = __fmul_rn(v[j], w[j]);
+  }
+  if (a.bias) {
+    conv_channels(a, a.bias, column, columns, w);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] = __fadd_rn(v[j], w[j]);
   }
   if (a.residual.data) {
     conv_load_8(a.residual, row * a.residual.stride + column, columns, w);
@@ -109,14 +130,17 @@ template <typename Sum> CS_DEVICE void conv_finish(const ConvArgs &a, cs_i64 row
   for (int i = 0; i < 3; ++i) {
     const ConvMatrix out = i == 0 ? a.out[0] : i == 1 ? a.out[1] : a.out[2];
     if (!out.data) continue;
-    const float *const scale = i == 1 ? a.scale[0] : a.scale[1], *const shift = i == 1 ? a.shift[0] : a.shift[1];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      w[j] = v[j];
-      if (i == 0) continue;
-      const int c = column + (j < columns ? j : 0);
-      const float u = __fadd_rn(__fmul_rn(v[j], scale[c]), shift[c]);
-      w[j] = u < 0.0f ? 0.0f : u;
+    for (int j = 0; j < 8; ++j) w[j] = v[j];
+    if (i > 0) {
+      float scale[8], shift[8];
+      conv_channels(a, i == 1 ? a.scale[0] : a.scale[1], column, columns, scale);
+      conv_channels(a, i == 1 ? a.shift[0] : a.shift[1], column, columns, shift);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float u = __fadd_rn(__fmul_rn(v[j], scale[j]), shift[j]);
+        w[j] = u < 0.0f ? 0.0f : u;
+      }
     }
     conv_store_8(out, row * out.stride + column, columns, w);
   }
@@ -214,8 +238,21 @@ CS_DEVICE unsigned conv_tile_rows(const ConvArgs &a, const ConvTile &t, int *row
     const int place = t.row_tile * ROWS + i;
     const int row = place >= count ? -1 : a.order ? a.order[place] : place;
     rows[i] = row;
-    for (int k = 0; k < a.taps; ++k) {
-      const int input = row < 0 ? -1 : a.map ? a.map[(cs_i64)row * a.taps + k] : row;
+    // A 3x3 map: nine loads, all under way before the first is used.
+    const int *const from = a.map && row >= 0 ? a.map + (cs_i64)row * a.taps : nullptr;
+    int k = 0;
+    for (; k + 9 <= a.taps; k += 9) {
+      int input[9];
+#pragma unroll
+      for (int j = 0; j < 9; ++j) input[j] = from ? from[k + j] : -1;
+#pragma unroll
+      for (int j = 0; j < 9; ++j) {
+        inputs[(k + j) * ROWS + i] = input[j];
+        if (input[j] >= 0) taps |= 1u << (k + j);
+      }
+    }
+    for (; k < a.taps; ++k) {
+      const int input = a.map ? from ? from[k] : -1 : row;
       inputs[k * ROWS + i] = input;
       if (input >= 0) taps |= 1u << k;
     }

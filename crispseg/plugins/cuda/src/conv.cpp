@@ -131,6 +131,9 @@ int arguments_of(const csg_context *ctx, const csg_conv &c, const Plan &p, ConvA
   a->bias = c.d_bias;
   a->dequant = c.d_dequant;
   a->relu = c.relu != 0;
+  a->wide_channels = aligned(c.d_bias, 16) && aligned(c.d_dequant, 16);
+  for (int i = 0; i < 2; ++i)
+    if (c.d_z[i] && !(aligned(c.d_scale[i], 16) && aligned(c.d_shift[i], 16))) a->wide_channels = 0;
   a->multiprocessors = ctx->multiprocessors;
   if (c.d_residual) {
     CSG_CHECK(c.residual_type != CSG_I8, "csg_sparse_conv: an int8 residual; expected fp32 or fp16");
