@@ -98,7 +98,7 @@ _LABELS = {
     "speedup.low": "speed-up, 10th percentile",
     "speedup.high": "speed-up, 90th percentile",
 }
-_NOT_MEASURED = ("doctor", "fit", "inspect", "scenes")  # there the same words mean other things
+_NOT_MEASURED = ("build", "doctor", "fit", "inspect", "layers", "scenes")  # there the same words mean other things
 DETAILS = ("pipeline", "gpu_state", "environment")
 ACCURACY_PARTS = ("base", "refined", "baseline")
 

@@ -467,6 +467,14 @@ def test_command_builds_and_keeps(world, tmp_path, monkeypatch, capsys):
     assert rows == {"base": "kept", "baseline": "built", "refiner": "built"}
     assert (tmp_path / "times").is_file()
     assert report["tensorrt"] == "10.13.3.9"
+    assert main(["layers", str(bundle.path), "--part", "refiner", "--runs", "2", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["kind"] == "layers"
+    assert len(table["plugins"]) == 46
+    assert table["layers"][0].keys() == {"layer", "ms", "share", "precision", "kind"}
+    assert table["sum_ms"] == pytest.approx(0.5 * table["layer_count"])
+    assert main(["layers", str(bundle.path), "--precision", "fp32"]) == 2
+    assert "run `crispseg build" in capsys.readouterr().err
     for bad in (["--profile", "image=1,2"], ["--dla", "0", "--precision", "fp32"], ["--opt-level", "9"]):
         assert main(["build", str(bundle.path), *bad]) == 2
     assert main(["build", str(tmp_path / "nothing")]) == 2

@@ -52,6 +52,37 @@ def layer_times(engine: Any, inputs: Mapping[str, np.ndarray], runs: int = 20, w
     return sorted(rows, key=lambda row: -row["ms"])
 
 
+def examine(engine: Any, runs: int = 20) -> Dict[str, Any]:
+    """Times of an engine's layers on made-up inputs (noise, so that a refiner finds work), with their types.
+
+    Args:
+        engine: run.TensorRTEngine, for this alone.
+        runs: measured runs.
+
+    Returns:
+        ``layers`` (of :func:`layer_times`, each with its type), ``sum_ms``, and what :func:`summary` finds.
+    """
+    random = np.random.default_rng(0)
+    inputs = {}
+    for name, (dtype, shape) in engine.inputs.items():
+        noise = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 1 << 30, shape)
+        inputs[name] = noise.astype(dtype)
+    text = engine.inspect()
+    rows = layer_times(engine, inputs, runs)
+    types = {}
+    for layer in json.loads(text).get("Layers", []):
+        if isinstance(layer, dict):
+            types[str(layer.get("Name", ""))] = (_precision(layer), str(layer.get("LayerType", "")))
+    for row in rows:
+        row["precision"], row["kind"] = types.get(row["layer"], ("unknown", ""))
+    return {
+        **summary(text),
+        "layer_count": len(rows),
+        "sum_ms": round(sum(row["ms"] for row in rows), 3),
+        "layers": rows,
+    }
+
+
 def summary(text: str) -> Dict[str, Any]:
     """What the inspector's JSON says of an engine.
 

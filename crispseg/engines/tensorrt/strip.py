@@ -111,7 +111,8 @@ class _Strip:
             self.nodes, "refiner", self.ports(self.source.graph.input), self.ports(self.source.graph.output),
             list(self.initializers.values()),
         )  # fmt: skip
-        made = ModelProto(ir_version=self.source.ir_version, producer_name=self.source.producer_name)
+        # IR 8 is the one of opset 17: what IR 10 has on top (overloads of functions) is gone.
+        made = ModelProto(ir_version=min(8, self.source.ir_version), producer_name=self.source.producer_name)
         made.graph.CopyFrom(graph)
         made.opset_import.extend(self.source.opset_import)
         made.metadata_props.extend(self.source.metadata_props)
