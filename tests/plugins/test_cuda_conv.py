@@ -203,13 +203,14 @@ def test_repeats_and_orders_of_threads_give_the_same_bits(emulated, gpu, family)
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows", "cin", "cout"),
-    [(F16, 5, 224, 128), (I8, 100, 450, 100), pytest.param(F16, 140, 300, 200, marks=pytest.mark.slow)],
+    ("kind", "rows", "cin", "cout", "taps"),
+    # One tile for several blocks; two tiles, a block with parts of both; four tiles.
+    [(F16, 5, 224, 128, 9), (I8, 100, 680, 200, 8), pytest.param(F16, 140, 300, 200, 9, marks=pytest.mark.slow)],
 )
-def test_shared_tiles(emulated, gpu, kind, rows, cin, cout):
+def test_shared_tiles(emulated, gpu, kind, rows, cin, cout, taps):
     """Long sums over few rows: two kernels, the same values within rounding, the same bits every time."""
     conv = Conv("-", "-", cin, cout, **FULL)
-    data = of_type(random_data(rows, cin, cout, present=0.8), kind)
+    data = of_type(random_data(rows, cin, cout, taps, present=0.8), kind)
     how = Run(type=kind, y_type=F32, z_types=(F32, F16), residual_type=F32)
     before = emulated.launches()
     whole = check(gpu, conv, replace(how, workspace=False), data)
