@@ -66,8 +66,8 @@ def resize_image(image: np.ndarray, height: int, width: int, pool: Optional[Exec
     # Only with a whole factor are a band's sample positions exactly those of the whole picture.
     same = abs(math.log(image.shape[0] * width / (height * image.shape[1]))) < _SAME_ORDER
     if pool is None or image.shape[0] % height or height % _BANDS or image.size < _BANDED_BYTES or not same:
-        # Along x first, then along y, as Pillow itself did in one call up to version 12 and as the CUDA kernels do. From
-        # version 13 on one call starts along y when the height shrinks much more than the width (#9549).
+        # Along x first, then along y: so do the CUDA kernels, and one call of Pillow up to version 12. From version 13
+        # on one call starts along y when the height shrinks much more than the width (#9549).
         return np.asarray(source.resize((width, image.shape[0]), resample).resize((width, height), resample))
     rows, source_rows = height // _BANDS, image.shape[0] // _BANDS
     out = np.empty((height, width, 3), np.uint8)

@@ -177,9 +177,9 @@ def test_bad_arguments(gpu):
         gpu.call("csg_submanifold_map", *head, 0, 9, maps.map, maps.work, maps.work.nbytes)
     with pytest.raises(InputError, match="workspace: expected"):
         gpu.call("csg_submanifold_map", *head, 9, 9, maps.map, maps.work, maps.work.nbytes - 1)
+    outputs = (maps.sites, maps.sites_count, maps.down, maps.up)
     with pytest.raises(InputError, match="extent"):
-        outputs = (maps.sites, maps.sites_count, maps.down, maps.up)
         gpu.call("csg_down_map", *head, 9, 9, 2, maps.room, *outputs, maps.work, maps.work.nbytes)
+    shifted = (maps.coords.address + 4, maps.count, maps.capacity)
     with pytest.raises(InputError, match="aligned"):
-        shifted = (maps.coords.address + 4, maps.count, maps.capacity)
         gpu.call("csg_parity_order", *shifted, 9, 9, maps.order, maps.work, maps.work.nbytes)

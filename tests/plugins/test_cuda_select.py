@@ -286,7 +286,7 @@ def test_bad_arguments(gpu):
     select.capacity = -1
     with pytest.raises(InputError, match="capacity"):
         select.enqueue()
+    head = (I8, select.logits, 3, 4, 4, 8, 8, 0, 0.1, 5)
+    outputs = (select.labels, None, select.coords, select.count, select.found)
     with pytest.raises(InputError, match="fp32 or fp16"):
-        head = (I8, select.logits, 3, 4, 4, 8, 8, 0, 0.1, 5)
-        outputs = (select.labels, None, select.coords, select.count, select.found)
         gpu.call("csg_select_pixels", *head, *outputs, select.work, select.work.nbytes)
