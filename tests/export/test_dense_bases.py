@@ -163,6 +163,20 @@ class TestTraps:
         model = dense.export_dense(Mean(), height=8, width=8)
         np.testing.assert_allclose(run(model, np.ones((1, 3, 8, 8), np.float32)), 1e-4, rtol=1e-4)
 
+    def test_cubic_mean_stays_single_precision(self, shuffled):
+        from crispseg.export.passes.fp16 import to_fp16
+
+        half = dense._copy(shuffled)
+        kept = to_fp16(half).kept
+        cubes = [n.name for n in shuffled.graph.node if ".avg_pool" in n.name]
+        assert len(cubes) == 16  # cube, mean, epsilon, root; two fusions of two maps
+        assert set(cubes) <= set(kept)
+        small = dense.export_dense(sanet.GeM(), height=8, width=8)
+        to_fp16(small)
+        x = np.full((1, 3, 8, 8), 80, np.float32)
+        x[:, 1] = 1e-3
+        np.testing.assert_allclose(run(small, x).reshape(-1), [80, 1e-3, 80], rtol=2e-3)
+
     def test_pixels_are_shuffled_channel_first(self, shuffled):
         (node,) = nodes(shuffled, "DepthToSpace")
         assert attributes(node) == {"mode": "CRD", "blocksize": 8}
