@@ -15,6 +15,7 @@ from crispseg.bundle import load_bundle
 from crispseg.cli import main
 from crispseg.engines import cache, cuda, cuda_kernels, nvrtc
 from crispseg.errors import EnvironmentMismatch
+from crispseg.plugins import cuda_loader
 
 STAND_IN = r"""
 #include <string.h>
@@ -134,7 +135,10 @@ def test_build_stores_the_kernels_once(bundle, emulated, kernel_image, found, mo
     assert main(["build", str(bundle.path), "--backend", "cuda", "--json"]) == 0
     row, base = json.loads(capsys.readouterr().out)["engines"]
     assert (base["part"], base["precision"]) == ("base", "fp16")
-    assert (row["part"], row["image"], row["architecture"]) == ("kernels", "NVRTC 11.4", "sm_80")
+    info = cuda.open_device(0).info
+    compiler = nvrtc.find_compiler(info.capability, info.driver)
+    made = ("kernels", "NVRTC %d.%d" % compiler.version, "sm_%d" % compiler.target(info.capability))
+    assert (row["part"], row["image"], row["architecture"]) == made
     monkeypatch.setattr(nvrtc, "find_compiler", lambda *_: pytest.fail("compiled again"))
     assert main(["build", str(bundle.path), "--backend", "cuda", "--precision", "fp32", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["engines"]) == 1
@@ -147,6 +151,34 @@ def test_an_image_that_the_driver_refuses_is_not_stored(bundle, emulated, found,
     assert main(["build", str(bundle.path), "--backend", "cuda"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(bundle.path.glob("engines/*"))
+
+
+def test_kernels_inside_the_library_come_first(bundle, emulated, kernel_image, found, monkeypatch):
+    create, context = cuda_loader.create, cuda.open_device(0)
+    monkeypatch.setattr(cuda_loader, "embedded_image", lambda: kernel_image)
+    monkeypatch.setattr(cuda_loader, "create", lambda image=None: create(image or kernel_image))
+    kernels = cuda_kernels.open_kernels(context, bundle)
+    assert kernels.describe()["image"] == "linked into the library"
+    kernels.close()
+    assert cuda_kernels.build(bundle, context).facts == {"image": "linked into the library"}
+
+
+def test_kernels_inside_the_library_for_other_gpus_do_not_count(bundle, emulated, kernel_image, monkeypatch):
+    create, context = cuda_loader.create, cuda.open_device(0)
+
+    def refuse(image=None):
+        if image is None:
+            raise EnvironmentMismatch("no kernel image for this device")
+        return create(image)
+
+    monkeypatch.setattr(cuda_loader, "embedded_image", lambda: b"for others")
+    monkeypatch.setattr(cuda_loader, "create", refuse)
+    with pytest.raises(EnvironmentMismatch, match=r"crispseg build .* --backend cuda"):
+        cuda_kernels.open_kernels(context, bundle)
+    cache.store(bundle.path, cuda_kernels.identity(context), {cuda_kernels.IMAGE: kernel_image})
+    kernels = cuda_kernels.open_kernels(context, bundle)
+    assert kernels.describe()["image"] == "engine cache"
+    kernels.close()
 
 
 def test_a_damaged_image_is_built_again(bundle, emulated, kernel_image, found, monkeypatch):
