@@ -11,8 +11,9 @@ import copy
 import hashlib
 import io
 import logging
+import re
 import warnings
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import onnx
@@ -28,6 +29,8 @@ OPSET = 17
 IR_VERSION = 8
 LARGE = 1024  # bytes; smaller initialisers stay as they are, where they can be read
 WEIGHTS_FILE = "base.weights"
+# Metadata: names of nodes, a line each, that a conversion to half precision leaves in float32.
+FLOAT32_NODES = "crispseg.float32"
 _ALIGN = 64
 
 # Operators that only exist to compute shapes, or that make shapes depend on data.
@@ -56,7 +59,8 @@ def export_dense(
 
     Args:
         module: maps a normalised float32 image [1, channels, height, width] to logits [1, C, h, w]. When it has a
-            method ``forward_logits`` (logits before its own last upsampling) that one is exported.
+            method ``forward_logits`` (logits before its own last upsampling) that one is exported. Patterns in
+            ``float32_nodes`` name nodes that half precision cannot hold; they are noted in the graph's metadata.
         height: rows of the image; need not be a multiple of the network's stride.
         width: columns of the image.
         channels: channels of the image.
@@ -97,7 +101,7 @@ def export_dense(
         for m, training in modes.items():
             m.training = training
     model = onnx.load_model_from_string(buffer.getvalue())
-    return _finish(model, tuple(image.shape), tuple(logits.shape))
+    return _finish(model, tuple(image.shape), tuple(logits.shape), getattr(module, "float32_nodes", ()))
 
 
 def _probe(channels: int, height: int, width: int) -> torch.Tensor:
@@ -130,7 +134,9 @@ def _quiet_export(wrapper: nn.Module, image: torch.Tensor, buffer: io.BytesIO) -
         logger.setLevel(level)
 
 
-def _finish(model: onnx.ModelProto, image: Tuple[int, ...], logits: Tuple[int, ...]) -> onnx.ModelProto:
+def _finish(
+    model: onnx.ModelProto, image: Tuple[int, ...], logits: Tuple[int, ...], single: Sequence[str]
+) -> onnx.ModelProto:
     graph = model.graph
     fold_constants(model)
     merge_equal(graph)
@@ -146,6 +152,9 @@ def _finish(model: onnx.ModelProto, image: Tuple[int, ...], logits: Tuple[int, .
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", OPSET))
     stamp(model)
+    kept = [node.name for node in graph.node if any(re.match(pattern, node.name) for pattern in single)]
+    if kept:
+        helper.set_model_props(model, {FLOAT32_NODES: "\n".join(kept)})
     onnx.checker.check_model(model)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     shape = tuple(d.dim_value for d in inferred.graph.output[0].type.tensor_type.shape.dim)

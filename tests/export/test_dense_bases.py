@@ -201,6 +201,28 @@ class TestTraps:
         assert dense.parity(head, model)["max_error_std"] < 1e-4
 
 
+def test_sums_over_all_pixels_survive_half_precision():
+    """At 1024x2048 the dot products of SRNet reach 1e5; a larger weight gives such values on a small map."""
+    from crispseg.export.passes.fp16 import to_fp16
+
+    net, _, _ = fill_bases.network("srnet_r50")
+    with torch.no_grad():
+        for conv in (net.head.module.p, net.head.module.g):
+            conv.weight.mul_(12)
+    model = dense.export_dense(net, height=96, width=160)
+    x = torch.from_numpy(fill_bases.image("srnet_r50", 96, 160)[0])
+    named = dense._copy(model)
+    converted = to_fp16(named)
+    assert converted.kept["head.module.conv_adj/Conv"] == "asked for"
+    assert "head.module.p/Conv" not in converted.kept
+    assert "head.final.0/Conv" not in converted.kept
+    assert dense.parity(net, named, x)["max_error_std"] < 2e-2
+    unnamed = dense._copy(model)
+    del unnamed.metadata_props[:]
+    to_fp16(unnamed)
+    assert not dense.parity(net, unnamed, x)["max_error_std"] < 0.5
+
+
 class Resized(nn.Module):
     def __init__(self, size, **options):
         super().__init__()

@@ -69,7 +69,7 @@ class Converted:
 def to_fp16(
     model: ModelProto, *, keep: FrozenSet[str] = KEEP, half_io: bool = False, keep_nodes: FrozenSet[str] = frozenset()
 ) -> Converted:
-    """Convert in place.
+    """Convert in place. Nodes that the file's metadata name under "crispseg.float32" stay float32 as well.
 
     Args:
         model: a dense network, external data loaded, every shape static.
@@ -81,7 +81,10 @@ def to_fp16(
         InputError: a weight does not fit in float16; the message names it.
         UnsupportedOp: subgraphs (If, Loop, Scan), or functions.
     """
-    return _Pass(model, keep, half_io, keep_nodes).run()
+    noted = {
+        name for entry in model.metadata_props if entry.key == "crispseg.float32" for name in entry.value.split("\n")
+    }
+    return _Pass(model, keep, half_io, keep_nodes | noted).run()
 
 
 class _Pass:
