@@ -35,7 +35,8 @@ DEFINITIONS = {
     "scatter": "writing the refined labels into the label map, ms",
     "post": "bringing the label map to the size of the frame, ms",
     "encode": "drawing, encoding and writing the outputs, ms",
-    "total": "one frame from decoded pixels to label map, wall time on one pipeline with nothing overlapped, ms",
+    "total": "one frame from decoded pixels to label map, wall time on one pipeline with nothing overlapped, ms; where "
+    "frames overlap (crispseg run on a GPU) staging + enqueue + host_latency + post of the frame",
     "cpu": "processor time of all threads of this process during one frame, ms (above the wall time when threads "
     "work in parallel, far below it when they wait)",
     "density": "active pixels (found uncertain and classified again) / all pixels, mean over the frames, percent",

@@ -39,7 +39,6 @@ class Slot:
         self.graphs: List[Optional[Graph]] = []
         self.done: Event = context.event()
         self.host: Dict[str, float] = {}
-        self.start = 0.0
 
     def close(self) -> None:
         """Free graphs and events; the arrays go with their last view."""
@@ -116,8 +115,11 @@ class GpuPipeline:
         """
         if self._pending or self._ready:
             raise InputError("run: expected no frame under way, found %d; collect them first" % len(self._pending))
+        start = time.perf_counter()
         self.submit(frame, want)
-        return self.collect()
+        result = self.collect()
+        result.times["total"] = 1e3 * (time.perf_counter() - start)
+        return result
 
     def submit(self, frame: np.ndarray, want: Sequence[str] = ("labels",)) -> None:
         """Put a frame on the GPU's queue and return; its result comes from :meth:`collect`, in order.
@@ -127,7 +129,6 @@ class GpuPipeline:
         Raises:
             InputError: as :meth:`run`, or ``depth`` frames are under way.
         """
-        start = time.perf_counter()
         check_frame(frame, want)
         if len(self._pending) + len(self._ready) >= self.depth:
             raise InputError("submit: expected fewer than %d frames under way; collect one first" % self.depth)
@@ -143,12 +144,14 @@ class GpuPipeline:
         np.copyto(slot.frame, frame)
         copied = time.perf_counter()
         self._launch(slot)
-        slot.start = start
         slot.host = {"staging": 1e3 * (copied - before), "enqueue": 1e3 * (time.perf_counter() - copied)}
         self._pending.append(slot)
 
     def collect(self) -> FrameResult:
-        """The result of the oldest frame under way; waits for it. ``total`` counts from its submit to here.
+        """The result of the oldest frame under way; waits for it.
+
+        ``total`` is the sum of the frame's own parts (staging, enqueue, host_latency, post): what it waited for other
+        frames, or for the caller, is not its own.
 
         Raises:
             InputError: no frame is under way.
@@ -179,8 +182,8 @@ class GpuPipeline:
             active = to_frame(active, place)
         labels = to_frame(slot.labels, place)
         confidence = to_frame(slot.confidence, place) if "confidence" in self._want else None
-        now = time.perf_counter()
-        times["post"], times["total"] = 1e3 * (now - last), 1e3 * (now - slot.start)
+        times["post"] = 1e3 * (time.perf_counter() - last)
+        times["total"] = times["post"] + times["host_latency"] + sum(slot.host.values())
         density = count / float(place.canvas[0] * place.canvas[1])
         return FrameResult(labels, confidence, active, count, found, density, times)
 

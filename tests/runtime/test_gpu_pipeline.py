@@ -27,6 +27,7 @@ from crispseg.runtime.pipeline import open_pipeline
 from crispseg.runtime.run import run, segment
 
 ALL = ("labels", "confidence", "active")
+OWN = ("staging", "enqueue", "host_latency", "post")
 DEVICE_STAGES = ["h2d", "preprocess", "base", "select", "maps", "conv", "ensemble", "scatter", "d2h"]
 
 
@@ -183,6 +184,8 @@ def test_another_size_while_a_frame_is_under_way(bundles, copied):
 def test_a_frame_is_one_graph_and_every_stage_has_a_time(bundles, copied):
     with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
         result = pipe.run(picture(0, *FRAME))
+        pipe.submit(picture(0, *FRAME))
+        under_way = pipe.collect()
         facts = pipe.describe()
     assert facts["graphs"]["number"] == 1
     assert facts["graphs"]["nodes"][0] > 40
@@ -192,6 +195,8 @@ def test_a_frame_is_one_graph_and_every_stage_has_a_time(bundles, copied):
     assert all(ms >= 0 for ms in result.times.values())
     parts = sum(result.times[name] for name in DEVICE_STAGES)
     assert result.times["host_latency"] == pytest.approx(parts)
+    assert under_way.times["total"] == pytest.approx(sum(under_way.times[name] for name in OWN))
+    assert result.times["total"] > result.times["staging"] + result.times["enqueue"]
     assert result.times["gpu_compute"] == pytest.approx(parts - result.times["h2d"] - result.times["d2h"])
 
 
