@@ -45,7 +45,7 @@ def core_program() -> Path:
     folder = emulation.cache()
     with emulation._locked(folder):
         core = [path for path in sorted((PLUGIN / "core").glob("*.cpp")) if path.name != "device.cpp"]
-        objects = _objects([*core, CASES / "core_test.cpp", CASES / "recording.cpp"], _FAST)
+        objects = _objects([*core, *sorted(CASES.glob("core_*.cpp")), CASES / "recording.cpp"], _FAST)
         target = folder / ("core-" + "-".join(o.stem.rsplit("-", 1)[1][:4] for o in objects)) / "core_test"
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
