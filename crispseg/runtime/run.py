@@ -10,7 +10,7 @@ from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optiona
 
 from crispseg.bundle import Bundle, bundle_hash, load_bundle
 from crispseg.environment import environment, peak_memory_mib
-from crispseg.errors import InputError
+from crispseg.errors import CrispsegError, InputError
 from crispseg.report import new_report, summarise, write_json
 from crispseg.runtime.budget import calibrate_on, summary
 from crispseg.runtime.frames import Frame, Source, open_source
@@ -210,16 +210,23 @@ def segment(
     """
     depth = getattr(pipeline, "depth", 1) if ahead else 1
     under_way: Deque[Frame] = deque()
-    for frame in frames:
-        if depth == 1:
-            yield frame, pipeline.run(frame.image, want)
-            continue
-        pipeline.submit(frame.image, want)
-        under_way.append(frame)
-        if len(under_way) == depth:
-            yield under_way.popleft(), pipeline.collect()
-    while under_way:
-        yield under_way.popleft(), pipeline.collect()
+    try:
+        for frame in frames:
+            if depth == 1:
+                yield frame, pipeline.run(frame.image, want)
+                continue
+            pipeline.submit(frame.image, want)
+            under_way.append(frame)
+            if len(under_way) == depth:
+                result = pipeline.collect()
+                yield under_way.popleft(), result
+        while under_way:
+            result = pipeline.collect()
+            yield under_way.popleft(), result
+    finally:
+        for _ in under_way:  # broken off: leave the pipeline empty
+            with contextlib.suppress(CrispsegError):
+                pipeline.collect()
 
 
 def _timed(source: Source) -> Iterable[Tuple[Frame, float]]:

@@ -404,3 +404,12 @@ def test_frames_go_in_ahead_of_results():
     pipe = Ahead()
     list(segment(pipe, frames, (), ahead=False))
     assert pipe.log == ["run0", "run1", "run2", "run3"]
+
+
+def test_breaking_off_leaves_no_frame_under_way():
+    frames = [Frame(i, i, 0.0, str(i)) for i in range(4)]
+    pipe = Ahead()
+    for _ in segment(pipe, frames, (), ahead=True):
+        break
+    assert pipe.log == ["in0", "in1", "out0", "out1"]
+    assert not pipe.waiting
