@@ -410,8 +410,10 @@ class Behaviour:
         monitor = cfg.get("progress_monitor")
         if monitor is not None:
             monitor.phase_start("Building", None, 2)
-            assert monitor.step_complete("Building", 0)
+            going = monitor.step_complete("Building", 0)
             monitor.phase_finish("Building")
+            if not going:  # False cancels
+                return None
         if cfg.get("int8_calibrator") is not None:
             net["ranges"] = bytes(cfg["int8_calibrator"].read_calibration_cache())
         if cfg.get("timing") is not None:

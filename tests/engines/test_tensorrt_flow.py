@@ -264,6 +264,19 @@ def test_out_of_memory_is_explained():
         built(trt, dense())
 
 
+def test_interrupt_cancels_the_build(monkeypatch):
+    from crispseg.engines.tensorrt import build
+
+    def interrupt(self, phase, step, steps):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build._Ticker, "step", interrupt)
+    trt = make("10.13.3.9")
+    with pytest.raises(KeyboardInterrupt):
+        built(trt, dense(), progress=lambda *a, **k: None)
+    assert "Builder.build_serialized_network" in trt.calls
+
+
 def test_engine_of_another_version_is_refused(tmp_path):
     plan = built(make("10.3.0"), dense()).plan
     with pytest.raises(EnvironmentMismatch, match="TensorRT 11.4.0.106 does not take this engine: .*not compatible"):

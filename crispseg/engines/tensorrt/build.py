@@ -150,6 +150,8 @@ def build_engine(
     with _Ticker(what, progress) as ticker:
         monitor = compat.set_progress(trt, config, ticker.step) if progress is not None else None
         plan = builder.build_serialized_network(network, config)
+    if monitor is not None and monitor.interrupted:
+        raise KeyboardInterrupt
     del monitor, calibrator  # TensorRT keeps no reference of its own
     if plan is None:
         raise explain(log, what, options.workspace_mib, options.precision)

@@ -171,17 +171,10 @@ def hold_float_layers(trt: Any, network: Any, precision: str, names: FrozenSet[s
     if not hasattr(trt.ILayer, "precision"):
         return 0
     free = {
-        trt.LayerType.CONSTANT,
-        trt.LayerType.SHAPE,
-        trt.LayerType.SHUFFLE,
-        trt.LayerType.CONCATENATION,
-        trt.LayerType.SLICE,
-        trt.LayerType.GATHER,
-        trt.LayerType.IDENTITY,  # the Cast of 8.x
-        trt.LayerType.QUANTIZE,
-        trt.LayerType.DEQUANTIZE,
-        trt.LayerType.PLUGIN_V2,
-    }
+        trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.SHUFFLE, trt.LayerType.CONCATENATION,
+        trt.LayerType.SLICE, trt.LayerType.GATHER, trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE,
+        trt.LayerType.PLUGIN_V2, trt.LayerType.IDENTITY,  # the Cast of 8.x
+    }  # fmt: skip
     if hasattr(trt.LayerType, "CAST"):
         free.add(trt.LayerType.CAST)
     if hasattr(trt.LayerType, "PLUGIN_V3"):
@@ -259,14 +252,17 @@ def set_progress(trt: Any, config: Any, report: Callable[[str, int, int], bool])
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: Dict[str, int] = {}
+            self.interrupted = False  # an exception must not pass through TensorRT: it is raised after the build
 
         def phase_start(self, phase_name: str, parent_phase: Optional[str], num_steps: int) -> None:
-            if not parent_phase or parent_phase in self.phases:
-                self.phases[phase_name] = num_steps
-                report(phase_name, 0, num_steps)
+            self.phases[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return report(phase_name, step + 1, self.phases.get(phase_name, 0))
+            try:
+                return not self.interrupted and report(phase_name, step + 1, self.phases.get(phase_name, 0))
+            except KeyboardInterrupt:
+                self.interrupted = True
+                return False
 
         def phase_finish(self, phase_name: str) -> None:
             self.phases.pop(phase_name, None)
