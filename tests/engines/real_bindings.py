@@ -73,6 +73,22 @@ ANSWERS = {
 }
 
 
+# Where the headers have them: what Python derives from is called back, through the bindings' own trampolines.
+CALLBACKS = {
+    "IProgressMonitor": (
+        "VBuilderConfig.setProgressMonitor", "seen_monitor = unnamed;",
+        'if (seen_monitor) { seen_monitor->phaseStart("Build", nullptr, 2);'
+        ' seen_monitor->phaseStart("Inner", "Build", 1);'
+        ' bool const on = seen_monitor->stepComplete("Build", 0); seen_monitor->phaseFinish("Build");'
+        ' note(on ? "step.true" : "step.false"); }'),
+    "IInt8Calibrator": (
+        "VBuilderConfig.setInt8Calibrator", "seen_calibrator = unnamed;",
+        "if (seen_calibrator) { size_t n = 0; seen_calibrator->readCalibrationCache(n);"
+        ' note(n == 5 && seen_calibrator->getBatchSize() == 1 ? "ranges.read" : "ranges.lost"); }'),
+}  # fmt: skip
+_SEEN = {"IProgressMonitor": "seen_monitor", "IInt8Calibrator": "seen_calibrator"}
+
+
 def without_comments(text):
     return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
 
@@ -92,8 +108,8 @@ def class_bodies(text):
     return {m.group(1): m.group(2) for m in re.finditer(r"class (\w+)[^;{]*\{(.*?)\n\};", without_comments(text), re.S)}
 
 
-def answer(owner, name, result):
-    given = ANSWERS.get(f"{owner}.{name}")
+def answer(owner, name, result, answers=ANSWERS):
+    given = answers.get(f"{owner}.{name}")
     if given:
         return given
     if result == "void":
@@ -104,10 +120,19 @@ def answer(owner, name, result):
 def recording_source(include):
     """C++ of the recording library for the headers in ``include``."""
     implementation = class_bodies((include / "NvInferImpl.h").read_text())
+    answers, before, headers = dict(ANSWERS), "", (include / "NvInfer.h").read_text()
+    seen = []
+    for name, (method, keep, call) in CALLBACKS.items():
+        if re.search(rf"\b{name}\b", headers):
+            answers[method], before = keep, before + call
+            seen.append(f"static {name}* {_SEEN[name]};")
+    log = 'logger->log(ILogger::Severity::kWARNING, "from the library"); '
+    answers["VBuilder.buildSerializedNetwork"] = log + before + ANSWERS["VBuilder.buildSerializedNetwork"]
     out = [
         "#include <NvInfer.h>\n#include <NvOnnxParser.h>\n#include <cstdlib>\n#include <string>",
         "using namespace nvinfer1; using namespace nvinfer1::apiv;",
         "static std::string calls; static ILogger* logger; static IProfiler* seen_profiler;",
+        *seen,
         "static void note(char const* name) { calls += name; calls += '\\n'; }",
         "template <class T> struct Neutral { static T value() { return T{}; } };",
         "template <> struct Neutral<bool> { static bool value() { return true; } };",
@@ -121,7 +146,7 @@ def recording_source(include):
         out.append(f"struct Record_{inner} : public {inner} {{")
         for result, name, arguments, const in virtuals(implementation[inner]):
             out.append(f"  {result} {name}({arguments}) {const} noexcept override;")
-            does = f'note("{outer}.{name}"); {answer(inner, name, result)}'
+            does = f'note("{outer}.{name}"); {answer(inner, name, result, answers)}'
             if "unnamed" in does and "unnamed" not in arguments:
                 does = does.replace("unnamed", re.findall(r"\w+", arguments)[-1])
             bodies.append(f"{result} Record_{inner}::{name}({arguments}) {const} noexcept {{ {does} }}")

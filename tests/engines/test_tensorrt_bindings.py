@@ -45,5 +45,9 @@ def test_flow_through_the_real_bindings(version):
     ]
     for name in needed:
         assert any(name in called for called in result["names"]), name
+    # The library called back: our logger, progress monitor and calibrator answered through the real bindings.
+    assert [build["warnings"] for build in result["builds"]] == [1] * len(result["builds"])
+    assert ("step.true" in result["names"]) is (not old)
+    assert ("ranges.read" in result["names"]) is (not newest)
     typing = [False, False] if old else [True] if newest else [True, False]
     assert [build["strongly_typed"] for build in result["builds"]] == typing
