@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml $(shell find crispseg/plugins -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
+SOURCES := pyproject.toml $(shell find crispseg/plugins -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' -o -name '*.map' -o -name CMakeLists.txt)
 
 .PHONY: demo test lint bench gpu clean
 .DELETE_ON_ERROR:
