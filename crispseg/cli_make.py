@@ -71,7 +71,7 @@ DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or cuda:1")
 RESUME = typer.Option(False, "--resume", help="continue the run in -o")
 FIT_OUT = typer.Option(..., "-o", "--out", help="folder for best.pt and last.pt", show_default=False)
 BASE_FILE = typer.Option(None, "--base", help="base checkpoint (refiner only)", show_default=False)
-BASE_NAME = typer.Option("small", "--base-name", help="architecture of --base: small, sfnet_lite_r18 (refiner only)")
+BASE_NAME = typer.Option("small", "--base-name", help="architecture of --base, see crispseg bases (refiner only)")
 INIT = typer.Option(None, "--init", help="checkpoint to start from", show_default=False)
 STRIDE = typer.Option(8, "--stride", help="stride of the logits, 4 or 8 (base only)")
 IOU_WEIGHT = typer.Option(
