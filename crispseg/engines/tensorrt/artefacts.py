@@ -19,7 +19,7 @@ from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError, Unsu
 
 BACKEND = "tensorrt"
 # Of what this package does to a graph before TensorRT sees it (fp16 pass, strip): raised when engines must be rebuilt.
-FORMAT = 1
+FORMAT = 2
 ROLES = ("base", "refiner", "baseline")
 
 # (dense model, precision) -> model; the fp16 pass lives with the exporter.

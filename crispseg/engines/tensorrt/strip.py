@@ -20,7 +20,7 @@ from crispseg.plugins.ops import BY_NAME, DOMAIN, PLUGIN_ATTRIBUTES, check_attri
 FP32, FP16, INT8 = 0, 1, 2
 TYPES = {"fp32": FP32, "fp16": FP16}
 # Scratch with which a convolution splits long sums over few rows; TensorRT has one workspace for all layers.
-SCRATCH = 32 << 20
+SCRATCH = 40 << 20
 COLUMNS = {FP32: 1, FP16: 16, INT8: 32}  # rows of a type have a multiple of this many columns
 # (type, fp32 weight [K,cin,cout]) -> the kernels' bytes: csg_pack_weight.
 Pack = Callable[[int, np.ndarray], bytes]

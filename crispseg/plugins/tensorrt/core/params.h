@@ -32,7 +32,7 @@
  * 6. `order` is an optional speed-up: output 4 of DownMap (rows of the finer level grouped by parity), input 11 of
  *    those SparseConv2d whose map is output `up` of the same DownMap. `workspace` (bytes, default 0) is another: with
  *    csg_conv_workspace bytes of scratch SparseConv2d splits long sums over few rows; a value that turns out too small
- *    for the device is not used. TensorRT keeps one workspace for all layers, so 32 MiB on every one costs 32 MiB.
+ *    for the device is not used. TensorRT keeps one workspace for all layers, so 40 MiB on every one costs 40 MiB.
  *
  * Op             bit  inputs                                 bit  outputs                      attributes
  * SelectPixels   0    logits T (0, 1) [1,C,h,w]              0    labels words                 height width upsample
