@@ -69,6 +69,9 @@ BACKEND = typer.Option(
 )
 PRECISION = typer.Option("", "--precision", help="fp32, fp16 or int8; default: fp16 on a GPU, else fp32")
 DEVICE = typer.Option(0, "--device", min=0, help="number of the GPU")
+REFINER_ENGINE = typer.Option(
+    False, "--refiner-engine", help="tensorrt: the refiner as an engine too, built before; else our CUDA kernels"
+)
 BUDGET = typer.Option(None, "--budget-ms", help="refine so few pixels that no frame takes longer; measured first")
 PROVIDER = typer.Option("CPUExecutionProvider", "--provider", help="ONNX Runtime provider; required, never substituted")
 THREADS = typer.Option(0, "--threads", min=0, help="0 = all usable CPUs")
@@ -121,6 +124,7 @@ def run(
     threads: int = THREADS,
     precision: str = PRECISION,
     device: int = DEVICE,
+    refiner_engine: bool = REFINER_ENGINE,
     budget_ms: Optional[float] = BUDGET,
     fit: Fit = FIT,
     limit: Optional[int] = LIMIT,
@@ -150,6 +154,7 @@ def run(
             threads=threads,
             precision=precision,
             device=device,
+            refiner_engine=refiner_engine,
             budget_ms=budget_ms,
             fit=fit.value,
             limit=limit,
@@ -175,6 +180,7 @@ def latency(
     threads: int = THREADS,
     precision: str = PRECISION,
     device: int = DEVICE,
+    refiner_engine: bool = REFINER_ENGINE,
     budget_ms: Optional[float] = BUDGET,
     seconds: float = SECONDS,
     warmup: float = WARMUP,
@@ -200,6 +206,7 @@ def latency(
             threads=threads,
             precision=precision,
             device=device,
+            refiner_engine=refiner_engine,
             budget_ms=budget_ms,
             seconds=seconds,
             warmup=warmup,
@@ -221,6 +228,7 @@ def evaluate(
     threads: int = THREADS,
     precision: str = PRECISION,
     device: int = DEVICE,
+    refiner_engine: bool = REFINER_ENGINE,
     limit: Optional[int] = LIMIT,
     boundary_ratio: float = RATIO,
     report: Optional[Path] = REPORT,
@@ -245,6 +253,7 @@ def evaluate(
             threads=threads,
             precision=precision,
             device=device,
+            refiner_engine=refiner_engine,
             limit=limit,
             boundary_ratio=boundary_ratio,
             progress=progress,

@@ -47,7 +47,7 @@ PLUGIN_REFINER = typer.Option(
     None,
     "--refiner-engine/--no-refiner-engine",
     help="also the refiner as an engine with the plugin library; default: "
-    "when that library is there (crispseg run refines with the CUDA kernels themselves)",
+    "when that library is there (crispseg run takes it with --refiner-engine)",
 )
 BASELINE_TOO = typer.Option(False, "--baseline", help="also the base dense at full size, for comparison")
 DEVICE = typer.Option(0, "--device", min=0, help="number of the GPU")

@@ -92,7 +92,7 @@ def rebuild_command(bundle: Path, identity: Identity) -> str:
     """The command that makes an artefact of this identity."""
     precision = identity.spec.get("precision")
     asked = " --precision %s" % precision if precision else ""
-    asked += " --baseline" if identity.role == "baseline" else ""
+    asked += {"baseline": " --baseline", "refiner": " --refiner-engine"}.get(identity.role, "")
     return "crispseg build %s --backend %s%s" % (bundle, identity.backend, asked)
 
 

@@ -18,7 +18,8 @@ class EngineSpec:
     """What runs where.
 
     ``backend``; ``provider`` (ONNX Runtime's name); ``threads`` (0 = all usable CPUs); ``precision`` of the arithmetic;
-    ``device``: number of the GPU; ``capacity``: most refined pixels a frame, 0 = the bundle's.
+    ``device``: number of the GPU; ``capacity``: most refined pixels a frame, 0 = the bundle's; ``refiner_engine``: the
+    refiner as a TensorRT engine too, instead of the CUDA kernels themselves.
     """
 
     backend: str = "native"
@@ -27,6 +28,7 @@ class EngineSpec:
     precision: str = "fp32"
     device: int = 0
     capacity: int = 0
+    refiner_engine: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -38,6 +40,8 @@ class EngineSpec:
                 "precision %s: backend %s computes in fp32; name --backend %s for it"
                 % (self.precision, self.backend, " or ".join(GPU_BACKENDS))
             )
+        if self.refiner_engine and self.backend != "tensorrt":
+            raise InputError("--refiner-engine: expected --backend tensorrt, found %s" % self.backend)
         for name, most in (("threads", 1024), ("device", 1023), ("capacity", MAX_CAPACITY)):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value <= most:

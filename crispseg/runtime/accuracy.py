@@ -108,6 +108,7 @@ def evaluate(
     boundary_ratio: float = BOUNDARY_RATIO,
     precision: str = "",
     device: int = 0,
+    refiner_engine: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
     """Measures the base alone, the refined result and, on request, the base at full resolution on labelled frames.
@@ -126,6 +127,7 @@ def evaluate(
         boundary_ratio: share of the image diagonal that counts as boundary.
         precision: "" = the backend's usual one.
         device: number of the GPU.
+        refiner_engine: backend tensorrt: the refiner as an engine too.
         progress: called with (frames done, frames in all).
 
     Returns:
@@ -156,8 +158,8 @@ def evaluate(
     }
     # A pipeline's time goes into its base network; the refined result and the base alone need one run of it each.
     pipelines = {"base": open_pipeline(bundle, refine=False, **common)}
-    if bundle.refiner is not None:
-        pipelines["refined"] = open_pipeline(bundle, **common)
+    if bundle.refiner is not None or refiner_engine:
+        pipelines["refined"] = open_pipeline(bundle, refiner_engine=refiner_engine, **common)
     if baseline:
         pipelines["baseline"] = open_pipeline(bundle, network="baseline", **common)
     tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in pipelines}

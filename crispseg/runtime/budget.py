@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -73,6 +73,14 @@ def choose_capacity(points: Sequence[Tuple[int, float]], budget_ms: float, limit
     capacity = limit if slope * limit <= room else int(min(limit, math.floor(room / slope)))
     kept = tuple((int(n), round(float(t), 4)) for n, t in points)
     return Choice(budget_ms, max(1, capacity), limit, round(fixed, 4), 1000 * slope, round(margin, 4), kept)
+
+
+def require_adjustable(budget_ms: Optional[float], refiner_engine: bool) -> None:
+    """Raise InputError for a budget with a refiner whose capacity cannot be changed. Asked before anything is open."""
+    if budget_ms is not None and refiner_engine:
+        from crispseg.engines.tensorrt.refiner import fixed_capacity
+
+        raise InputError(fixed_capacity("--budget-ms %g" % budget_ms))
 
 
 def calibrate(pipeline: Any, frames: Sequence[np.ndarray], budget_ms: float, repeats: int = REPEATS) -> Choice:

@@ -20,7 +20,7 @@ def open_gpu_pipeline(bundle: Bundle, net: NetInfo, spec: EngineSpec, refine: bo
         bundle: what runs.
         net: its base, or its baseline.
         spec: backend "cuda" (base in ONNX Runtime's CUDA provider) or "tensorrt" (base as an engine that `crispseg
-            build` made); precision of the refiner, and of the engine.
+            build` made); precision of the refiner, and of the engine; whether the refiner is an engine too.
         refine: False = the dense network alone.
         fit: "auto", "resize" or "letterbox".
 
@@ -38,10 +38,7 @@ def open_gpu_pipeline(bundle: Bundle, net: NetInfo, spec: EngineSpec, refine: bo
         opened.append(base)
         check_net(bundle, net, base)
         if refine and bundle.refiner is not None:
-            path = bundle.file(bundle.refiner.file)
-            if spec.backend == "tensorrt" and spec.precision == "int8":
-                spec = replace(spec, precision="fp16")  # an int8 base has a refiner in fp16
-            refiner: Any = cuda_refiner.load(path, kernels, spec, base.output_type)
+            refiner: Any = open_refiner(bundle, spec, kernels, base.output_type)
             opened.append(refiner)
             check_refiner(bundle, refiner)
         else:
@@ -54,6 +51,23 @@ def open_gpu_pipeline(bundle: Bundle, net: NetInfo, spec: EngineSpec, refine: bo
         for thing in reversed(opened):
             thing.close()
         raise
+
+
+def open_refiner(bundle: Bundle, spec: EngineSpec, kernels: cuda_kernels.Kernels, logits_type: str) -> Any:
+    """The refiner of a GPU backend: our kernels, or on request TensorRT's engine with them as plugins.
+
+    Raises:
+        EnvironmentMismatch: no engine was built.
+        BundleError, UnsupportedOp, InputError.
+    """
+    if spec.refiner_engine:
+        from crispseg.engines.tensorrt import refiner
+
+        return refiner.load(bundle, kernels.context, spec.precision, logits_type)
+    assert bundle.refiner is not None
+    if spec.backend == "tensorrt" and spec.precision == "int8":
+        spec = replace(spec, precision="fp16")  # an int8 base has a refiner in fp16
+    return cuda_refiner.load(bundle.file(bundle.refiner.file), kernels, spec, logits_type)
 
 
 def open_base(bundle: Bundle, net: NetInfo, spec: EngineSpec, context: cuda.Context, stream: cuda.Stream) -> Any:

@@ -59,7 +59,7 @@ class GpuPipeline:
         kernels: of the device.
         stream: on which everything runs.
         base: dense network with ``enqueue(stream, input, output)``, ``input_type``, ``output_type``, ``capturable``.
-        refiner: a CudaRefiner, or a CudaLabels for the dense network alone.
+        refiner: a CudaRefiner, a TensorRTRefiner, or a CudaLabels for the dense network alone.
         fit: how a frame of another size is brought to the bundle's.
     """
 
@@ -96,7 +96,7 @@ class GpuPipeline:
         """Refine at most so many pixels a frame (the most uncertain ones); graphs are captured anew.
 
         Raises:
-            InputError: below 1, above the bundle's capacity, or there is no refiner.
+            InputError: below 1, above the bundle's capacity, there is no refiner, or it is an engine.
         """
         most = self.bundle.refiner.capacity if self.bundle.refiner and self.refined else 0
         if not 1 <= capacity <= most:
@@ -196,7 +196,8 @@ class GpuPipeline:
         self._frames = FrameInput(self._kernels, place, self.net, self._base.input_type)
         rows = max(1, self._refiner.capacity) if "active" in want else 1
         self._slots = [Slot(self._context, (*place.frame, 3), place.canvas, rows) for _ in range(self.depth)]
-        # Once without capturing: libraries load kernels and choose algorithms at their first run.
+        # Once without capturing: libraries load kernels and choose algorithms at their first run, TensorRT's engines
+        # get their addresses (one execution context each, for both slots: their frames run one behind the other).
         self._record(self._slots[0], 0)
         self._base_run()
         self._record(self._slots[0], 1)

@@ -19,7 +19,7 @@ from crispseg.environment import environment, peak_memory_mib, usable_cpus
 from crispseg.errors import BundleError, InputError
 from crispseg.report import new_report, summarise
 from crispseg.runtime import clocks
-from crispseg.runtime.budget import calibrate, summary
+from crispseg.runtime.budget import calibrate, require_adjustable, summary
 
 UNSTABLE_PERCENT = 10.0
 MOST_FRAMES = 8
@@ -82,6 +82,7 @@ def measure(
     seed: int = 0,
     precision: str = "",
     device: int = 0,
+    refiner_engine: bool = False,
     budget_ms: Optional[float] = None,
     progress: Optional[Callable[[float, float], None]] = None,
 ) -> dict:
@@ -101,6 +102,7 @@ def measure(
         seed: seed of the rendered scenes.
         precision: "" = the backend's usual one.
         device: number of the GPU.
+        refiner_engine: backend tensorrt: the refiner as an engine too.
         budget_ms: measure with the capacity that keeps a frame within so many ms, see ``runtime/budget.py``.
         progress: called with (seconds done, seconds in all), both estimates.
 
@@ -123,6 +125,7 @@ def measure(
     ):
         if not value >= least:  # also refuses NaN
             raise InputError(f"--{name} {value}: expected at least {least}")
+    require_adjustable(budget_ms, refiner_engine)
     bundle = bundle if hasattr(bundle, "classes") else load_bundle(bundle)
     if baseline and bundle.baseline is None:
         raise BundleError(
@@ -143,7 +146,7 @@ def measure(
 
     with contextlib.ExitStack() as stack:
         opened = time.perf_counter()
-        pipeline = open_pipeline(bundle, **options)
+        pipeline = open_pipeline(bundle, refiner_engine=refiner_engine, **options)
         stack.callback(_close, pipeline)
         opened = time.perf_counter() - opened
         first, warm_runs = _warm_up(pipeline, images, warmup, tick)

@@ -51,6 +51,7 @@ def open_pipeline(
     fit: str = "auto",
     precision: str = "",
     device: int = 0,
+    refiner_engine: bool = False,
 ) -> Any:
     """Open the engines of a bundle (a loaded one, or its directory).
 
@@ -66,6 +67,7 @@ def open_pipeline(
         fit: how a frame of another size is brought to the bundle's: "auto", "resize" or "letterbox".
         precision: "fp32", "fp16" or "int8"; "" = the backend's usual one: fp16 on a GPU, else fp32.
         device: number of the GPU.
+        refiner_engine: backend tensorrt: the refiner as an engine too, which `crispseg build --refiner-engine` made.
 
     Returns:
         A Pipeline, or a GpuPipeline for the backends of a GPU, which also takes frames ahead (``depth``, ``submit``,
@@ -79,13 +81,15 @@ def open_pipeline(
     if fit not in FITS:
         raise InputError("fit %r: expected %s" % (fit, " or ".join(FITS)))
     precision = precision or ("fp16" if backend in GPU_BACKENDS else "fp32")
-    refiner_spec = EngineSpec(backend, provider, threads, precision, device)
+    refiner_spec = EngineSpec(backend, provider, threads, precision, device, refiner_engine=refiner_engine)
     dense_spec = EngineSpec("onnxruntime", provider, threads)
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)
     net = bundle.base if network == "base" else bundle.baseline
     if net is None:
         raise InputError("bundle %s: has no full-resolution baseline; export it with --baseline" % bundle.path)
+    if refiner_engine and not (refine and network == "base" and bundle.refiner):
+        raise InputError("--refiner-engine: expected a bundle with a refiner, and its refiner in use")
     if backend in GPU_BACKENDS:
         from crispseg.runtime.gpu_open import open_gpu_pipeline
 

@@ -12,7 +12,7 @@ from crispseg.bundle import Bundle, bundle_hash, load_bundle
 from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import CrispsegError, InputError
 from crispseg.report import new_report, summarise, write_json
-from crispseg.runtime.budget import calibrate_on, summary
+from crispseg.runtime.budget import calibrate_on, require_adjustable, summary
 from crispseg.runtime.frames import Frame, Source, open_source
 from crispseg.runtime.interrupt import Interrupt
 from crispseg.runtime.outputs import Outputs, parse_save
@@ -36,6 +36,7 @@ def run(
     fit: str = "auto",
     precision: str = "",
     device: int = 0,
+    refiner_engine: bool = False,
     budget_ms: Optional[float] = None,
     alpha: float = 0.5,
     outline: bool = False,
@@ -60,6 +61,7 @@ def run(
         fit: "auto", "resize" or "letterbox".
         precision: "" = the backend's usual one.
         device: number of the GPU.
+        refiner_engine: backend tensorrt: the refiner as an engine too.
         budget_ms: refine only so many pixels a frame that it takes no longer, see ``runtime/budget.py``.
         alpha: weight of the class colours in the overlay, 0..1.
         outline: draw the outline of the refined pixels into the overlay.
@@ -75,6 +77,7 @@ def run(
     report.
     """
     items = parse_save(save)
+    require_adjustable(budget_ms, refiner_engine)
     folder = Path(out)
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     with contextlib.ExitStack() as stack:
@@ -84,7 +87,7 @@ def run(
         if pipe is None:
             pipe = open_pipeline(
                 loaded, backend=backend, provider=provider, threads=threads, refine=refine, network=network, fit=fit,
-                precision=precision, device=device,
+                precision=precision, device=device, refiner_engine=refiner_engine,
             )  # fmt: skip
             stack.callback(pipe.close)
         choice = None if budget_ms is None else calibrate_on(pipe, frames, loaded, budget_ms)

@@ -81,16 +81,22 @@ def find(
     trt: Any,
     device: Any,
     *,
-    capacity: int = 0,
+    capacity: Optional[int] = 0,
     library: Optional[Path] = None,
 ) -> cache.Artefact:
     """The engine of a part of the bundle for this device, built before. Never builds.
+
+    ``capacity``: of a refiner, 0 = the bundle's, None = any: the newest is taken.
 
     Raises:
         EnvironmentMismatch: there is none for this device, TensorRT or precision; the message has the command.
     """
     facts = environment(trt, device, role, library)
-    return cache.find(bundle.path, identity(bundle, role, {"precision": precision}, facts, capacity))
+    wanted = identity(bundle, role, {"precision": precision}, facts, capacity or 0)
+    if capacity is None:
+        spec = {key: value for key, value in wanted.spec.items() if key != "capacity"}
+        wanted = dataclasses.replace(wanted, spec=spec)
+    return cache.find(bundle.path, wanted)
 
 
 def build_bundle(

@@ -24,7 +24,7 @@ def load(
     context: Any,
     *,
     precision: str = "fp16",
-    capacity: int = 0,
+    capacity: Optional[int] = None,
     trt: Any = None,
     library: Optional[Path] = None,
     kernels: Optional[Path] = None,
@@ -36,7 +36,7 @@ def load(
         role: which part.
         context: cuda.Context of the device.
         precision: that it was built with.
-        capacity: most active pixels of a refiner, 0 = the bundle's.
+        capacity: most active pixels of a refiner, 0 = the bundle's, None = of whichever was built last.
         trt: the tensorrt module; None imports it.
         library: the plugin library; None finds it. For a refiner alone.
         kernels: image of the CUDA kernels; None takes the one that is linked in, or the bundle's.
