@@ -226,7 +226,9 @@ def fake_runtime(monkeypatch, truth: dict, refiner: bool = True, baseline: bool 
         baseline=net if baseline else None,
     )
 
-    def open_pipeline(bundle, *, backend, provider, threads, precision, device, refine=True, network="base"):
+    def open_pipeline(
+        bundle, *, backend, provider, threads, precision, device, refine=True, network="base", refiner_engine=False
+    ):
         def run(frame, want):
             label = truth[frame.tobytes()]
             labels = label if refine and network == "base" else np.zeros_like(label)

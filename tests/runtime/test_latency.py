@@ -23,7 +23,9 @@ def fake(monkeypatch):
     nets = {"base": net, "refiner": net, "baseline": net}
     bundle = SimpleNamespace(name="fake", path="x", classes=(), height=32, width=48, **nets)
 
-    def open_pipeline(bundle, *, backend, provider, threads, precision, device, refine=True, network="base"):
+    def open_pipeline(
+        bundle, *, backend, provider, threads, precision, device, refine=True, network="base", refiner_engine=False
+    ):
         def run(frame, want):
             log.append((network, int(frame[0, 0, 0])))
             time.sleep(0.003 if network == "baseline" else 0.001)
