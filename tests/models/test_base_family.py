@@ -17,6 +17,7 @@ from torch import nn  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import fill_bases  # noqa: E402
+import fill_mmseg  # noqa: E402
 
 from crispseg.errors import CheckpointError  # noqa: E402
 from crispseg.models.bases import BASES, blocks, build_base, sanet, srnet  # noqa: E402
@@ -155,7 +156,7 @@ def test_operations_equal_the_official_ones(arch, monkeypatch):
 
 
 def test_the_whole_family_is_covered():
-    assert set(BASES) == {"small", *FAMILY}
+    assert set(BASES) == {"small", *FAMILY, *fill_mmseg.NAMES.values()}
 
 
 class TestCheckpoints:

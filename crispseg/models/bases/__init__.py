@@ -76,6 +76,10 @@ def build_base(
         from crispseg.models.bases.srnet import SRNet
 
         return SRNet(num_classes, int(variant[1:]))
+    if family == "segnext":
+        from crispseg.models.bases.segnext import SegNeXt
+
+        return SegNeXt(num_classes)
     from crispseg.models.bases.sfnet import SFNet
 
     return SFNet(num_classes, variant[len("lite-") :] if variant.startswith("lite-") else variant, "lite-" in name)

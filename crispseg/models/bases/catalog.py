@@ -146,12 +146,31 @@ _SANETS = (
     _sanet("sanet-tiny", 8, 12_412_135, 149_600_932_864),
 )
 
+_MMSEG_CHECKPOINT = "MMSegmentation: dict of meta and state_dict; keys begin with backbone. or decode_head."
+
+_MMSEG = (
+    BaseInfo(
+        "segnext-l",
+        8,
+        paper="SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation, NeurIPS 2022, "
+        "arXiv 2209.08575",
+        droppable=(r"auxiliary_head\.",),
+        classes=(19, 150),
+        parameters=48_792_275,
+        macs=523_322_523_648,
+        figures=(Figure("Cityscapes val", 83.2, None, (), "README, single scale"),),
+        checkpoint=_MMSEG_CHECKPOINT + "; no key tells the rank of the Hamburger's factorisation (taken to be 16)",
+        code="github.com/Visual-Attention-Network/SegNeXt",
+    ),
+)
+
 BASES: dict[str, BaseInfo] = {
     info.name: info
     for info in (
         *_SFNETS,
         *_SRNETS,
         *_SANETS,
+        *_MMSEG,
         BaseInfo("small", 8, checkpoint="best.pt of crispseg fit base, which says its own settings"),
     )
 }

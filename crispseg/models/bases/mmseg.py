@@ -1,0 +1,66 @@
+"""Blocks of the networks that are published as MMSegmentation checkpoints; module names follow those files."""
+
+from __future__ import annotations
+
+from typing import Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crispseg.models.bases.blocks import spatial
+
+__all__ = ["ConvModule", "LayerNorm", "concatenate", "resize", "spatial", "to_map", "to_tokens"]
+
+
+def resize(x: Tensor, size: Tuple[int, int]) -> Tensor:
+    """Bilinear resize of [N,C,h,w] with half-pixel centres, the only resize of these networks."""
+    return x if spatial(x) == tuple(size) else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def concatenate(maps: Sequence[Tensor]) -> Tensor:
+    """Resize all maps [N,Ci,h,w] to the first one's size and join their channels."""
+    size = spatial(maps[0])
+    return torch.cat([resize(x, size) for x in maps], dim=1)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """[N,C,h,w] -> [N,h*w,C]."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(x: Tensor, size: Tuple[int, int]) -> Tensor:
+    """[N,h*w,C] -> [N,C,h,w]."""
+    return x.transpose(1, 2).reshape(int(x.shape[0]), int(x.shape[2]), *size)
+
+
+class ConvModule(nn.Module):
+    """1x1 convolution without bias, then ``bn`` or ``gn`` (32 groups) and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, norm: str = "bn", *, relu: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.norm_name = norm
+        self.add_module(norm, nn.BatchNorm2d(outputs) if norm == "bn" else nn.GroupNorm(32, outputs))
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,inputs,h,w] -> [N,outputs,h,w]."""
+        y = getattr(self, self.norm_name)(self.conv(x))
+        return F.relu(y) if self.relu else y
+
+
+class LayerNorm(nn.LayerNorm):
+    """Normalisation over the last axis.
+
+    In an exported graph it is written out: TensorRT 8.5 has no LayerNormalization. ONNX Runtime puts it together
+    again.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...,C] -> same."""
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(x)
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps)
+        return centred / deviation * self.weight + self.bias

@@ -1,0 +1,79 @@
+"""Weights and inputs of the golden files of MMSegmentation's networks, made from their names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).parent / "data" / "bases_mmseg"
+#: Golden architecture -> base.
+NAMES = {"segnext_l": "segnext-l"}
+
+
+def manifest(arch):
+    """Facts about one architecture."""
+    return json.loads((DATA / "manifest.json").read_text())["nets"][arch]
+
+
+def golden(arch):
+    """Official outputs: ``out_HxW`` [classes,h,w] and ``probe_featI_96x160``."""
+    return np.load(DATA / f"{arch}.npz")
+
+
+def keys(arch):
+    """Name -> shape, in the order of the official state dict."""
+    lines = golden(arch)["keys"].tobytes().decode().split("\n")
+    pairs = (line.partition(" ") for line in lines)
+    return {name: tuple(int(n) for n in shape.split("x")) if shape else () for name, _, shape in pairs}
+
+
+def fill(arch):
+    """Official name -> array."""
+    gain, out = manifest(arch)["gain"], {}
+    for name, shape in keys(arch).items():
+        g, leaf = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))), name.rpartition(".")[2]
+        if leaf == "num_batches_tracked":
+            out[name] = np.zeros((), np.int64)
+            continue
+        if leaf == "running_mean" or leaf.endswith("bias"):
+            value = g.normal(0, 0.1, shape)
+        elif leaf.startswith("layer_scale_"):
+            value = g.uniform(0.02, 0.1, shape)
+        elif leaf == "running_var" or (leaf == "weight" and len(shape) == 1):
+            value = g.uniform(0.5, 1.5, shape)
+        else:
+            value = g.normal(0, gain * np.sqrt(2.0 / np.prod(shape[1:])), shape)
+        out[name] = value.astype(np.float32)
+    return out
+
+
+def digest(state):
+    """SHA-256 over names and values, in order."""
+    h = hashlib.sha256()
+    for name, value in state.items():
+        h.update(name.encode())
+        h.update(np.ascontiguousarray(value).tobytes())
+    return h.hexdigest()
+
+
+def image(height, width):
+    """Normalised input [1,3,height,width], float32."""
+    return np.load(DATA / "inputs.npz")[f"in_q_{height}x{width}"].astype(np.float32) / 32
+
+
+def network(arch):
+    """(base, its record, official state) with the golden weights."""
+    import torch
+
+    from crispseg.models.bases import base_info, build_base
+    from crispseg.models.checkpoints import load_strict
+
+    state = {key: torch.from_numpy(value) for key, value in fill(arch).items()}
+    info = base_info(NAMES[arch])
+    net = build_base(info.name, 19)
+    load_strict(net, state, info.droppable, arch)
+    return net.eval(), info, state
