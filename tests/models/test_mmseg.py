@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import fill_mmseg  # noqa: E402
 
 from crispseg.errors import CheckpointError  # noqa: E402
-from crispseg.models.bases import BASES, build_base, mmseg, segnext  # noqa: E402
+from crispseg.models.bases import BASES, build_base, hrnet, mmseg, segnext  # noqa: E402
 from crispseg.models.checkpoints import load_checkpoint, load_strict  # noqa: E402
 
 torch.set_num_threads(1)
@@ -128,6 +128,13 @@ MISTAKES = {
         ),
         "other draw": lambda m, patch: patch.setitem(
             m.decode_head.hamburger.ham._buffers, "bases", F.normalize(torch.rand(1, 1024, 16), dim=1)
+        ),
+    },
+    "fcn_hr48": {
+        "epsilon": lambda m, patch: [patch.setattr(n, "eps", 1e-3) for n in m.modules() if hasattr(n, "eps")],
+        "nearest": lambda m, patch: patch.setattr(hrnet, "resize", lambda x, size: F.interpolate(x, size=size)),
+        "relu before the sum": lambda m, patch: patch.setitem(
+            m.backbone.stage3[0].fuse_layers[2][0][1]._modules, "2", nn.ReLU()
         ),
     },
 }

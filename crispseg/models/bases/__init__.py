@@ -80,6 +80,10 @@ def build_base(
         from crispseg.models.bases.segnext import SegNeXt
 
         return SegNeXt(num_classes)
+    if family == "hrnet":
+        from crispseg.models.bases.hrnet import FCNHRNet
+
+        return FCNHRNet(num_classes)
     from crispseg.models.bases.sfnet import SFNet
 
     return SFNet(num_classes, variant[len("lite-") :] if variant.startswith("lite-") else variant, "lite-" in name)

@@ -162,6 +162,18 @@ _MMSEG = (
         checkpoint=_MMSEG_CHECKPOINT + "; no key tells the rank of the Hamburger's factorisation (taken to be 16)",
         code="github.com/Visual-Attention-Network/SegNeXt",
     ),
+    BaseInfo(
+        "hrnet-w48",
+        4,
+        paper="Deep High-Resolution Representation Learning for Visual Recognition, TPAMI 2020, arXiv 1908.07919",
+        droppable=(r"auxiliary_head\.",),
+        classes=(19, 21, 60, 150),
+        parameters=65_858_659,
+        macs=747_513_053_184,
+        figures=(Figure("Cityscapes val", 80.65, None, (), "MMSegmentation's configs/hrnet, 160000 steps"),),
+        checkpoint=_MMSEG_CHECKPOINT,
+        code="github.com/open-mmlab/mmsegmentation",
+    ),
 )
 
 BASES: dict[str, BaseInfo] = {
