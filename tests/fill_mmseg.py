@@ -11,7 +11,7 @@ import numpy as np
 
 DATA = Path(__file__).parent / "data" / "bases_mmseg"
 #: Golden architecture -> base.
-NAMES = {"segnext_l": "segnext-l", "fcn_hr48": "hrnet-w48"}
+NAMES = {"segnext_l": "segnext-l", "fcn_hr48": "hrnet-w48", "segformer_b5": "segformer-b5"}
 
 
 def manifest(arch):

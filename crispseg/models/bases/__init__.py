@@ -84,6 +84,10 @@ def build_base(
         from crispseg.models.bases.hrnet import FCNHRNet
 
         return FCNHRNet(num_classes)
+    if family == "segformer":
+        from crispseg.models.bases.segformer import SegFormer
+
+        return SegFormer(num_classes)
     from crispseg.models.bases.sfnet import SFNet
 
     return SFNet(num_classes, variant[len("lite-") :] if variant.startswith("lite-") else variant, "lite-" in name)

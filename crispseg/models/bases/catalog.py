@@ -174,6 +174,23 @@ _MMSEG = (
         checkpoint=_MMSEG_CHECKPOINT,
         code="github.com/open-mmlab/mmsegmentation",
     ),
+    BaseInfo(
+        "segformer-b5",
+        4,
+        paper="SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers, NeurIPS 2021, "
+        "arXiv 2105.15203",
+        droppable=(r"auxiliary_head\.",),
+        classes=(19, 150),
+        parameters=81_974_739,
+        macs=1_161_893_511_168,
+        figures=(
+            Figure(
+                "Cityscapes val", 82.25, None, (), "MMSegmentation's configs/segformer, sliding window of 1024x1024"
+            ),
+        ),
+        checkpoint=_MMSEG_CHECKPOINT,
+        code="github.com/open-mmlab/mmsegmentation",
+    ),
 )
 
 BASES: dict[str, BaseInfo] = {
