@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import emulation
 import pytest
 
 IMAGE = "CRISPSEG_KERNEL_IMAGE"  # a compiled kernel image: the tests run on the real driver then (make gpu)
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts background jobs with SIGINT ignored, and Python leaves it so: tests of Ctrl-C would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class RealDriver:

@@ -11,10 +11,11 @@ import os
 import sys
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import crispseg.plugins
 from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError
+from crispseg.plugins.shared_library import library_places, open_library
 
 ABI_VERSION = 1
 ENVIRONMENT = "CRISPSEG_CUDA_LIBRARY"
@@ -152,10 +153,7 @@ _library: Optional[Tuple[str, ctypes.CDLL]] = None
 
 def candidates() -> List[Path]:
     """Places where the library may lie: $CRISPSEG_CUDA_LIBRARY alone when set, else every directory of the package."""
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return [Path(named)]
-    return [Path(folder) / "libcrispseg_cuda.so" for folder in crispseg.plugins.__path__]
+    return library_places(ENVIRONMENT, "libcrispseg_cuda.so")
 
 
 def kernel_folder() -> Path:
@@ -185,38 +183,9 @@ def load() -> ctypes.CDLL:
         return _library[1]
     if not sys.platform.startswith("linux"):
         raise EnvironmentMismatch(f"CUDA library: expected Linux, found {sys.platform}; use --backend native")
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        looked = ", ".join(str(place) for place in places)
-        raise EnvironmentMismatch(f"CUDA library not found (looked at {looked}). Build it: {BUILD_COMMAND}")
-    try:
-        library = ctypes.CDLL(str(path.resolve()))
-        library.csg_abi_version.restype = c_int
-        version = library.csg_abi_version()
-    except (OSError, AttributeError) as error:
-        raise EnvironmentMismatch(f"{path} does not load: {error}. Rebuild it: {BUILD_COMMAND}") from error
-    if version != ABI_VERSION:
-        raise EnvironmentMismatch(
-            f"{path} has ABI version {version}, expected {ABI_VERSION}. Rebuild it: {BUILD_COMMAND}"
-        )
-    for name, (result, arguments) in PROTOTYPES.items():
-        function = getattr(library, name, None)
-        if function is None:
-            setattr(library, name, _missing(path, name))
-            continue
-        function.restype = result
-        function.argtypes = arguments
+    library = open_library("CUDA library", places, "csg_abi_version", ABI_VERSION, PROTOTYPES, BUILD_COMMAND)
     _library = (key, library)
     return library
-
-
-def _missing(path: Path, name: str) -> Callable[..., Any]:
-    """Stands for a function that an older library lacks: fails when it is called, not before."""
-
-    def fail(*_: Any) -> None:
-        raise EnvironmentMismatch(f"{path} lacks {name}, it is too old. Rebuild it: {BUILD_COMMAND}")
-
-    return fail
 
 
 def last_error() -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import weakref
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any, List, Optional
 
-import crispseg.plugins
 from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError
+from crispseg.plugins.shared_library import library_places, open_library
 
 ABI_VERSION = 1
 ENVIRONMENT = "CRISPSEG_LIBRARY"
@@ -107,10 +106,7 @@ def _file_name() -> str:
 
 def candidates() -> List[Path]:
     """Places where the library may lie: $CRISPSEG_LIBRARY alone when set, else every directory of the package."""
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return [Path(named)]
-    return [Path(folder) / _file_name() for folder in crispseg.plugins.__path__]
+    return library_places(ENVIRONMENT, _file_name())
 
 
 def load() -> ctypes.CDLL:
@@ -120,31 +116,10 @@ def load() -> ctypes.CDLL:
         EnvironmentMismatch: no library, one that does not load, or one of another ABI version.
     """
     global _library
-    if _library is not None:
-        return _library
-    places = candidates()
-    path = next((p for p in places if p.is_file()), None)
-    if path is None:
-        looked = ", ".join(str(p) for p in places)
-        raise EnvironmentMismatch(f"native library not found (looked at {looked}). Build it: {BUILD_COMMAND}")
-    try:
-        library = ctypes.CDLL(str(path.resolve()))
-        library.cs_abi_version.restype = c_int
-        version = library.cs_abi_version()
-    except (OSError, AttributeError) as error:
-        raise EnvironmentMismatch(f"{path} does not load: {error}. Rebuild it: {BUILD_COMMAND}") from error
-    if version != ABI_VERSION:
-        raise EnvironmentMismatch(
-            f"{path} has ABI version {version}, expected {ABI_VERSION}. Rebuild it: {BUILD_COMMAND}"
-        )
-    for name, (result, arguments) in PROTOTYPES.items():
-        function = getattr(library, name, None)
-        if function is None:
-            raise EnvironmentMismatch(f"{path} lacks {name}, it is too old. Rebuild it: {BUILD_COMMAND}")
-        function.restype = result
-        function.argtypes = arguments
-    _library = library
-    return library
+    if _library is None:
+        places = candidates()
+        _library = open_library("native library", places, "cs_abi_version", ABI_VERSION, PROTOTYPES, BUILD_COMMAND)
+    return _library
 
 
 def last_error() -> str:
