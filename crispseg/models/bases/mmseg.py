@@ -53,8 +53,7 @@ class ConvModule(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """Normalisation over the last axis.
 
-    In an exported graph it is written out: TensorRT 8.5 has no LayerNormalization. ONNX Runtime puts it together
-    again.
+    In an exported graph it is written out: TensorRT 8.5 has no LayerNormalization.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,5 +61,7 @@ class LayerNorm(nn.LayerNorm):
         if not torch.onnx.is_in_onnx_export():
             return super().forward(x)
         centred = x - x.mean(-1, keepdim=True)
-        deviation = torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps)
+        # A product, not a power: ONNX Runtime 1.31 fuses the form with Pow even across casts, and then refuses the
+        # half precision graph, whose LayerNorms stay float32, for its own mixed types.
+        deviation = torch.sqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
         return centred / deviation * self.weight + self.bias
