@@ -105,7 +105,8 @@ def test_wheels_and_toolkits_are_searched(monkeypatch, tmp_path):
         (place / "libnvrtc.so").symlink_to("libnvrtc.so.12")
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    assert nvrtc.candidates()[:2] == [place / "libnvrtc.so.12" for place in places]
+    found = [path for path in nvrtc.candidates() if tmp_path in path.parents]  # this Python may have the wheel itself
+    assert found == [place / "libnvrtc.so.12" for place in places]
     monkeypatch.setenv(nvrtc.ENVIRONMENT, "/mine/libnvrtc.so")
     assert [str(path) for path in nvrtc.candidates()] == ["/mine/libnvrtc.so"]
 
