@@ -242,18 +242,18 @@ def show_bases(result: Dict[str, Any]) -> Any:
     table.add_column("base", no_wrap=True)
     for name in ("parameters, M", "GMAC at 1024x2048", "stride", "classes"):
         table.add_column(name, justify="right")
-    table.add_column("published by the authors: mIoU, frames/s", overflow="fold")
-    notes: Dict[str, Dict[str, List[str]]] = {"Papers": {}, "Code": {}, "Checkpoints": {}}
+    published = "Published by the authors: mIoU, frames/s"
+    notes: Dict[str, Dict[str, List[str]]] = {published: {}, "Papers": {}, "Code": {}, "Checkpoints": {}}
     for row in result["bases"]:
-        figures = []
         for f in row["figures"]:
             speeds = " / ".join(f"{fps:g} on {device}" for device, fps in f["fps"].items())
             size = f" at {f['size']}" if f["size"] else ""
-            figures.append(f"{f['dataset']} {f['miou']:g}{size}{'; ' if speeds else ''}{speeds} ({f['source']})")
+            text = f"{f['dataset']} {f['miou']:g}{size}{'; ' if speeds else ''}{speeds} ({f['source']})"
+            notes[published].setdefault(text, []).append(row["name"])
         million = "-" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f}"
         gmac = "-" if row["gmac"] is None else f"{row['gmac']:.1f}"
         classes = ", ".join(map(str, row["classes"])) or "any"
-        table.add_row(row["name"], million, gmac, str(row["stride"]), classes, "\n".join(figures) or "-")
+        table.add_row(row["name"], million, gmac, str(row["stride"]), classes)
         for title, key in (("Papers", "paper"), ("Code", "code"), ("Checkpoints", "checkpoint")):
             if row[key]:
                 notes[title].setdefault(row[key], []).append(row["name"])

@@ -227,6 +227,22 @@ def test_bad_data(folders, tmp_path):
         load_base(options(folders, tmp_path, base=None))
 
 
+@pytest.mark.parametrize(("field", "value"), [("iou_weight", 3.0), ("logit_noise", 1.0)])
+def test_iou_loss_and_noise_reach_the_training(folders, tmp_path, field, value):
+    """One step from the same start: the loss that is reported differs from that without, and IoU only adds to it."""
+    fit_base(options(folders, tmp_path / "base", steps=1))
+    changes = {"base": tmp_path / "base" / "best.pt", "planes": (4, 6), "repeats": (1, 1), "features": ("rgb", "p")}
+    changes.update(steps=1, scale_range=(1.0, 1.0), threshold=0.0)
+    losses = []
+    for name, more in (("plain", {}), ("same", {}), ("other", {field: value})):
+        record = fit_refiner(options(folders, tmp_path / name, **changes, **more))
+        losses.append(record["history"][0]["loss"])
+    assert losses[0] == losses[1]
+    assert losses[2] != losses[0]
+    if field == "iou_weight":
+        assert losses[0] < losses[2] <= losses[0] + value
+
+
 def test_refiner_on_another_base(folders, tmp_path):
     """SFNet-Lite, from a bare state dict: its own upsampling rule goes into the refiner."""
     from crispseg.models.bases import build_base
