@@ -14,7 +14,7 @@ demo: $(VENV)/installed  ## a street clip through the shipped bundle: demo/out
 	$(BIN)/python demo/run.py
 
 test: $(VENV)/installed-dev  ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
