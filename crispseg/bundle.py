@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from crispseg.bundle_fields import parse_json
 from crispseg.bundle_schema import (
@@ -53,6 +53,14 @@ def load_bundle(path: Union[str, Path], verify: bool = True) -> Bundle:
 
     ``verify=False`` skips the SHA-256 of the files (their presence and sizes are checked all the same).
     """
+    root, data = read_manifest(path)
+    bundle = parse_manifest(data, root)
+    check_files(root, bundle.files, verify)
+    return bundle
+
+
+def read_manifest(path: Union[str, Path]) -> Tuple[Path, Any]:
+    """The directory and the parsed, unchecked JSON of its manifest. Raises BundleError."""
     root = Path(path)
     try:
         if not root.is_dir():
@@ -71,10 +79,13 @@ def load_bundle(path: Union[str, Path], verify: bool = True) -> Bundle:
         raise BundleError("bundle %s: cannot be read: %s" % (root, _reason(error))) from None
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError("%s: expected at most %d bytes, found more" % (root / MANIFEST, MAX_MANIFEST_BYTES))
-    bundle = parse_manifest(parse_json(raw, str(root / MANIFEST)), root)
-    for name, info in bundle.files.items():
+    return root, parse_json(raw, str(root / MANIFEST))
+
+
+def check_files(root: Path, files: Mapping[str, FileInfo], verify: bool) -> None:
+    """Raise BundleError unless every file is there with its size and, with ``verify``, its SHA-256."""
+    for name, info in files.items():
         _check_file(root, name, info, verify)
-    return bundle
 
 
 def bundle_hash(bundle: Bundle) -> str:
@@ -118,15 +129,9 @@ def write_bundle(
     then renamed, so an error leaves ``target`` as it was. An existing bundle is replaced; any other existing file or
     non-empty directory is refused. Raises InputError (place, disk) or BundleError (inconsistent content).
     """
-    target = Path(target)
-    check_target(target)
-    for item in files:
-        plain_name(item, "files", "write_bundle")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        _remove(partial)
-        partial.mkdir(parents=True)
-        listed = {item: _store(partial / item, content) for item, content in sorted(files.items())}
+    where = Path(target)
+
+    def manifest(partial: Path, listed: Dict[str, FileInfo]) -> Dict[str, Any]:
         bundle = Bundle(
             partial,
             name,
@@ -140,12 +145,37 @@ def write_bundle(
             listed,
             dict(provenance or {}),
         )
+        return to_manifest(bundle)
+
+    write_directory(where, files, manifest, lambda partial: load_bundle(partial, verify=False))
+    return load_bundle(where)
+
+
+def write_directory(
+    target: Path,
+    files: Mapping[str, Union[bytes, Path]],
+    manifest: Callable[[Path, Dict[str, FileInfo]], Dict[str, Any]],
+    check: Callable[[Path], Any],
+) -> None:
+    """Write a bundle's directory, all or nothing.
+
+    ``manifest(directory, files)`` gives the content of bundle.json once the files lie in the temporary directory;
+    ``check(directory)`` raises unless it can be loaded. Raises InputError or BundleError.
+    """
+    check_target(target)
+    for item in files:
+        plain_name(item, "files", "write_bundle")
+    partial = target.with_name(target.name + ".partial")
+    try:
+        _remove(partial)
+        partial.mkdir(parents=True)
+        listed = {item: _store(partial / item, content) for item, content in sorted(files.items())}
         try:
-            text = json.dumps(to_manifest(bundle), indent=1, ensure_ascii=True, allow_nan=False)
+            text = json.dumps(manifest(partial, listed), indent=1, ensure_ascii=True, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise BundleError("bundle %s: provenance is not plain JSON: %s" % (target, error)) from None
         _store(partial / MANIFEST, text.encode("ascii") + b"\n")
-        load_bundle(partial, verify=False)
+        check(partial)
         _replace_directory(partial, target)
     except OSError as error:
         raise InputError(
@@ -153,7 +183,6 @@ def write_bundle(
         ) from None
     finally:
         shutil.rmtree(str(partial), ignore_errors=True)
-    return load_bundle(target)
 
 
 def _regular(path: Path, root: Path, name: str) -> os.stat_result:

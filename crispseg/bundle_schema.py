@@ -14,6 +14,7 @@ from crispseg.errors import BundleError, InputError
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
+MASK_REFINER = "mask-refiner"  # `kind` of the bundles of bundle_masks.py
 CONTRACT = 1
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 27
@@ -101,11 +102,10 @@ class Bundle:
 def parse_manifest(data: Any, root: Path) -> Bundle:
     """Check parsed JSON and return the bundle it describes (files on disk unchecked). Raises BundleError."""
     where = str(root / MANIFEST)
-    if isinstance(data, dict) and data.get("schema") != SCHEMA:
-        found = data.get("schema")
+    check_schema(data, where)
+    if isinstance(data, dict) and data.get("kind") == MASK_REFINER:
         raise BundleError(
-            "%s: expected schema %d, found %s; export the bundle again with this version of crispseg, or "
-            "install the version that wrote it" % (where, SCHEMA, repr(found)[:40])
+            "%s: expected a bundle that segments frames, found a mask refiner; use `crispseg refine`" % where
         )
     top = Fields(
         data,
@@ -143,7 +143,7 @@ def parse_manifest(data: Any, root: Path) -> Bundle:
     base = _net(top.raw("base"), where, "base")
     baseline = None if top.raw("baseline") is None else _net(top.raw("baseline"), where, "baseline")
     refiner = None if top.raw("refiner") is None else _refiner(top.raw("refiner"), where, height * width)
-    files = _files(top.raw("files"), where)
+    files = parse_files(top.raw("files"), where)
     for net in (base, baseline, refiner):
         if net is not None and net.file not in files:
             raise BundleError("%s: %s is used but not listed under files" % (where, net.file))
@@ -151,6 +151,16 @@ def parse_manifest(data: Any, root: Path) -> Bundle:
     if not isinstance(provenance, dict):
         raise BundleError("%s: provenance: expected an object, found %s" % (where, type(provenance).__name__))
     return Bundle(root, name, height, width, table, IGNORE_LABEL, base, baseline, refiner, files, provenance)
+
+
+def check_schema(data: Any, where: str) -> None:
+    """Raise BundleError when a manifest is of another schema version."""
+    if isinstance(data, dict) and data.get("schema") != SCHEMA:
+        found = data.get("schema")
+        raise BundleError(
+            "%s: expected schema %d, found %s; export the bundle again with this version of crispseg, or "
+            "install the version that wrote it" % (where, SCHEMA, repr(found)[:40])
+        )
 
 
 def _net(data: Any, where: str, key: str) -> NetInfo:
@@ -207,7 +217,8 @@ def _refiner(data: Any, where: str, pixels: int) -> RefinerInfo:
     )
 
 
-def _files(data: Any, where: str) -> Dict[str, FileInfo]:
+def parse_files(data: Any, where: str) -> Dict[str, FileInfo]:
+    """The checked ``files`` of a manifest (files on disk unchecked). Raises BundleError."""
     if not isinstance(data, dict) or not 1 <= len(data) <= 64:
         raise BundleError("%s: files: expected an object with 1 to 64 files, found %s" % (where, repr(data)[:40]))
     out = {}
