@@ -238,7 +238,7 @@ def test_exported_refiner_agrees_with_onnxruntime(tmp_path):
         path = save(model, tmp_path / "refiner.onnx")
         with native.load(path, EngineSpec(threads=1)) as engine:
             found = engine.run(feeds)
-            assert not engine._plan.copies
+            assert not engine._nodes._plan.copies
         portable = ort.load(path, EngineSpec("onnxruntime", threads=1))
         wanted = portable.run(feeds)
         portable.close()
@@ -273,13 +273,13 @@ def test_winograd_follows_the_frame(saved, monkeypatch):
     single, full = one_active(), frame(1, **ALL)
     with native.load(path) as engine:
         got = engine.run(full), engine.run(single)
-        assert [len(tiles.weights) for tiles in engine._tiles.values()] == [4, 1]
+        assert [len(tiles.weights) for tiles in engine._nodes._tiles.values()] == [4, 1]
         again = engine.run(full)
     for name, value in got[0].items():
         np.testing.assert_array_equal(again[name], value)
     monkeypatch.setenv("CRISPSEG_WINOGRAD", "0")
     with native.load(path) as engine:
-        assert not engine._tiles
+        assert not engine._nodes._tiles
         for name, value in engine.run(single).items():
             np.testing.assert_array_equal(got[1][name], value)
     monkeypatch.setenv("CRISPSEG_WINOGRAD", "yes")
