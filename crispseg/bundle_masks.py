@@ -55,17 +55,17 @@ class SegRefinerInfo:
 
 @dataclass(frozen=True)
 class CrmInfo:
-    """CRM: an encoder and a decoder that answers queries.
+    """CRM: backbone, fusion of its maps to a projected feature map, and a decoder that answers queries.
 
-    ``encoder``, ``decoder``: files. ``channels``: of the projected feature map that the decoder gathers from.
-    ``chunk``: queries in one decoder call. ``scales``: of the picture, in the order they run. ``border``: reflected
-    on each side, px. ``mean``, ``std``: RGB, 0..255.
+    ``backbone``, ``fusion``, ``decoder``: files. ``block``: (rows, columns) of queries in one decoder call.
+    ``scales``: of the picture, in the order they run. ``border``: reflected on each side, px. ``mean``, ``std``: RGB,
+    0..255.
     """
 
-    encoder: str
+    backbone: str
+    fusion: str
     decoder: str
-    channels: int
-    chunk: int
+    block: Tuple[int, int]
     scales: Tuple[float, ...]
     border: int
     mean: Tuple[float, float, float]
@@ -75,7 +75,7 @@ class CrmInfo:
     @property
     def networks(self) -> Tuple[str, ...]:
         """Its files."""
-        return (self.encoder, self.decoder)
+        return (self.backbone, self.fusion, self.decoder)
 
 
 MaskRefinerInfo = Union[SegRefinerInfo, CrmInfo]
@@ -182,11 +182,12 @@ def _segrefiner(data: Any, where: str) -> SegRefinerInfo:
 
 def _crm(data: Any, where: str) -> CrmInfo:
     f = _fields(data, where, CrmInfo)
+    block = f.numbers("block", 2, 2, 1, 4096, whole=True)
     return CrmInfo(
-        encoder=plain_name(f.text("encoder"), "refiner.encoder", where),
+        backbone=plain_name(f.text("backbone"), "refiner.backbone", where),
+        fusion=plain_name(f.text("fusion"), "refiner.fusion", where),
         decoder=plain_name(f.text("decoder"), "refiner.decoder", where),
-        channels=f.integer("channels", 1, 8192),
-        chunk=f.integer("chunk", 1, 1 << 24),
+        block=(int(block[0]), int(block[1])),
         scales=tuple(f.numbers("scales", 1, 16, 1e-3, 1.0)),
         border=f.integer("border", 0, 4096),
         random_weights=f.boolean("random_weights"),

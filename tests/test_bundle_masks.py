@@ -20,8 +20,9 @@ SEG = SegRefinerInfo(
     "unet.onnx", "instance", 64, (0.8, 0.64, 0.48, 0.32, 0.16, 0.0), (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 )
 CRM = CrmInfo(
-    "encoder.onnx", "decoder.onnx", 32, 65536, (0.125, 0.25, 0.5, 1.0), 32, (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
-)
+    "backbone.onnx", "fusion.onnx", "decoder.onnx", (64, 128), (0.125, 0.25, 0.5, 1.0), 32, (123.7, 116.3, 103.5),
+    (58.4, 57.1, 57.4),
+)  # fmt: skip
 
 
 def make(target, info=SEG):
