@@ -19,6 +19,7 @@ from crispseg.engines.cuda import Context, Event, Graph, Stream
 from crispseg.engines.cuda_clock import StageClock
 from crispseg.engines.cuda_kernels import Kernels
 from crispseg.errors import InputError
+from crispseg.runtime.bars import DeviceBars, bar_cells
 from crispseg.runtime.geometry import Placement, placement, to_frame
 from crispseg.runtime.gpu_frame import FrameInput
 from crispseg.runtime.pipeline import FrameResult, check_frame
@@ -78,6 +79,7 @@ class GpuPipeline:
         self._logits = context.alloc(int(np.prod(shape)) * item[base.output_type])
         self._input = context.alloc(3 * net.height * net.width * item[base.input_type])
         self._frames: Optional[FrameInput] = None
+        self._bars: Optional[DeviceBars] = None
         self._place: Optional[Placement] = None
         self._want: Tuple[str, ...] = ()
         self._slots: List[Slot] = []
@@ -194,6 +196,9 @@ class GpuPipeline:
         self._drop()
         self._place, self._want, self._turn = place, want, 0
         self._frames = FrameInput(self._kernels, place, self.net, self._base.input_type)
+        low = (self.net.logits_height, self.net.logits_width)
+        cells = bar_cells(place, low, self.net.upsample)
+        self._bars = DeviceBars(self._context, (len(self.bundle.classes), *low), cells, self._base.output_type)
         rows = max(1, self._refiner.capacity) if "active" in want else 1
         self._slots = [Slot(self._context, (*place.frame, 3), place.canvas, rows) for _ in range(self.depth)]
         # Once without capturing: libraries load kernels and choose algorithms at their first run, TensorRT's engines
@@ -218,6 +223,7 @@ class GpuPipeline:
         """Part 0: everything before the base; part 1: everything after it."""
         stream, clock, refiner = self._stream, slot.clock, self._refiner
         assert self._frames is not None
+        assert self._bars is not None
         if part == 0:
             clock.start(stream)
             stream.upload(self._frames.frame, slot.frame)
@@ -225,6 +231,7 @@ class GpuPipeline:
             self._frames.enqueue(stream, self._input.address)
             clock.mark(stream, "preprocess")
             return
+        self._bars.enqueue(stream, self._logits.address)
         clock.mark(stream, "base")
         outputs = ["labels", "count", "found"]
         outputs += ["confidence"] if "confidence" in self._want else []
@@ -254,9 +261,10 @@ class GpuPipeline:
         self._stream.synchronize()
         for slot in self._slots:
             slot.close()
-        if self._frames is not None:
-            self._frames.close()
-        self._slots, self._place, self._frames = [], None, None
+        for part in (self._frames, self._bars):
+            if part is not None:
+                part.close()
+        self._slots, self._place, self._frames, self._bars = [], None, None, None
 
     # ---- the rest ---------------------------------------------------------------------------------------------------
 

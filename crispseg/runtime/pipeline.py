@@ -14,6 +14,7 @@ from crispseg.bundle import Bundle, NetInfo, load_bundle
 from crispseg.engines import ort
 from crispseg.engines.spec import GPU_BACKENDS, EngineSpec
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
+from crispseg.runtime.bars import BarCells, bar_cells, make_certain
 from crispseg.runtime.dense_labels import NativeLabels, NumpyLabels
 from crispseg.runtime.geometry import FITS, Placement, placement, resize_image, to_canvas, to_frame
 
@@ -188,6 +189,7 @@ class Pipeline:
         self._labels = labels
         self._fit = fit
         self._place: Optional[Placement] = None
+        self._bars = BarCells(0, 0, 0, 0)
         workers = min(4, dense.spec.thread_count)
         self._pool = ThreadPoolExecutor(workers, "crispseg-resize") if workers > 1 else None
         self._input = np.empty((1, 3, net.height, net.width), np.float32)
@@ -229,12 +231,16 @@ class Pipeline:
             self._place = placement(
                 (frame.shape[0], frame.shape[1]), (self.bundle.height, self.bundle.width), self._fit
             )
+            low = (self.net.logits_height, self.net.logits_width)
+            self._bars = bar_cells(self._place, low, self.net.upsample)
         place = self._place
         canvas = np.ascontiguousarray(to_canvas(frame, place, self._pad))
         self._normalise(resize_image(canvas, self.net.height, self.net.width, self._pool))
         last = _lap(times, "preprocess", start)
         logits = self._dense.run({"image": self._input}, ("logits",))["logits"]
         last = _lap(times, "base", last)
+        if self._bars:
+            make_certain(logits, self._bars)
         if self._refiner is not None:
             values, count, found = self._refine(canvas, logits, want, times)
         else:
