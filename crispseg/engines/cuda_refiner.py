@@ -60,7 +60,14 @@ def load(
             "refiner on the GPU: expected precision fp32 or fp16, found %s, which its kernels do not run from a bundle "
             "yet; use --precision fp16" % spec.precision
         )
-    return CudaRefiner(check_graph(read_graph(path)), kernels, spec, logits_type)
+    graph = check_graph(read_graph(path))
+    quantised = next((node.name for node in graph.nodes if node.attributes.get("x_scale")), None)
+    if quantised is not None:
+        raise UnsupportedOp(
+            "%s: node %r: SparseConv2d.x_scale: the GPU refiner does not run int8 refiners yet; use the fp32 refiner, "
+            "or --backend native" % (path, quantised)
+        )
+    return CudaRefiner(graph, kernels, spec, logits_type)
 
 
 class CudaRefiner:

@@ -221,6 +221,8 @@ class _Checker:
                 raise self.fail(node, "x", "rows of level %d (the map's)" % table.source, "level %d" % x.level)
         self.get(node, "count", "count", level)
         columns = self.constant(node, "weight", taps, x.columns, None).shape[2]
+        if node.attributes["x_scale"] and node.inputs["weight"] not in self.raw.weight_scales:
+            raise self.fail(node, "weight", "int8 values behind a DequantizeLinear, as x_scale is set", "float values")
         for role in ("bias", "scale1", "shift1", "scale2", "shift2"):
             if node.inputs[role]:
                 self.constant(node, role, columns)

@@ -1,17 +1,19 @@
 """Reads refiner.onnx for the native engine: nodes and constants out of an untrusted file.
 
 Model-local functions (the portable bodies) are ignored. What is left must be ops of the contract, Concat of columns,
-and Cast of stored constants. What the tensors are and whether they fit is checked in ``native_check``.
+Cast of stored constants, and DequantizeLinear of stored int8 weights. What the tensors are and whether they fit is
+checked in ``native_check``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Tuple, Union
 
 import numpy as np
 
+from crispseg.engines.int8_weights import fold_dequantize
 from crispseg.errors import BundleError, EnvironmentMismatch, UnsupportedOp
 from crispseg.plugins.ops import CONTRACT_VERSION, DOMAIN, check_attributes, check_connections
 
@@ -36,13 +38,17 @@ class RawNode:
 
 @dataclass(frozen=True)
 class RawGraph:
-    """A graph as it stands in the file: ports as name -> (numpy dtype name, shape), constants as stored."""
+    """A graph as it stands in the file: ports as name -> (numpy dtype name, shape), constants as stored.
+
+    ``weight_scales``: name of a dequantised weight among the constants -> its float32 scales [Cout].
+    """
 
     path: Path
     inputs: Dict[str, Tuple[str, Tuple[Any, ...]]]
     outputs: Tuple[str, ...]
     nodes: Tuple[RawNode, ...]
     constants: Dict[str, np.ndarray]
+    weight_scales: Dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_graph(path: Union[str, Path]) -> RawGraph:
@@ -59,6 +65,7 @@ def read_graph(path: Union[str, Path]) -> RawGraph:
     graph = model.graph
     constants = _constants(graph, path)
     nodes: List[RawNode] = []
+    scales: Dict[str, np.ndarray] = {}
     if len(graph.node) > MAX_NODES:
         raise BundleError("%s: expected at most %d nodes, found %d" % (path, MAX_NODES, len(graph.node)))
     for index, proto in enumerate(graph.node):
@@ -69,17 +76,21 @@ def read_graph(path: Union[str, Path]) -> RawGraph:
             nodes.append(_concat_node(proto, index, where))
         elif proto.domain in ("", "ai.onnx") and proto.op_type == "Cast":
             _fold_cast(proto, constants, where)
+        elif proto.domain in ("", "ai.onnx") and proto.op_type == "DequantizeLinear":
+            value, scale = fold_dequantize(proto, constants, where)
+            _new_constant(constants, proto.output[0], value, where)
+            scales[proto.output[0]] = scale
         else:
             name = "%s.%s" % (proto.domain, proto.op_type) if proto.domain else proto.op_type
             raise UnsupportedOp(
-                "%s: the native engine runs ops of the contract, Concat, and Cast of constants; found %s; "
-                "export the refiner with this version of crispseg, or use backend onnxruntime" % (where, name)
+                "%s: the native engine runs ops of the contract, Concat, and Cast or DequantizeLinear of constants; "
+                "found %s; export the refiner with this version of crispseg, or use backend onnxruntime" % (where, name)
             )
     inputs = {value.name: _port(value, path) for value in graph.input if value.name not in constants}
     outputs = tuple(value.name for value in graph.output)
     if len(set(outputs)) != len(outputs) or not outputs:
         raise BundleError("%s: expected distinct outputs, found %s" % (path, ", ".join(outputs) or "none"))
-    return RawGraph(path, inputs, outputs, tuple(nodes), constants)
+    return RawGraph(path, inputs, outputs, tuple(nodes), constants, scales)
 
 
 def _load(path: Path) -> Any:
@@ -132,9 +143,10 @@ def _constants(graph: Any, path: Path) -> Dict[str, np.ndarray]:
             raise BundleError("%s: initialiser %r: expected a name used once" % (path, tensor.name))
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise BundleError("%s: initialiser %r lies in another file; expected it inside" % (path, tensor.name))
-        if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8):
             raise UnsupportedOp(
-                "%s: initialiser %r: expected float32 or float16, found type %d" % (path, tensor.name, tensor.data_type)
+                "%s: initialiser %r: expected float32, float16 or int8, found type %d"
+                % (path, tensor.name, tensor.data_type)
             )
         try:
             if any(side < 1 for side in tensor.dims):
@@ -177,9 +189,13 @@ def _fold_cast(proto: Any, constants: Dict[str, np.ndarray], where: str) -> None
         raise UnsupportedOp("%s: Cast: expected a stored constant as its input" % where)
     if _attributes(proto, where).get("to") != TensorProto.FLOAT:
         raise UnsupportedOp("%s: Cast: expected a cast to float32" % where)
-    if not proto.output[0] or proto.output[0] in constants:
-        raise BundleError("%s: tensor %r is defined twice" % (where, proto.output[0]))
-    constants[proto.output[0]] = constants[proto.input[0]].astype(np.float32)
+    _new_constant(constants, proto.output[0], constants[proto.input[0]].astype(np.float32), where)
+
+
+def _new_constant(constants: Dict[str, np.ndarray], name: str, value: np.ndarray, where: str) -> None:
+    if not name or name in constants:
+        raise BundleError("%s: tensor %r is defined twice" % (where, name))
+    constants[name] = value
 
 
 def _attributes(proto: Any, where: str) -> Dict[str, Any]:

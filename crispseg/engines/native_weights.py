@@ -11,6 +11,7 @@ from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
 from crispseg.engines.native_memory import aligned
 from crispseg.engines.native_winograd import choose
+from crispseg.errors import UnsupportedOp
 from crispseg.plugins.loader import ConvArguments, GateArguments, Native
 
 
@@ -74,6 +75,11 @@ def _packed(native: Native, graph: Graph, name: str, winograd: bool, weights: We
 
 def _conv(native: Native, graph: Graph, node: RawNode, weights: Weights) -> ConvArguments:
     name = node.inputs["weight"]
+    if node.attributes["x_scale"]:
+        raise UnsupportedOp(
+            "%s: node %r: the native engine does not run int8 convolutions yet; use --backend onnxruntime"
+            % (graph.raw.path, node.name)
+        )
     a = ConvArguments()
     a.K, a.cin, a.cout = graph.raw.constants[name].shape
     a.weight = _packed(native, graph, name, False, weights)

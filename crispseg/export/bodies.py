@@ -47,7 +47,8 @@ def portable_body(node: NodeProto) -> FunctionProto:
     if node.op_type == "SparseConv2d":
         connected = [role for role, name in {**ins, **outs}.items() if name]
         variant = [role for role in ("map", "bias", "residual", "z1", "z2") if role in connected]
-        overload = "_".join(variant + (["relu"] if attributes["relu"] else []))
+        variant += (["relu"] if attributes["relu"] else []) + (["int8"] if attributes["x_scale"] else [])
+        overload = "_".join(variant)
         return bodies_rows.sparse_conv2d(overload, attributes, connected)
     if node.op_type == "EnsembleLogits":
         return bodies_rows.ensemble_logits(attributes["mode"], attributes)

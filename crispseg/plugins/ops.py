@@ -170,10 +170,12 @@ OPS: tuple[Op, ...] = (
             Tensor("z1", "float32", ("M", "Cout"), optional=True),
             Tensor("z2", "float32", ("M", "Cout"), optional=True),
         ),
-        (Attribute("relu", "int", 0, choices=(0, 1)),),
+        (Attribute("relu", "int", 0, choices=(0, 1)), Attribute("x_scale", "float", 0.0, minimum=0)),
         "M = rows of map; without a map M = Nin and K = 1",
         "y[m] = sum_k x[map[m,k]] @ weight[k] (-1 adds nothing) + bias + residual, then relu when asked; "
-        "z_i = relu(y * scale_i + shift_i). count is that of the output rows.",
+        "z_i = relu(y * scale_i + shift_i). count is that of the output rows. x_scale > 0: the sum is one of integers, "
+        "of q = clamp(round_half_even(x / x_scale), -127, 127) and the int8 weight whose DequantizeLinear (axis 2, "
+        "symmetric) makes the input weight, times x_scale * weight scale [Cout]; the rest stays float32.",
     ),
     Op(
         "EnsembleLogits",
@@ -293,6 +295,8 @@ def check_attributes(op_name: str, attributes: Mapping[str, Any], where: str = "
         parse_features(checked["features"], where)
         if min(abs(s) for s in checked["std"]) == 0.0:
             raise _bad(where, op, "std", "numbers other than 0", checked["std"])
+    elif op.name == "SparseConv2d" and math.isinf(checked["x_scale"]):
+        raise _bad(where, op, "x_scale", "a finite number", checked["x_scale"])
     return checked
 
 

@@ -120,6 +120,34 @@ def sparse_conv2d(x: Tensor, kernel_map: Tensor, weight: Tensor, transposed: Opt
     return _SparseConv.apply(x, weight, kernel_map, transposed)
 
 
+def quantised_conv2d(x: Tensor, kernel_map: Tensor, weight: Tensor, w_scale: Tensor, x_scale: float) -> Tensor:
+    """The int8 convolution of the op contract: integers summed exactly, then scaled once. No autograd.
+
+    Args:
+        x: float32 [Nin, Cin].
+        kernel_map: long [M, K], -1 = no neighbour.
+        weight: int8 [K, Cin, Cout], -127..127.
+        w_scale: float32 [Cout], value of one step of each column's weights.
+        x_scale: value of one step of x, > 0.
+
+    Returns:
+        float32 [M, Cout]: sum_k q(x)[map[:, k]] @ weight[k] * (x_scale * w_scale), q = clamp(round(x / x_scale)).
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or x_scale is not above 0.
+    """
+    if not x_scale > 0 or weight.dtype != torch.int8 or w_scale.shape != weight.shape[2:]:
+        raise ValueError(
+            f"quantised_conv2d: expected x_scale > 0, int8 weight [K,Cin,Cout], w_scale [Cout], found {x_scale}, "
+            f"{weight.dtype} {list(weight.shape)}, {list(w_scale.shape)}"
+        )
+    step = torch.tensor(x_scale, dtype=torch.float32)
+    q = torch.clamp(torch.round(x.float() / step), -127, 127)
+    # Float64 holds every partial sum exactly: |sum| <= 127 * 127 * 32 * 65536 < 2^53.
+    total = sparse_conv2d(q.double(), kernel_map, weight.double())
+    return total.float() * (step * w_scale.float())
+
+
 def flipped(same: Tensor) -> Tensor:
     """Transpose of a submanifold map: long [N, 9] -> long [N, 9]. Tap k one way is tap 8 - k the other way."""
     return same.flip(1)

@@ -7,6 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 from op_table import reference_down, reference_submanifold
 from rows_support import entropy, softmax, upsample
 
+from crispseg.plugins.quantise import quantise_weight
+
 FRAME = (24, 40)
 CLASSES = 5
 LOW = (6, 10)
@@ -62,13 +64,24 @@ class Net:
         self.op("EnsembleLogits", ["yi", yo, "count", *extra], ["ye"], mode=mode)
         self.op("ScatterLabels", ["labels0", "confidence0", "coords", "count", "ye"], ["labels", "confidence"])
 
-    def conv(self, name, x, table, count, taps, cin, cout, bias=True, residual="", relu=0, y=True, z=0, half=False):
-        inputs = [x, table, count, self.weight(name + ".w", taps, cin, cout, half=half)]
+    def int8_weight(self, name, *shape):
+        q, scale = quantise_weight(self.rng.normal(0, np.prod(shape[:-1]) ** -0.5, shape))
+        self.constants.update({name + ".q": q, name + ".scale": scale, name + ".zero": np.zeros(shape[2], np.int8)})
+        parts = [name + ".q", name + ".scale"] + ([name + ".zero"] if len(self.nodes) % 2 else [])
+        self.nodes.append(helper.make_node("DequantizeLinear", parts, [name], name + ".dequantise", axis=2))
+        return name
+
+    def conv(self, name, x, table, count, taps, cin, cout, bias=True, residual="", relu=0, y=True, z=0, half=False,
+             x_scale=0.0):  # fmt: skip
+        shape = (taps, cin, cout)
+        weight = self.int8_weight(name + ".w", *shape) if x_scale else self.weight(name + ".w", *shape, half=half)
+        inputs = [x, table, count, weight]
         inputs += [self.weight(name + ".b", cout, scale=0.3) if bias else "", residual]
         for i in range(z):
             inputs += [self.weight(f"{name}.s{i}", cout, scale=1), self.weight(f"{name}.t{i}", cout, scale=0.5)]
         outputs = [name if y else ""] + [f"{name}.z{i}" for i in range(z)]
-        self.op("SparseConv2d", inputs, outputs, relu=relu)
+        scale = {"x_scale": x_scale} if x_scale else {}
+        self.op("SparseConv2d", inputs, outputs, relu=relu, **scale)
         return name
 
     def model(self, outputs=("labels", "confidence", "coords", "count", "found"), opset=17, contract="1"):
@@ -177,6 +190,8 @@ def _down(ins, a):
 
 def _conv(ins, a):
     x, table, _, weight, bias, residual, *norms = ins + [None] * (10 - len(ins))
+    x_scale = a.get("x_scale", 0)
+    x = np.clip(np.rint(x / x_scale), -127, 127) * x_scale if x_scale else x
     rows = x[:, None] if table is None else np.concatenate([x, np.zeros((1, x.shape[1]))])[table]
     y = np.einsum("nkc,kco->no", rows, weight)
     y = y + (0 if bias is None else bias) + (0 if residual is None else residual)
@@ -207,6 +222,7 @@ def _scatter(ins, a):
 
 _OPS = {
     "Cast": lambda ins, a: ins,
+    "DequantizeLinear": lambda ins, a: (ins[0] * ins[1],),
     "Concat": lambda ins, a: (np.concatenate(ins, 1),),
     "SelectPixels": _select,
     "LogitsAt": _at,

@@ -136,7 +136,7 @@ MALFORMED = {
     "integer weight": (
         lambda m: constant(m, "enc.w", np.zeros((9, 8, 8), np.int32)),
         UnsupportedOp,
-        "expected float32 or float16",
+        "expected float32, float16 or int8",
     ),
     "NaN weight": (lambda m: constant(m, "enc.b", np.full(8, np.nan, np.float32)), BundleError, "enc.b'.*finite"),
     "short weight": (

@@ -16,6 +16,7 @@ from onnx import helper
 from crispseg.errors import UnsupportedOp
 from crispseg.export.bodies import attach_bodies, portable_body
 from crispseg.plugins.ops import BY_NAME, DOMAIN
+from crispseg.plugins.quantise import dequantise, quantise_weight
 
 
 def sites(kind, height, width):
@@ -127,6 +128,30 @@ def test_sparse_conv2d(conv):
     wanted = ["y"] * conv.y + ["z1", "z2"][: conv.outputs]
     found = single.run("SparseConv2d", feeds, {"relu": int(conv.relu)}, wanted)
     for role, expected in zip(["y", "z1", "z2"], op_table.reference_conv(data, conv)):
+        if role in wanted:
+            limit = 1e-5 * max(1.0, np.abs(expected).max(initial=0))
+            np.testing.assert_allclose(found[role], expected, rtol=0, atol=limit, err_msg=role)
+
+
+@pytest.mark.parametrize("conv", op_table.CONVS[::5], ids=lambda conv: conv.name)
+@pytest.mark.parametrize("signed", [False, True], ids=["relu", "signed"])
+def test_int8_sparse_conv2d(conv, signed):
+    data = op_table.conv_data(conv)
+    data["x"] = data["x"] if signed else np.maximum(data["x"], 0)
+    x_scale = np.float32(2.5 / 127)  # some values lie outside
+    roles = {role: data[role] for role in ("x", "map") if role in data}
+    roles.update({role: data[role] for role in ("bias", "residual") if getattr(conv, role)})
+    for i in range(conv.outputs):
+        roles[f"scale{i + 1}"], roles[f"shift{i + 1}"] = data[f"scale{i}"], data[f"shift{i}"]
+    roles["count"] = np.array([len(data["residual"])], np.int32)
+    q, w_scale = quantise_weight(data["weight"])
+    again, same = quantise_weight(dequantise(q, w_scale))
+    assert (again == q).all()
+    np.testing.assert_allclose(same, w_scale, rtol=2e-7)
+    roles["weight"] = dequantise(q, w_scale)
+    wanted = ["y"] * conv.y + ["z1", "z2"][: conv.outputs]
+    found = single.run("SparseConv2d", roles, {"relu": int(conv.relu), "x_scale": float(x_scale)}, wanted)
+    for role, expected in zip(["y", "z1", "z2"], op_table.reference_conv_int8(data, conv, x_scale)):
         if role in wanted:
             limit = 1e-5 * max(1.0, np.abs(expected).max(initial=0))
             np.testing.assert_allclose(found[role], expected, rtol=0, atol=limit, err_msg=role)

@@ -232,6 +232,28 @@ def reference_conv(data: Dict[str, np.ndarray], conv: Conv) -> List[np.ndarray]:
     return [y] + z
 
 
+def reference_conv_int8(data: Dict[str, np.ndarray], conv: Conv, x_scale: float) -> List[np.ndarray]:
+    """[y, z1, z2] in float32 of the int8 convolution, bit by bit: integers summed, then one rounding an operation."""
+    one = np.float32(1)
+    q = np.clip(np.rint(data["x"] / np.float32(x_scale)), -127, 127).astype(np.int64)
+    w_scale = np.abs(data["weight"]).max((0, 1)) / np.float32(127)
+    w_scale = np.where(w_scale > 0, w_scale, one).astype(np.float32)
+    weight = np.rint(data["weight"] / w_scale).astype(np.int64)
+    assert np.abs(weight).max() <= 127
+    q = np.concatenate([q, np.zeros((1, conv.cin), np.int64)])
+    rows = q[:-1, None] if data.get("map") is None else q[data["map"]]
+    total = rows.reshape(len(rows), weight.shape[0] * conv.cin).astype(np.float64) @ weight.reshape(-1, conv.cout)
+    y = total.astype(np.float32) * (np.float32(x_scale) * w_scale)
+    if conv.bias:
+        y = y + data["bias"]
+    if conv.residual:
+        y = y + data["residual"]
+    if conv.relu:
+        y = np.maximum(y, np.float32(0))
+    z = [np.maximum(y * data[f"scale{i}"] + data[f"shift{i}"], np.float32(0)) for i in range(conv.outputs)]
+    return [y] + z
+
+
 _maps: Dict[Tuple[str, str], Tuple[Optional[np.ndarray], int]] = {}
 
 

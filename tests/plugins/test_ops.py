@@ -23,13 +23,19 @@ def test_records_are_whole():
 def test_defaults_are_filled_in_and_bytes_are_text():
     found = ops.check_attributes("DownMap", {"height": 4, "width": 5, "extent": b"image", "plugin_version": b"1"})
     assert found == {"height": 4, "width": 5, "extent": "image"}
-    assert ops.check_attributes("SparseConv2d", {}) == {"relu": 0}
+    assert ops.check_attributes("SparseConv2d", {}) == {"relu": 0, "x_scale": 0.0}
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "3", 2**31, -1, None])
 def test_an_int_is_a_non_negative_int32(value):
     with pytest.raises(UnsupportedOp, match="height"):
         ops.check_attributes("SubmanifoldMap", {"height": value, "width": 5})
+
+
+@pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan"), True, "1"])
+def test_x_scale_is_a_finite_number_from_0(value):
+    with pytest.raises(UnsupportedOp, match="x_scale"):
+        ops.check_attributes("SparseConv2d", {"x_scale": value})
 
 
 def test_features():

@@ -45,6 +45,8 @@ def test_attributes_are_those_of_the_contract():
     table += (tensorrt_build.PLUGIN / "core" / "params.cpp").read_text()
     for op in BY_NAME.values():
         for attribute in op.attributes:
+            if attribute.name == "x_scale":  # the front end turns it into types, scales and the input `dequant`
+                continue
             assert '"%s"' % attribute.name in table, (op.name, attribute.name)
             for choice in attribute.choices:
                 assert isinstance(choice, int) or '"%s"' % choice in table, (op.name, choice)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from crispseg.sparse import conv  # noqa: E402
-from crispseg.sparse.conv import flipped, sparse_conv2d  # noqa: E402
+from crispseg.sparse.conv import flipped, quantised_conv2d, sparse_conv2d  # noqa: E402
 from crispseg.sparse.maps import coarser, coords_of, down_map, pyramid, submanifold_map, transpose_map  # noqa: E402
 
 torch.set_num_threads(1)
@@ -166,3 +166,23 @@ def test_bad_input_is_refused():
         sparse_conv2d(torch.ones(2, 3), kernel_map, torch.ones(9, 3, 5), kernel_map[:1])
     with pytest.raises(ValueError, match="not a convolution"):
         transpose_map(torch.zeros(2, 1, dtype=torch.long), 1)
+
+
+def test_int8_sums_are_exact_and_rounded_to_even():
+    """Integers past 2^24, ties, both ends of the range, and a missing neighbour."""
+    x = torch.tensor([[0.25, -0.75, 100.0, -100.0], [0.75, 1.25, -0.25, 0.0]])  # / 0.5: ties at .5
+    kernel_map = torch.tensor([[0, 1], [1, -1], [-1, -1]])
+    weight = torch.tensor([[1, 2, 3, 4], [-127, 5, 6, 7]], dtype=torch.int8)[..., None].repeat(1, 1, 2)
+    y = quantised_conv2d(x, kernel_map, weight, torch.tensor([1.0, 0.5]), 0.5)
+    first = 0 * 1 - 2 * 2 + 127 * 3 - 127 * 4 + (-127 * 2 + 5 * 2 + 6 * 0)
+    second = 2 * 1 + 2 * 2 - 0 + 0
+    assert y.tolist() == [[first * 0.5, first * 0.25], [second * 0.5, second * 0.25], [0, 0]]
+    long = torch.full((1, 4096), 1e9)
+    weight = torch.full((1, 4096, 1), 127, dtype=torch.int8)
+    weight[0, 0] = 126
+    y = quantised_conv2d(long, torch.tensor([[0]]), weight, torch.ones(1), 1.0)
+    assert y.item() == float(torch.tensor(4096 * 127 * 127 - 127, dtype=torch.float64).float())
+    for bad in ({"x_scale": 0.0}, {"weight": weight.float()}, {"w_scale": torch.ones(2)}):
+        arguments = {"weight": weight, "w_scale": torch.ones(1), "x_scale": 1.0, **bad}
+        with pytest.raises(ValueError, match="quantised_conv2d"):
+            quantised_conv2d(long, torch.tensor([[0]]), **arguments)

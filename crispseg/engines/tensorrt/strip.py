@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from crispseg.engines.int8_weights import fold_dequantize
 from crispseg.errors import UnsupportedOp
 from crispseg.plugins.ops import BY_NAME, DOMAIN, PLUGIN_ATTRIBUTES, check_attributes, check_connections, feature_width
 
@@ -127,6 +128,8 @@ class _Strip:
                 self.arrays[node.output[0]] = self.arrays[node.input[0]].astype(np.float32)
             elif node.op_type == "Concat":
                 self.concat(node, where)
+            elif node.op_type == "DequantizeLinear":  # weights stored as int8
+                self.arrays[node.output[0]] = fold_dequantize(node, self.arrays, where)[0]
             else:
                 raise UnsupportedOp("%s: %s is no op of a refiner; export it again" % (where, node.op_type))
             return
@@ -176,6 +179,11 @@ class _Strip:
         return [ins["coords"], ins["count"]], outputs + [order], {"capacity_out": 0}
 
     def convolution(self, ins: Any, outs: Any, attributes: Any, where: str) -> Any:
+        if attributes.pop("x_scale"):
+            raise UnsupportedOp(
+                "%s: SparseConv2d.x_scale: the plugins do not run int8 refiners yet; build the fp32 refiner, or run "
+                "this one with --backend native or onnxruntime" % where
+            )
         x = self.rows.get(ins["x"])
         if x is None:
             raise UnsupportedOp("%s: input x %r is not made by an op of the contract" % (where, ins["x"]))
