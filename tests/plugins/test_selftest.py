@@ -77,6 +77,6 @@ def test_the_self_test_reports_a_library_that_computes_something_else(tmp_path):
 @pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
 def test_cmake_builds_the_self_test(tmp_path):
     run(["cmake", "-S", PLUGINS, "-B", tmp_path, "-DCRISPSEG_SELFTEST=ON"])
-    run(["cmake", "--build", tmp_path, "--parallel", 2])
+    run(["cmake", "--build", tmp_path, "--parallel", 2, "--target", "crispseg_selftest"])
     assert "all good" in run([tmp_path / "crispseg_selftest"])
     assert ctypes.CDLL(str(tmp_path / "libcrispseg.so")).cs_abi_version() == loader.ABI_VERSION
