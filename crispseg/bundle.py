@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
+from crispseg.bundle_calibration import Calibration
 from crispseg.bundle_fields import parse_json
 from crispseg.bundle_schema import (
     CONTRACT,
@@ -121,6 +122,7 @@ def write_bundle(
     baseline: Optional[NetInfo] = None,
     refiner: Optional[RefinerInfo] = None,
     provenance: Optional[Mapping[str, Any]] = None,
+    calibration: Optional[Calibration] = None,
     files: Mapping[str, Union[bytes, Path]],
 ) -> Bundle:
     """Write a bundle to directory ``target`` and return it as loaded again.
@@ -144,6 +146,7 @@ def write_bundle(
             refiner,
             listed,
             dict(provenance or {}),
+            calibration,
         )
         return to_manifest(bundle)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from crispseg.bundle_calibration import Calibration, check_listed, parse_calibration, to_plain
 from crispseg.bundle_fields import Fields
 from crispseg.classes import IGNORE_LABEL, ClassInfo, check_classes
 from crispseg.errors import BundleError, InputError
@@ -93,6 +94,7 @@ class Bundle:
     refiner: Optional[RefinerInfo]
     files: Mapping[str, FileInfo]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Optional[Calibration] = None
 
     def file(self, name: str) -> Path:
         """Path of one file of the bundle."""
@@ -123,6 +125,7 @@ def parse_manifest(data: Any, root: Path) -> Bundle:
             "refiner",
             "files",
             "provenance",
+            *(("calibration",) if isinstance(data, dict) and "calibration" in data else ()),
         ),
     )
     name = top.text("name")
@@ -150,7 +153,12 @@ def parse_manifest(data: Any, root: Path) -> Bundle:
     provenance = top.raw("provenance")
     if not isinstance(provenance, dict):
         raise BundleError("%s: provenance: expected an object, found %s" % (where, type(provenance).__name__))
-    return Bundle(root, name, height, width, table, IGNORE_LABEL, base, baseline, refiner, files, provenance)
+    calibration = parse_calibration(data["calibration"], where) if "calibration" in data else None
+    if calibration is not None:
+        check_listed(calibration, files, where)
+    return Bundle(
+        root, name, height, width, table, IGNORE_LABEL, base, baseline, refiner, files, provenance, calibration
+    )
 
 
 def check_schema(data: Any, where: str) -> None:
@@ -256,4 +264,5 @@ def to_manifest(bundle: Bundle) -> Dict[str, Any]:
         "refiner": None if bundle.refiner is None else dataclasses.asdict(bundle.refiner),
         "files": {name: dataclasses.asdict(info) for name, info in sorted(bundle.files.items())},
         "provenance": bundle.provenance,
+        **({} if bundle.calibration is None else {"calibration": to_plain(bundle.calibration)}),
     }
