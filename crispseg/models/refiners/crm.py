@@ -1,12 +1,12 @@
-"""CRM: Continuous Refinement Model (Shen et al., High Quality Segmentation for Ultra High-resolution Images, CVPR 2022).
+"""CRM, Continuous Refinement Model (Shen et al., High Quality Segmentation for Ultra High-resolution Images, 2022).
 
 A ResNet-50 on the picture and its coarse mask gives a feature map at half resolution; an implicit function (a small
 MLP on a feature and relative coordinates) is asked for the mask at any point. The state dict has the keys of the
 official checkpoints, without the fourth stage of the backbone, whose result nobody uses.
 
-``encode`` and ``query`` follow the published form and are the reference. ``branches``, ``fuse`` and ``first_layer``
-are the same computation cut where an exported graph is cut: the first layer of the MLP is linear, so that its feature
-part is one 1x1 convolution 256 -> 32 of the feature map.
+``encode`` and ``query`` follow the published form and are the reference. ``branches`` and ``project`` are the places
+where an exported graph is cut: the first layer of the MLP is linear, so that its feature part is one 1x1 convolution
+256 -> 32 of the feature map.
 """
 
 from __future__ import annotations
@@ -106,6 +106,11 @@ class Implicit(nn.Module):
         pairs = ((nn.Linear(a, b), nn.ReLU()) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.layers = nn.Sequential(*(layer for pair in pairs for layer in pair), nn.Linear(HIDDEN, 1))
 
+    @property
+    def linear(self) -> list[nn.Linear]:
+        """Its five linear layers."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., 262] -> [..., 1]."""
         return self.layers(x)
@@ -130,7 +135,7 @@ class CRM(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """The feature part of the MLP's first layer with its bias: [N,256,h,w] -> [N,32,h,w]."""
-        layer = self.imnet.layers[0]
+        layer = self.imnet.linear[0]
         return F.conv2d(features, layer.weight[:, :FEATURES, None, None], layer.bias)
 
     def query(self, features: Tensor, points: Tensor, cells: Tensor) -> Tensor:
