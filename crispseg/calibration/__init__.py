@@ -1,0 +1,1 @@
+"""Images -> ranges -> int8 networks that say where they came from and what they cost."""
