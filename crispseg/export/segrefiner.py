@@ -16,9 +16,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from crispseg import __version__
 from crispseg.errors import InputError
+from crispseg.export.dense import IR_VERSION, OPSET
 from crispseg.models.refiners.mask_unet import EPSILON, GROUPS, Attention, Down, Residual
 from crispseg.models.refiners.segrefiner import SegRefiner
-from crispseg.export.dense import IR_VERSION, OPSET
 
 KIND = "segrefiner"
 

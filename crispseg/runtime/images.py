@@ -42,10 +42,10 @@ def require_regular(path: Union[str, Path], what: str) -> None:
         )
 
 
-def read_image(path: Union[str, Path]) -> np.ndarray:
+def read_image(path: Union[str, Path], upright: bool = True) -> np.ndarray:
     """Read a picture as uint8 [H, W, 3] RGB, upright.
 
-    The EXIF orientation is applied, grey becomes three equal channels, palettes are resolved, transparency is dropped
+    The EXIF orientation is applied (not with ``upright=False``), grey becomes three equal channels, palettes are resolved, transparency is dropped
     (the colours stand as stored), 16-bit grey is scaled to 8 bits. Raises InputError for anything that is no picture,
     is damaged, has floating-point pixels, or is larger than 16384 a side.
     """
@@ -61,8 +61,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
             width, height = image.size
             if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
                 raise _too_large(path, "%d x %d" % (width, height))
-            upright = ImageOps.exif_transpose(image)
-            array = _to_rgb(upright, path)
+            array = _to_rgb(ImageOps.exif_transpose(image) if upright else image, path)
     except InputError:
         raise
     except FileNotFoundError:
