@@ -244,6 +244,22 @@ class TestMistakes:
         assert error > 50 * GATE
 
 
+def official_grid(flow):
+    """As the authors write it: corners aligned, one unit of flow is 1/W (1/H) of the range -1..1."""
+    height, width = flow.shape[2:]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    return torch.stack((x, y), 2)[None] + flow.permute(0, 2, 3, 1) / torch.tensor([width, height])
+
+
+@pytest.mark.parametrize("source", [(1, 1), (1, 5), (3, 7), (24, 40)])
+def test_warp_samples_where_the_official_grid_points(source):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, *source, generator=generator)
+    flow = torch.randn(1, 2, 24, 40, generator=generator) * 9  # some points lie outside
+    wanted = F.grid_sample(x, official_grid(flow), mode="bilinear", padding_mode="zeros", align_corners=True)
+    torch.testing.assert_close(blocks.flow_warp(x, flow), wanted, rtol=0, atol=1e-4)
+
+
 class TestHalfPrecision:
     """Sums and cubes that leave the range of float16 stay float32."""
 
@@ -264,10 +280,7 @@ class TestHalfPrecision:
         assert found.dtype == torch.float16
         exact = blocks.flow_warp(x.float(), flow.float())
         assert float((found.float() - exact).abs().max()) < 2e-3  # rounding of the result alone
-        grid = blocks._base_grid(4, 600, x.device) + flow.permute(0, 2, 3, 1).float() * blocks._flow_unit(
-            4, 600, x.device
-        )
-        rounded = F.grid_sample(x.float(), grid.half().float(), padding_mode="zeros", align_corners=True)
+        rounded = F.grid_sample(x.float(), official_grid(flow.float()).half().float(), align_corners=True)
         assert float((rounded - exact).abs().max()) > 0.05
 
     def test_reasoning(self):

@@ -158,7 +158,7 @@ def test_a_mistake_in_the_warp_fails_the_gate(net, monkeypatch, mistake):
     elif mistake == "border":
         monkeypatch.setattr(F, "grid_sample", lambda *a, **k: sample(*a, **{**k, "padding_mode": "border"}))
     elif mistake == "corners":
-        monkeypatch.setattr(F, "grid_sample", lambda *a, **k: sample(*a, **{**k, "align_corners": False}))
+        monkeypatch.setattr(F, "grid_sample", lambda *a, **k: sample(*a, **{**k, "align_corners": True}))
     else:
         monkeypatch.setattr(F, "interpolate", lambda *a, **k: interpolate(*a, **{**k, "align_corners": False}))
     assert error(net, (96, 160)) > 50 * GATE

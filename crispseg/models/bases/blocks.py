@@ -41,18 +41,24 @@ def _pool_matrix(size: int, bins: int, device: torch.device) -> Tensor:
         return torch.from_numpy(matrix).to(device)
 
 
-@lru_cache(maxsize=16)
-def _base_grid(height: int, width: int, device: torch.device) -> Tensor:
+@lru_cache(maxsize=32)
+def _base_grid(height: int, width: int, source: Tuple[int, int], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         x = torch.linspace(-1.0, 1.0, width).expand(height, width)
         y = torch.linspace(-1.0, 1.0, height)[:, None].expand(height, width)
-        return torch.stack((x, y), dim=2)[None].contiguous().to(device)
+        return (torch.stack((x, y), dim=2)[None] * _inner(source)).contiguous().to(device)
 
 
-@lru_cache(maxsize=16)
-def _flow_unit(height: int, width: int, device: torch.device) -> Tensor:
+@lru_cache(maxsize=32)
+def _flow_unit(height: int, width: int, source: Tuple[int, int], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor([1.0 / width, 1.0 / height], dtype=torch.float32).to(device)
+        return (torch.tensor([1.0 / width, 1.0 / height], dtype=torch.float32) * _inner(source)).to(device)
+
+
+def _inner(source: Tuple[int, int]) -> Tensor:
+    # Corner centres of a map in coordinates whose -1 and 1 are its outer edges.
+    height, width = source
+    return torch.tensor([(width - 1) / width, (height - 1) / height], dtype=torch.float32)
 
 
 def adaptive_average_pool(x: Tensor, bins: Tuple[int, int]) -> Tensor:
@@ -74,11 +80,14 @@ def flow_warp(x: Tensor, flow: Tensor) -> Tensor:
     Coordinates are aligned to corners, and one unit of flow is 1/W (1/H) of the range -1..1: about half a pixel of
     the target. Coordinates, and with them the sampling, are float32 whatever the precision of the features: half
     precision loses up to 3 % of the logits' deviation.
+
+    The same points are given to the sampler in coordinates that are not aligned to corners, a factor in two constants:
+    ONNX Runtime's GridSample has its fast kernel, five times faster, for those alone (measured with 1.31 on a CPU).
     """
-    height, width = spatial(flow)
-    offset = flow.permute(0, 2, 3, 1).float() * _flow_unit(height, width, x.device)
-    grid = _base_grid(height, width, x.device) + offset
-    sampled = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    (height, width), source = spatial(flow), spatial(x)
+    offset = flow.permute(0, 2, 3, 1).float() * _flow_unit(height, width, source, x.device)
+    grid = _base_grid(height, width, source, x.device) + offset
+    sampled = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.to(x.dtype)
 
 
