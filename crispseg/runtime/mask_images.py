@@ -1,0 +1,159 @@
+"""Photos with their masks: reading, pairing by name, grey levels to foreground.
+
+A mask belongs to the upright photo (EXIF orientation applied); the mask's own metadata is not looked at. When only
+the photo as stored has the mask's size, that is an error which names --ignore-exif.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Sequence, Union
+
+import numpy as np
+
+from crispseg.errors import InputError
+from crispseg.runtime.images import MAX_PIXELS, MAX_SIDE, is_image, natural_key, read_image, require_regular
+
+FOREGROUND = 128  # of 255: the first grey level at or above one half
+_ENDINGS = re.compile(r"_(im|image|seg|mask|gt)\Z")
+
+
+class Pair(NamedTuple):
+    """A photo and its mask; ``name`` is the photo's stem."""
+
+    name: str
+    photo: Path
+    mask: Path
+
+
+def find_pairs(photos: Union[str, Path], masks: Union[str, Path]) -> List[Pair]:
+    """Two files, or two folders whose files are matched by stem; NAME_im with NAME_seg too (so BIG is laid out).
+
+    Raises:
+        InputError: a place is missing or empty, a photo has no mask, or two files would match.
+    """
+    photos, masks = Path(photos), Path(masks)
+    for path, what in ((photos, "photo"), (masks, "mask")):
+        if not path.exists():
+            raise InputError("%s %s: expected a file or folder, found none" % (what, path))
+    if photos.is_dir() != masks.is_dir():
+        raise InputError(
+            "photos %s and masks %s: expected two files or two folders, found one of each" % (photos, masks)
+        )
+    if not photos.is_dir():
+        return [Pair(photos.stem, photos, masks)]
+    same = photos.resolve() == masks.resolve()
+    left = _by_key(photos, "photo", ("seg", "mask", "gt") if same else ())
+    right = _by_key(masks, "mask", ("im", "image", "gt") if same else ())
+    missing = [left[key].name for key in left if key not in right]
+    if missing:
+        raise InputError(
+            "masks %s: expected a mask of the same stem for every photo, found none for %s%s; add them or take the "
+            "photos out" % (masks, ", ".join(missing[:3]), " and %d more" % (len(missing) - 3) if missing[3:] else "")
+        )
+    return [Pair(left[key].stem, left[key], right[key]) for key in left]
+
+
+def _by_key(folder: Path, what: str, skip: Sequence[str]) -> Dict[str, Path]:
+    found: Dict[str, Path] = {}
+    for path in sorted((p for p in folder.iterdir() if is_image(p)), key=natural_key):
+        ending = _ENDINGS.search(path.stem)
+        if ending and ending.group(1) in skip:
+            continue
+        key = _ENDINGS.sub("", path.stem)
+        if key in found:
+            raise InputError(
+                "%ss %s: expected one %s called %s, found %s and %s; keep one"
+                % (what, folder, what, key, found[key].name, path.name)
+            )
+        found[key] = path
+    if not found:
+        raise InputError("%ss %s: expected pictures, found none" % (what, folder))
+    return found
+
+
+def read_photo(path: Union[str, Path], size: Sequence[int], ignore_exif: bool = False) -> np.ndarray:
+    """A photo uint8 [H, W, 3] RGB, which must have the mask's ``size`` (H, W). Raises InputError."""
+    photo = read_image(path, upright=not ignore_exif)
+    if photo.shape[:2] != tuple(size):
+        turned = not ignore_exif and read_image(path, upright=False).shape[:2] == tuple(size)
+        raise InputError(
+            "photo %s: expected the mask's size %d x %d, found %d x %d (height x width); %s"
+            % (
+                path,
+                size[0],
+                size[1],
+                photo.shape[0],
+                photo.shape[1],
+                "the mask fits the photo without its EXIF orientation: use --ignore-exif, or rotate the mask"
+                if turned
+                else "resize the mask or give the photo it was made on",
+            )
+        )
+    return photo
+
+
+def read_mask(path: Union[str, Path]) -> np.ndarray:
+    """A mask as grey levels uint8 [H, W]; colours become grey, transparency is dropped, 16 bits are scaled.
+
+    Raises InputError for what is no picture, and for a palette, whose numbers are class ids and no grey levels.
+    """
+    return _read(path, palette=False)
+
+
+def read_label_map(path: Union[str, Path]) -> np.ndarray:
+    """Class ids uint8 [H, W] of an 8-bit grey or palette picture, as they are stored. Raises InputError."""
+    return _read(path, palette=True)
+
+
+def _read(path: Union[str, Path], palette: bool) -> np.ndarray:
+    from PIL import Image
+
+    path = Path(path)
+    require_regular(path, "mask")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(str(path))
+        with image:
+            mode, (width, height) = image.mode, image.size
+            if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+                raise InputError("mask %s: expected at most %d pixels a side, found more; shrink it" % (path, MAX_SIDE))
+            if palette and mode not in ("L", "P", "1"):
+                raise InputError("label map %s: expected 8-bit class ids, found mode %s; convert it" % (path, mode))
+            if not palette and mode == "P":
+                raise InputError(
+                    "mask %s: expected grey levels, found a palette; give --labels for a map of class ids, or convert "
+                    "it to grey" % path
+                )
+            if mode.startswith("I") or mode == "F":
+                values = np.asarray(image).astype(np.float64)
+                if mode == "F" or values.min() < 0 or values.max() > 65535:
+                    raise InputError("mask %s: expected 8 or 16 bits, found more; convert it to 8 bits" % path)
+                return np.floor(values * 255 / 65535 + 0.5).astype(np.uint8)
+            if mode in ("RGBA", "LA", "PA"):
+                image = (
+                    image.convert("RGB" if mode == "RGBA" else mode).convert("L")
+                    if mode != "LA"
+                    else image.getchannel(0)
+                )
+            values = np.array(image if image.mode in ("L", "P") else image.convert("L"))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError("mask %s: expected a file, found none" % path) from None
+    except Exception as error:  # decoders raise many types on damaged files
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(
+            "mask %s: expected a readable picture, found: %s; save it again" % (path, " ".join(reason.split())[:200])
+        ) from None
+    if palette and mode == "1":
+        values = (values > 0).astype(np.uint8)
+    return np.ascontiguousarray(values, np.uint8)
+
+
+def foreground(mask: np.ndarray) -> np.ndarray:
+    """Bool [H, W]: the pixels of a grey mask at or above one half (128 of 255)."""
+    return mask >= FOREGROUND
