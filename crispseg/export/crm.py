@@ -18,6 +18,7 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 import torch
@@ -32,7 +33,8 @@ from crispseg.models.refiners.crm import AREA_EPSILON, CRM, FEATURES, HIDDEN
 BACKBONE_FILE, FUSION_FILE, DECODER_FILE = "backbone.onnx", "fusion.onnx", "decoder.onnx"
 #: Queries of one decoder call, rows and columns.
 BLOCK = (64, 128)
-_FLOAT, _INT = TensorProto.FLOAT, TensorProto.INT64
+_FLOAT, _INT = int(TensorProto.FLOAT), int(TensorProto.INT64)
+Ports = Mapping[str, "tuple[list[Any], int]"]  # name -> shape (a text is a free size), type
 
 
 def patch_size(block: Sequence[int]) -> tuple[int, int]:
@@ -73,7 +75,7 @@ class _Decoder(nn.Module):
     def __init__(self, model: CRM, block: Sequence[int]) -> None:
         super().__init__()
         first, *rest = model.imnet.linear
-        terms = first.weight[:, FEATURES:].detach()  # relative, absolute, cell; each (y, x)
+        terms: Tensor = first.weight[:, FEATURES:].detach()  # relative, absolute, cell; each (y, x)
         self.row_weight, self.column_weight = nn.Parameter(terms[:, 0::2]), nn.Parameter(terms[:, 1::2])
         self.layers = nn.ModuleList(nn.Conv2d(layer.in_features, layer.out_features, 1) for layer in rest)
         for conv, layer in zip(self.layers, rest, strict=True):
@@ -115,13 +117,13 @@ def crm_graphs(model: CRM, block: Sequence[int] = BLOCK) -> dict[str, onnx.Model
     """
     rows, columns = block
     patch = patch_size(block)
-    tables = {
+    tables: Ports = {
         "row_cells": ([2 * rows], _INT),
         "row_terms": ([3, 2 * rows], _FLOAT),
         "column_cells": ([2 * columns], _INT),
         "column_terms": ([3, 2 * columns], _FLOAT),
     }
-    branches = {
+    branches: Ports = {
         "first": ([1, 64, "rows+2", "columns+2"], _FLOAT),
         "second": ([1, 64, "height2", "width2"], _FLOAT),
         "rows2": (["rows+2", "height2"], _FLOAT),
@@ -130,7 +132,7 @@ def crm_graphs(model: CRM, block: Sequence[int] = BLOCK) -> dict[str, onnx.Model
         "rows3": (["rows+2", "height3"], _FLOAT),
         "columns3": (["width3", "columns+2"], _FLOAT),
     }
-    maps = {name: ([1, count, f"{name}_h", f"{name}_w"], _FLOAT) for name, count in _BRANCHES}
+    maps: Ports = {name: ([1, count, f"{name}_h", f"{name}_w"], _FLOAT) for name, count in _BRANCHES}
     return {
         BACKBONE_FILE: _export(_Backbone(model), {"picture": ([1, 4, "height", "width"], _FLOAT)}, maps),
         FUSION_FILE: _export(_Fusion(model), branches, {"projected": ([1, HIDDEN, "rows", "columns"], _FLOAT)}),
@@ -144,7 +146,6 @@ def crm_graphs(model: CRM, block: Sequence[int] = BLOCK) -> dict[str, onnx.Model
 
 _BRANCHES = (("first", 64), ("second", 64), ("third", 128))
 _PROBE = {"height": 32, "width": 48, "rows+2": 8, "columns+2": 12, "height2": 5, "width2": 7, "height3": 3, "width3": 4}
-Ports = Mapping[str, "tuple[list[int | str], int]"]
 
 
 def _export(module: nn.Module, inputs: Ports, outputs: Ports) -> onnx.ModelProto:

@@ -48,10 +48,11 @@ class CrmEngine:
         for name, (inputs, outputs) in _PORTS.items():
             engine = networks[name]
             if sorted(engine.inputs) != sorted(inputs) or sorted(engine.outputs) != sorted(outputs):
+                names = [", ".join(ports) for ports in (inputs, outputs, engine.inputs, engine.outputs)]
                 raise BundleError(
                     "%s: expected inputs %s and outputs %s, found %s and %s; export the bundle again"
-                    % (engine.path, ", ".join(inputs), ", ".join(outputs), ", ".join(engine.inputs), ", ".join(engine.outputs))
-                )  # fmt: skip
+                    % (engine.path, *names)
+                )
         shape = networks["decoder"].outputs["logits"][1]
         if list(shape) != list(info.block):
             raise BundleError(

@@ -118,7 +118,7 @@ class Axis:
 
 
 def reflected(length: int, border: int) -> np.ndarray:
-    """int64 [length+2*border]: source of each place of a reflected border, repeated where it is longer than the side."""
+    """int64 [length+2*border]: source of each place of a reflected border, which may be longer."""
     return np.pad(np.arange(length), border, mode="reflect")
 
 
