@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence, Union
+from typing import Any, Dict, List, NamedTuple, Sequence, Union
 
 import numpy as np
 
@@ -133,13 +133,7 @@ def _read(path: Union[str, Path], palette: bool) -> np.ndarray:
                 if mode == "F" or values.min() < 0 or values.max() > 65535:
                     raise InputError("mask %s: expected 8 or 16 bits, found more; convert it to 8 bits" % path)
                 return np.floor(values * 255 / 65535 + 0.5).astype(np.uint8)
-            if mode in ("RGBA", "LA", "PA"):
-                image = (
-                    image.convert("RGB" if mode == "RGBA" else mode).convert("L")
-                    if mode != "LA"
-                    else image.getchannel(0)
-                )
-            values = np.array(image if image.mode in ("L", "P") else image.convert("L"))
+            values = np.array(image if mode in ("L", "P") else _grey(image, mode))
     except InputError:
         raise
     except FileNotFoundError:
@@ -152,6 +146,12 @@ def _read(path: Union[str, Path], palette: bool) -> np.ndarray:
     if palette and mode == "1":
         values = (values > 0).astype(np.uint8)
     return np.ascontiguousarray(values, np.uint8)
+
+
+def _grey(image: Any, mode: str) -> Any:
+    if mode == "LA":
+        return image.getchannel(0)
+    return image.convert("RGB").convert("L") if mode == "RGBA" else image.convert("L")
 
 
 def foreground(mask: np.ndarray) -> np.ndarray:

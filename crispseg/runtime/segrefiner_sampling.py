@@ -50,9 +50,9 @@ def update_fine(logits: np.ndarray, fine: np.ndarray, t: int, fine_left: Sequenc
 
 
 def seeded_draw(seed: int) -> Draw:
-    """Draws by Philox, keyed by seed, object and step: draw(objects, t, side) -> float32 [N, 1, side, side], 0 <= u < 1.
+    """Draws by Philox, keyed by seed, object and step: draw(objects, t, side) -> float32 [N, 1, side, side].
 
-    24 bits of raw output are one number, so the stream does not depend on the version of numpy.
+    0 <= u < 1. 24 bits of raw output are one number, so the stream does not depend on the version of numpy.
     """
 
     def draw(objects: Sequence[int], t: int, side: int) -> np.ndarray:
