@@ -88,6 +88,7 @@ BASELINE = typer.Option(False, "--baseline", help="also the same base dense at f
 SECONDS = typer.Option(3.0, "--seconds", min=0.0, max=3600.0, help="measured time for each pipeline")
 WARMUP = typer.Option(1.0, "--warmup", min=0.0, max=3600.0, help="warm-up time, s")
 MIN_RUNS = typer.Option(10, "--min-runs", min=1, help="least number of measured runs")
+LAYERS = typer.Option(False, "--layers", help="also time, algorithm and GFLOP/s of each convolution of the refiner")
 IMAGES = typer.Argument(..., metavar="IMAGES", help="folder of images, or one", show_default=False)
 LABELS = typer.Argument(..., metavar="LABELS", help="folder of 8-bit label maps of the same stems", show_default=False)
 RATIO = typer.Option(0.02, "--boundary-ratio", help="width of a boundary as a share of the image diagonal")
@@ -185,6 +186,7 @@ def latency(
     seconds: float = SECONDS,
     warmup: float = WARMUP,
     min_runs: int = MIN_RUNS,
+    layers: bool = LAYERS,
     report: Optional[Path] = REPORT,
     json: bool = JSON,
 ) -> None:
@@ -211,6 +213,7 @@ def latency(
             seconds=seconds,
             warmup=warmup,
             min_runs=min_runs,
+            layers=layers,
             progress=progress,
         )
 

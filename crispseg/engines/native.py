@@ -14,6 +14,7 @@ import numpy as np
 
 from crispseg.engines.native_check import Graph, check_graph, check_inputs
 from crispseg.engines.native_graph import read_graph
+from crispseg.engines.native_layers import Layer
 from crispseg.engines.native_nodes import Nodes
 from crispseg.engines.native_plan import Need, needed
 from crispseg.engines.native_weights import Weights, prepare
@@ -134,6 +135,10 @@ class NativeEngine:
         self.stage_times, self.node_times = stages, times
         self._nodes.end()
         return result
+
+    def layers(self) -> List[Layer]:
+        """The convolutions of the last run, in the order in which they ran; empty before the first."""
+        return self._nodes.layers(self.node_times) if self._nodes else []
 
     # ---- the rest -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
+from crispseg.engines.native_layers import Layer, existing_taps, kind_of
 from crispseg.engines.native_memory import Room, Slot
 from crispseg.engines.native_plan import Need, plan_buffers
 from crispseg.engines.native_weights import Weights
@@ -44,11 +45,14 @@ class Nodes:
         self._given: Dict[str, np.ndarray] = {}
         self._capacity = 0
         self._found = 0
+        self._algorithms: Dict[int, str] = {}  # node index -> what ran
+        self._maps = {name: role for node in graph.nodes for role, name in node.outputs.items()}
 
     def begin(self, given: Dict[str, np.ndarray], need: Need, capacity: int) -> None:
         """Start a frame: checked inputs, what it takes, and the most pixels to refine."""
         self._given, self._need, self._capacity = given, need, capacity
         self._pixels.clear()
+        self._algorithms.clear()
         self._bases = [0] * len(self._bases)
 
     def run(self, index: int) -> None:
@@ -60,6 +64,21 @@ class Nodes:
         """Let go of the frame's arrays."""
         self._given = {}
         self._pixels.clear()
+
+    def layers(self, times: Dict[str, float]) -> List[Layer]:
+        """The convolutions of the last frame; ``times``: node name -> ms. Its maps must still be there."""
+        out = []
+        for index, algorithm in self._algorithms.items():
+            node, a = self._graph.nodes[index], self._prepared[index]
+            name = node.inputs["map"]
+            kind = kind_of(self._maps, name)
+            taps = a.K * a.n_out
+            if kind in ("down", "up"):
+                taps = existing_taps(self._rooms[name].array[:taps])
+            gflop = 2e-9 * taps * a.cin * a.cout
+            out.append(Layer(node.name, kind, self._level(node), a.n_out, a.cin, a.cout, algorithm, times[node.name],
+                             gflop))  # fmt: skip
+        return out
 
     @property
     def active(self) -> int:
@@ -219,7 +238,10 @@ class Nodes:
         for i, role in enumerate(("z1", "z2")):
             a.z[i], a.ldz[i] = self._matrix(outs[role]) if outs[role] in wanted else (None, 0)
         tiles = self._tiles.get(ins["map"])
-        if a.n_out and not (tiles and tiles.run(self._native, index, a)):
+        self._algorithms[index] = "direct"
+        if a.n_out and tiles and tiles.run(self._native, index, a):
+            self._algorithms[index] = "winograd"
+        elif a.n_out:
             self._native.call("cs_sparse_conv", ctypes.byref(a))
 
     def _run_Concat(self, index: int, node: RawNode) -> None:  # noqa: N802

@@ -37,6 +37,7 @@ class Runs:
     founds: List[int] = field(default_factory=list)
     overflowed: int = 0
     seconds: float = 0.0
+    layers: Optional[List[List[Any]]] = None  # of every run, when asked for
 
     def add(self, pipeline: Any, frame: np.ndarray, index: int) -> None:
         """Runs the pipeline once on frame number ``index`` and keeps its times."""
@@ -52,6 +53,8 @@ class Runs:
         self.counts.append(int(result.count))
         self.founds.append(int(result.found))
         self.overflowed += int(result.found > result.count)
+        if self.layers is not None:
+            self.layers.append(pipeline.layers())
 
     def summary(self) -> dict:
         """Percentiles of every stage; "total" and "cpu" last."""
@@ -84,6 +87,7 @@ def measure(
     device: int = 0,
     refiner_engine: bool = False,
     budget_ms: Optional[float] = None,
+    layers: bool = False,
     progress: Optional[Callable[[float, float], None]] = None,
 ) -> dict:
     """Measures a bundle's pipeline on this machine.
@@ -104,6 +108,7 @@ def measure(
         device: number of the GPU.
         refiner_engine: backend tensorrt: the refiner as an engine too.
         budget_ms: measure with the capacity that keeps a frame within so many ms, see ``runtime/budget.py``.
+        layers: also the time of each convolution of the refiner (backend native).
         progress: called with (seconds done, seconds in all), both estimates.
 
     Returns:
@@ -152,7 +157,7 @@ def measure(
         first, warm_runs = _warm_up(pipeline, images, warmup, tick)
         choice = None if budget_ms is None else calibrate(pipeline, images, budget_ms)
         peak = peak_memory_mib()  # before a baseline is loaded beside it
-        candidates = [(pipeline, Runs())]
+        candidates = [(pipeline, Runs(layers=_known(pipeline) if layers else None))]
         if baseline:
             other = open_pipeline(bundle, network="baseline", **options)
             stack.callback(_close, other)
@@ -204,6 +209,10 @@ def measure(
             "first_run_ms": round(first, 2),
         },
     }
+    if runs.layers is not None:
+        from crispseg.engines import native_layers
+
+        report["layers"] = native_layers.table(native_layers.medians(runs.layers))
     if choice is not None:
         report["budget"] = summary(choice, runs.counts, runs.founds, runs.stages["total"])
     if baseline:
@@ -308,6 +317,14 @@ def _warnings(bundle: Any, runs: Runs, facts: dict, threads: int) -> List[str]:
             "the most uncertain were refined"
         )
     return texts
+
+
+def _known(pipeline: Any) -> List[List[Any]]:
+    """An empty list for the layers of every run. Raises InputError when the pipeline does not tell them."""
+    if not hasattr(pipeline, "layers"):
+        raise InputError("--layers: expected --backend native; see `crispseg layers` for TensorRT engines")
+    pipeline.layers()
+    return []
 
 
 def _reset_peak_memory() -> None:

@@ -195,6 +195,17 @@ class Pipeline:
         self._input = np.empty((1, 3, net.height, net.width), np.float32)
         self._pad = pad_colour(net)
 
+    def layers(self) -> List[Any]:
+        """Each convolution of the refiner on the last frame (``engines/native_layers.py``).
+
+        Raises:
+            InputError: there is no refiner, or its backend does not tell.
+        """
+        if not hasattr(self._refiner, "layers"):
+            what = "no refiner" if self._refiner is None else self._refiner.spec.backend
+            raise InputError("--layers: expected a refiner in --backend native, found %s" % what)
+        return list(self._refiner.layers())
+
     @property
     def capacity(self) -> int:
         """Most refined pixels a frame; 0 without a refiner."""

@@ -119,3 +119,22 @@ def test_random_weights_are_said(fake):
     fake[0].base.random_weights = True
     report = measure("x", seconds=0, warmup=0, min_runs=1, frames=1)
     assert any("random weights" in text for text in report["warnings"])
+
+
+def test_layers_of_the_refiner(fake, monkeypatch):
+    from crispseg.engines.native_layers import Layer
+
+    module = sys.modules["crispseg.runtime.pipeline"]
+    with pytest.raises(InputError, match="--layers"):
+        measure("x", seconds=0, warmup=0, min_runs=2, frames=1, layers=True)
+    opened = module.open_pipeline
+
+    def with_layers(*arguments, **options):
+        pipeline = opened(*arguments, **options)
+        pipeline.layers = lambda: [Layer("enc0", "submanifold", 0, 7, 3, 8, "direct", 2.0, 0.5)]
+        return pipeline
+
+    monkeypatch.setattr(module, "open_pipeline", with_layers)
+    report = measure("x", seconds=0, warmup=0, min_runs=2, frames=1, layers=True)
+    assert report["layers"][0]["gflop_per_s"] == 250
+    assert report["layers"][0]["share_percent"] == 100
