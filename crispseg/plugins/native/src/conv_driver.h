@@ -1,7 +1,9 @@
-// What the drivers of the direct (conv.cpp) and the Winograd (winograd.cpp) convolution share.
+// What the drivers of the direct (conv.cpp), the int8 (conv_int8.cpp) and the Winograd (winograd.cpp) convolution share.
 #ifndef CRISPSEG_CONV_DRIVER_H
 #define CRISPSEG_CONV_DRIVER_H
 #include <unistd.h>
+
+#include <atomic>
 
 #include "conv_kernels.h"
 #include "internal.h"
@@ -9,6 +11,7 @@
 namespace crispseg {
 
 constexpr int kMaxChannels = 1 << 16;
+constexpr int64_t kMaxBlockRows = 960;
 
 // Half of the L2 cache: the part of the input that a block keeps there.
 inline int64_t input_bytes() {
@@ -21,13 +24,65 @@ inline int64_t input_bytes() {
   return half < least ? least : half > most ? most : half;
 }
 
-inline int padded(const ConvKernels &k, int cout) { return static_cast<int>(round_up(cout, k.lanes)); }
+inline int padded(const ConvShape &k, int cout) { return static_cast<int>(round_up(cout, k.lanes)); }
 
 inline bool bad_shape(int K, int cin, int cout) {
   return K < 1 || K > kMaxTaps || cin < 1 || cin > kMaxChannels || cout < 1 || cout > kMaxChannels;
 }
 
-int check_conv(const char *who, const cs_context *ctx, const cs_conv *c);
+// CS_OK, or a status with its text.
+int check_conv(const char *who, const cs_context *ctx, const cs_conv *c);  // everything but the map
+int check_map(const char *who, const cs_conv *c);
+
+// How a convolution is cut: `blocks` blocks of `rows` output rows, each cut into `groups` groups of panels. Which
+// numbers come out has no influence on the results. steps: words (4 bytes) of an input row.
+struct ConvCut {
+  int64_t rows, blocks;
+  int groups, panels, panels_per_group;
+};
+ConvCut cut_conv(const ConvShape &k, int64_t n_out, int steps, int cout, int threads);
+
+// Scratch of one worker for the ConvRows of a block.
+inline size_t rows_bytes(int64_t rows, int K, int mr) {
+  return static_cast<size_t>(
+      round_up(rows * K * sizeof(void *) + rows / mr * sizeof(uint32_t) + rows * sizeof(int32_t), 64));
+}
+
+inline ConvRows rows_at(char *memory, int64_t rows, int K, int mr) {
+  char *const taps = memory + rows * K * sizeof(void *), *const out = taps + rows / mr * sizeof(uint32_t);
+  return {reinterpret_cast<const float **>(memory), reinterpret_cast<uint32_t *>(taps), reinterpret_cast<int32_t *>(out)};
+}
+
+// Cuts a convolution, finds the row pointers of every block and runs `kernel` on it, on all threads of the context.
+// conv: x, ldx, map, order and sizes are read; rows of x in words (floats, or four bytes each).
+template <class Kernel>
+int run_blocks(cs_context *ctx, const char *who, const cs_conv &conv, const ConvShape &k, int steps, Kernel &&kernel) {
+  if (conv.n_out == 0) return CS_OK;
+  const ConvCut work = cut_conv(k, conv.n_out, steps, conv.cout, ctx->threads);
+  const size_t row_bytes = rows_bytes(work.rows, conv.K, k.mr);
+  const size_t acc = static_cast<size_t>(work.rows) * work.panels_per_group * k.width;
+  const bool one_chunk = static_cast<int64_t>(conv.K) * steps <= k.max_steps;
+  char *memory = ctx->scratch<char>(kSlotConvRows, row_bytes * ctx->threads);
+  float *sums = one_chunk ? nullptr : ctx->scratch<float>(kSlotConvAcc, acc * ctx->threads);
+  if (!memory || (!one_chunk && !sums)) return CS_OUT_OF_MEMORY;
+
+  std::atomic<bool> bad{false};
+  parallel_for(ctx, work.blocks * work.groups, [&](int64_t unit, int worker) {
+    const int64_t begin = unit / work.groups * work.rows;
+    const int64_t end = begin + work.rows < conv.n_out ? begin + work.rows : conv.n_out;
+    const int panel0 = static_cast<int>(unit % work.groups) * work.panels_per_group;
+    const int panel1 = panel0 + work.panels_per_group < work.panels ? panel0 + work.panels_per_group : work.panels;
+    const ConvRows g = rows_at(memory + row_bytes * worker, work.rows, conv.K, k.mr);
+    if (!CS_PICK(ctx->isa, gather_kernels).gather(conv, k.mr, begin, end, g)) {
+      bad.store(true, std::memory_order_relaxed);
+      return;
+    }
+    kernel(ConvBlock{&conv, ceil_div(end - begin, k.mr), g, panel0, panel1, sums ? sums + acc * worker : nullptr});
+  });
+  if (!bad.load()) return CS_OK;
+  return fail(CS_BAD_ARGUMENT, "%s: the map or the order points outside of its rows (n_in = %d, n_out = %d)", who,
+              conv.n_in, conv.n_out);
+}
 
 }  // namespace crispseg
 #endif

@@ -33,11 +33,16 @@ struct ConvBlock {
   float *acc;                // [panel1 - panel0][tiles][mr][panel width], 64-byte aligned; unused when one chunk does
 };
 
-struct ConvKernels {
+// The tile of an instruction set.
+struct ConvShape {
   int mr;         // rows of a tile
   int width;      // columns of a panel; the last panel is narrower: a multiple of `lanes`
   int lanes;
-  int max_steps;  // multiplications per output between two visits of an output tile
+  int max_steps;  // words of input rows (one float or four bytes) per output between two visits of an output tile
+};
+
+struct ConvKernels {
+  ConvShape shape;
   void (*block)(const ConvBlock &block);
 };
 CS_DECLARE_TABLE(ConvKernels, conv_kernels)

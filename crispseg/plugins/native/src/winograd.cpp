@@ -64,7 +64,7 @@ struct Cut {
   int panels;
 };
 
-Cut cut(const ConvKernels &k, const cs_conv &c, int64_t tiles, int threads) {
+Cut cut(const ConvShape &k, const cs_conv &c, int64_t tiles, int threads) {
   Cut r;
   // Weights that fit into half of the L2 cache stay there, and with blocks this small most of v and m too. Larger ones
   // come from further away once a block; then blocks are large, so that fetching them hides behind the arithmetic
@@ -126,7 +126,7 @@ extern "C" int cs_winograd_pack(const cs_context *ctx, const float *weight, int 
   using namespace crispseg;
   if (!ctx || !weight || !packed || bad_shape(kTaps, cin, cout))
     return fail(CS_BAD_ARGUMENT, "cs_winograd_pack: missing pointer, or cin = %d, cout = %d out of range", cin, cout);
-  const ConvKernels &k = CS_PICK(ctx->isa, conv_kernels);
+  const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
   const int64_t columns = padded(k, cout), point = columns * cin, tap = static_cast<int64_t>(cin) * cout;
   float *const to = static_cast<float *>(packed);
   for (int col = 0; col < cout; col += k.width) {
@@ -152,7 +152,7 @@ extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, const int3
                 "n_in = %d, n_out = %d, %d tiles", conv->K, conv->n_in, conv->n_out, tiles);
   if (conv->n_out == 0 || tiles == 0) return CS_OK;
   if (!tiles_in || !tiles_out) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: no tiles");
-  const ConvKernels &k = CS_PICK(ctx->isa, conv_kernels);
+  const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
   const Cut work = cut(k, *conv, tiles, ctx->threads);
   float *v = ctx->scratch<float>(kSlotTileIn, static_cast<size_t>(kPoints * work.v_point) * ctx->threads);
   float *m = ctx->scratch<float>(kSlotTileOut, static_cast<size_t>(kPoints * work.m_point) * ctx->threads);

@@ -1,0 +1,100 @@
+// How a block of rows is walked: chunks of the sum, panels of columns, tiles of rows. One text for every kind of
+// arithmetic; for *.isa.cpp files only, everything has internal linkage.
+//
+// Everything counts in words of 4 bytes: a step of the sum is one word of an input row (a float, or four int8 channels) and
+// one vector lane of weights. A Kernel has:
+//   Sum                                 type of the sums, 4 bytes
+//   steps()                             words of an input row
+//   accumulate<NV>(rows, now, taps, chunk, panel, w, sums, fresh)
+//                                       sums (from nothing when `fresh`) += taps `now` of the tile's `taps`, of a chunk
+//   finish(out, sums, width, col, cols) the epilogue of one tile
+#ifndef CRISPSEG_CONV_WALK_H
+#define CRISPSEG_CONV_WALK_H
+#include "conv_tile.h"
+
+namespace crispseg {
+
+namespace {
+
+constexpr ConvShape kShape = {kRows, kWidth, kLanes, kMaxSteps};
+
+template <int NV, class Kernel>
+void panel_pass(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, int panel, const float *w,
+                const Ahead &ahead, typename Kernel::Sum *acc) {
+  constexpr int width = NV * kLanes;
+  const cs_conv &conv = *block.conv;
+  const int col = panel * kWidth, cols = conv.cout - col < width ? conv.cout - col : width;
+  alignas(64) typename Kernel::Sum tile[kRows * width];
+  const uint32_t before = (uint32_t{1} << chunk.tap0) - 1, here = (uint32_t{2} << (chunk.tap1 - 1)) - 1 - before;
+  for (int64_t t = 0; t < block.tiles; ++t) {
+    ahead.fetch(t, block.tiles);
+    // A tile is visited only by the chunks that hold one of its taps; a tile without any by the first chunk.
+    const uint32_t taps = block.rows.taps[t], now = taps & here;
+    if (!now && !(taps == 0 && chunk.first)) continue;
+    const bool fresh = !(taps & before) && chunk.c0 == 0;
+    const bool done = !now || (!(taps & ~(before | here)) && chunk.c1 == kernel.steps());
+    typename Kernel::Sum *sums = fresh && done ? tile : acc + t * kRows * width;
+    kernel.template accumulate<NV>(block.rows.rows + t * conv.K * kRows, now, taps, chunk, panel, w, sums, fresh);
+    if (done) kernel.finish(block.rows.out + t * kRows, sums, width, col, cols);
+  }
+}
+
+// The weights of a panel: [tap][steps][width] words.
+inline const float *panel_weight(const cs_conv &conv, int steps, int panel) {
+  return static_cast<const float *>(conv.weight) + static_cast<int64_t>(panel) * kWidth * conv.K * steps;
+}
+
+// The weights of a chunk in a panel.
+inline Ahead slab(const cs_conv &conv, int steps, const Chunk &chunk, int panel) {
+  const int64_t row = panel_vectors(conv.cout, panel) * kLanes * static_cast<int64_t>(sizeof(float));
+  const int64_t first = static_cast<int64_t>(chunk.tap0) * steps + chunk.c0;
+  const int64_t last = static_cast<int64_t>(chunk.tap1 - 1) * steps + chunk.c1;
+  return {reinterpret_cast<const char *>(panel_weight(conv, steps, panel)) + first * row, (last - first) * row};
+}
+
+template <class Kernel>
+void panels(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, const Chunk &next) {
+  const cs_conv &conv = *block.conv;
+  const int steps = kernel.steps();
+  for (int p = block.panel0; p < block.panel1; ++p) {
+    const float *w = panel_weight(conv, steps, p);
+    auto *acc = reinterpret_cast<typename Kernel::Sum *>(block.acc) +
+                static_cast<int64_t>(p - block.panel0) * kWidth * kRows * block.tiles;
+    const Ahead ahead = p + 1 < block.panel1 ? slab(conv, steps, chunk, p + 1)
+                        : next.tap0 < conv.K ? slab(conv, steps, next, block.panel0) : Ahead{nullptr, 0};
+    switch (panel_vectors(conv.cout, p)) {
+      case 1: panel_pass<1>(kernel, block, chunk, p, w, ahead, acc); break;
+      case 2: panel_pass<2>(kernel, block, chunk, p, w, ahead, acc); break;
+#if defined(__aarch64__)
+      case 3: panel_pass<3>(kernel, block, chunk, p, w, ahead, acc); break;
+      case 4: panel_pass<4>(kernel, block, chunk, p, w, ahead, acc); break;
+#endif
+      default: break;
+    }
+  }
+}
+
+// Chunks of the sum: whole taps when a tap is short, else even parts of one tap. All panels of a chunk run over the
+// block while the block's part of the input is in the L2 cache and a panel's weights are in the L1 or L2.
+template <class Kernel>
+void walk(const Kernel &kernel, const ConvBlock &block) {
+  const cs_conv &conv = *block.conv;
+  const int steps = kernel.steps();
+  const int parts = (steps + kMaxSteps - 1) / kMaxSteps;
+  const int taps = parts > 1 ? 1 : kMaxSteps / steps;
+  const int part = ((steps + parts - 1) / parts + 3) / 4 * 4;
+  const auto make = [&](int tap, int c) {
+    return Chunk{tap, tap + taps < conv.K ? tap + taps : conv.K, c, c + part < steps ? c + part : steps,
+                 tap == 0 && c == 0};
+  };
+  for (Chunk chunk = make(0, 0); chunk.tap0 < conv.K;) {
+    const Chunk next = chunk.c1 < steps ? make(chunk.tap0, chunk.c1) : make(chunk.tap1, 0);
+    panels(kernel, block, chunk, next);
+    chunk = next;
+  }
+}
+
+}  // namespace
+
+}  // namespace crispseg
+#endif
