@@ -45,8 +45,8 @@ def find_pairs(photos: Union[str, Path], masks: Union[str, Path]) -> List[Pair]:
     if not photos.is_dir():
         return [Pair(photos.stem, photos, masks)]
     same = photos.resolve() == masks.resolve()
-    left = _by_key(photos, "photo", ("seg", "mask", "gt") if same else ())
-    right = _by_key(masks, "mask", ("im", "image", "gt") if same else ())
+    left = files_by_key(photos, "photo", ("seg", "mask", "gt") if same else ())
+    right = files_by_key(masks, "mask", ("im", "image", "gt") if same else ())
     missing = [left[key].name for key in left if key not in right]
     if missing:
         raise InputError(
@@ -56,7 +56,8 @@ def find_pairs(photos: Union[str, Path], masks: Union[str, Path]) -> List[Pair]:
     return [Pair(left[key].stem, left[key], right[key]) for key in left]
 
 
-def _by_key(folder: Path, what: str, skip: Sequence[str]) -> Dict[str, Path]:
+def files_by_key(folder: Path, what: str, skip: Sequence[str]) -> Dict[str, Path]:
+    """Pictures of a folder by stem without _im, _seg, _mask or _gt; ``skip``: endings of other sorts. InputError."""
     found: Dict[str, Path] = {}
     for path in sorted((p for p in folder.iterdir() if is_image(p)), key=natural_key):
         ending = _ENDINGS.search(path.stem)
