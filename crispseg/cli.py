@@ -300,11 +300,24 @@ def inspect(bundle: Path = BUNDLE, hashes: bool = HASHES, json: bool = JSON) -> 
     from crispseg.cli_output import execute, show_bundle
 
     def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.bundle_masks import is_mask_bundle
+
+        if is_mask_bundle(bundle):
+            from crispseg.runtime.describe_masks import describe_masks
+
+            return describe_masks(bundle, verify=hashes)
         from crispseg.runtime.describe import describe
 
         return describe(bundle, verify=hashes)
 
-    execute(work, json=json, title="reading", show=show_bundle)
+    def show(result):  # type: ignore[no-untyped-def]
+        if "classes" in result:
+            return show_bundle(result)
+        from crispseg.runtime.describe_masks import show_masks
+
+        return show_masks(result)
+
+    execute(work, json=json, title="reading", show=show)
 
 
 @app.command()
@@ -361,4 +374,4 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return report_failure(error, "--json" in given)
 
 
-from crispseg import cli_build, cli_make  # noqa: E402, F401  (add build, export, fit and verify to the app)
+from crispseg import cli_build, cli_make, cli_masks  # noqa: E402, F401  (add build, export, fit and verify to the app)

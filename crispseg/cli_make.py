@@ -22,6 +22,7 @@ from crispseg.cli_foreign import (
     UPSAMPLE,
     chosen_base,
 )
+from crispseg.cli_masks import MASK_REFINERS, export_mask_refiner
 from crispseg.errors import EnvironmentMismatch, InputError
 
 
@@ -47,6 +48,8 @@ RANDOM = typer.Option(False, "--random-weights", help="no checkpoints: for speed
 HALF = typer.Option(False, "--half", help="store weights as float16 (half the size, float32 arithmetic)")
 FORCE = typer.Option(False, "--force", help="write the bundle although a file differs from what it was made of")
 NAME = typer.Option(None, "--name", help="name of the bundle")
+WINDOW = typer.Option(None, "--window", min=32, help="segrefiner: side of its input, px; default: 256")
+MASK_MODE = typer.Option(None, "--mode", help="segrefiner: instance (LR checkpoint, default) or semantic (HR)")
 BUNDLE_OUT = typer.Option(..., "-o", "--out", metavar="BUNDLE", help="directory to write", show_default=False)
 VERIFY_IMAGES = typer.Option(None, "--images", help="folder of real frames; else rendered scenes")
 FRAMES = typer.Option(2, "--frames", min=1, help="number of frames to compare on")
@@ -130,20 +133,49 @@ def export(
     std: Optional[str] = STD,
     channels: Optional[str] = CHANNELS,
     base_upsample: Optional[str] = UPSAMPLE,
+    window: Optional[int] = WINDOW,
+    mode: Optional[str] = MASK_MODE,
     force: bool = FORCE,
     name: Optional[str] = NAME,
     out: Path = BUNDLE_OUT,
     json: bool = JSON,
 ) -> None:
-    """Turn checkpoints, or any network, into a bundle.
+    """Turn checkpoints, or any network, into a bundle. BASE segrefiner or crm: a mask refiner.
 
     Example: crispseg export sfnet_lite_r18 --weights base.pth --refiner sparserefine --refiner-weights r.ckpt -o b
     """
     from crispseg.cli_output import execute, show_bundle
 
+    if base in MASK_REFINERS:
+        from crispseg.runtime.describe_masks import show_masks
+
+        foreign = {
+            "--refiner-weights": refiner_weights,
+            "--threshold": threshold,
+            "--capacity": capacity,
+            "--planes": planes,
+            "--repeats": repeats,
+            "--baseline": baseline,
+            "--module": module,
+            "--onnx": onnx,
+            "--force": force,
+        }
+
+        def make(progress):  # type: ignore[no-untyped-def]
+            require_host_python("export")
+            return export_mask_refiner(
+                str(base), out, weights=weights, window=window, mode=mode, half=half, random_weights=random_weights,
+                name=name, foreign=foreign, progress=progress,
+            )  # fmt: skip
+
+        execute(make, json=json, title="exporting", show=show_masks)
+        return
+
     def work(progress):  # type: ignore[no-untyped-def]
         height, width = parse_size(size)
         require_host_python("export")
+        if window is not None or mode is not None:
+            raise InputError("--window and --mode belong to crispseg export segrefiner; leave them out")
         settings = levels(planes, repeats, 2)
         chosen = chosen_base(base, module, onnx, module_args, drop, output, mean, std, channels, base_upsample)
         from crispseg.export.project import export_bundle

@@ -1,0 +1,143 @@
+"""The commands of the mask refiners: refine; and how export writes their bundles."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import typer
+
+from crispseg.cli import JSON, LIMIT, PROVIDER, REPORT, THREADS, app
+from crispseg.errors import InputError
+
+#: First words of `crispseg export` that make a mask-refiner bundle.
+MASK_REFINERS = ("segrefiner", "crm")
+
+
+class Mode(str, Enum):
+    """How SegRefiner looks at a mask."""
+
+    auto = "auto"
+    instance = "instance"
+    semantic = "semantic"
+
+
+BUNDLE = typer.Argument(..., metavar="BUNDLE", help="mask-refiner bundle that crispseg export wrote")
+PHOTOS = typer.Argument(..., metavar="IMAGES", help="photo, or folder of photos", show_default=False)
+MASKS = typer.Argument(
+    ..., metavar="MASKS", help="grey mask, folder of masks of the same stems, or COCO results (.json)"
+)
+OUT = typer.Option(..., "-o", "--out", help="folder for the results", show_default=False)
+MODE = typer.Option(Mode.auto, "--mode", help="instance: object by object; semantic: windows; auto: the bundle's")
+STEPS = typer.Option(0, "--steps", min=0, help="time steps in instance mode, 0 = all: fewer are faster and coarser")
+SEED = typer.Option(0, "--seed", min=0, help="of the draws; the same seed gives the same mask on every backend")
+BATCH = typer.Option(0, "--batch", min=0, help="objects or windows in one call; 0 = 2 on a CPU, 32 on a GPU")
+LABELS = typer.Option(False, "--labels", help="the masks are label maps: refined class by class and joined")
+BACKGROUND = typer.Option(
+    None, "--background", min=0, max=255, help="class id that is not refined and takes what no class claims (--labels)"
+)
+IGNORE_EXIF = typer.Option(False, "--ignore-exif", help="the masks belong to the photos as stored, not upright")
+ANNOTATIONS = typer.Option(None, "--annotations", help="COCO file with the photos' names", show_default=False)
+
+
+@app.command()
+def refine(
+    bundle: Path = BUNDLE,
+    images: Path = PHOTOS,
+    masks: Path = MASKS,
+    out: Path = OUT,
+    mode: Mode = MODE,
+    steps: int = STEPS,
+    seed: int = SEED,
+    batch: int = BATCH,
+    labels: bool = LABELS,
+    background: Optional[int] = BACKGROUND,
+    ignore_exif: bool = IGNORE_EXIF,
+    annotations: Optional[Path] = ANNOTATIONS,
+    provider: str = PROVIDER,
+    threads: int = THREADS,
+    limit: Optional[int] = LIMIT,
+    report: Optional[Path] = REPORT,
+    json: bool = JSON,
+) -> None:
+    """Sharpen masks of photos with SegRefiner or CRM.
+
+    Example: crispseg refine segrefiner-hr photo.jpg mask.png -o out
+    """
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        from crispseg.runtime.mask_refiner import RefineOptions
+        from crispseg.runtime.mask_run import refine
+
+        chosen = "" if mode is Mode.auto else mode.value
+        options = RefineOptions(mode=chosen, steps=steps, seed=seed, batch=batch, provider=provider, threads=threads)
+        return refine(
+            bundle,
+            images,
+            masks,
+            out,
+            options,
+            labels=labels,
+            background=background,
+            ignore_exif=ignore_exif,
+            annotations=annotations,
+            limit=limit,
+            progress=progress,
+        )
+
+    result = execute(work, json=json, title="refining", report_file=report)
+    if result.get("interrupted"):
+        raise typer.Exit(130)
+
+
+def export_mask_refiner(
+    kind: str,
+    out: Path,
+    *,
+    weights: Optional[Path],
+    window: Optional[int],
+    mode: Optional[str],
+    half: bool,
+    random_weights: bool,
+    name: Optional[str],
+    foreign: Dict[str, Any],
+    progress: Any,
+) -> Dict[str, Any]:
+    """Write a SegRefiner or CRM bundle and return its report.
+
+    ``foreign``: options of export by name that only belong to bundles that segment frames, with what was given.
+
+    Raises:
+        InputError: an option that the refiner has no use for.
+    """
+    wrong = [option for option, value in foreign.items() if value]
+    if kind == "crm":
+        wrong += [f"--{item}" for item, value in (("window", window), ("mode", mode), ("half", half)) if value]
+    if wrong:
+        raise InputError(f"export {kind}: {', '.join(wrong)} does not belong to it; leave it out")
+
+    def say(text: str) -> None:
+        progress(text=text)
+
+    from crispseg.runtime.describe_masks import describe_masks
+
+    if kind == "crm":
+        from crispseg.export.crm_bundle import export_crm
+
+        export_crm(out, weights=weights, name=name or "crm", random_weights=random_weights, progress=say)
+    else:
+        from crispseg.export.segrefiner_bundle import export_segrefiner_bundle
+
+        export_segrefiner_bundle(
+            out,
+            weights=weights,
+            window=256 if window is None else window,
+            mode=mode or "instance",
+            half=half,
+            random_weights=random_weights,
+            name=name,
+            progress=say,
+        )
+    return {**describe_masks(out), "kind": "export"}
