@@ -15,10 +15,12 @@ import numpy as np
 
 from crispseg.engines.cuda import Stream, upload_now
 from crispseg.engines.cuda_clock import StageClock
+from crispseg.engines.cuda_fetch import fetch
 from crispseg.engines.cuda_kernels import TYPES, Kernels
 from crispseg.engines.cuda_memory import DeviceMemory
-from crispseg.engines.cuda_plan import ITEM_BYTES, level_capacities, plan_device
+from crispseg.engines.cuda_plan import ITEM_BYTES, conv_type, level_capacities, plan_device
 from crispseg.engines.cuda_weights import DeviceWeights
+from crispseg.engines.int8_rows import CONVERT, int8_rows, with_conversions
 from crispseg.engines.native_check import Graph, check_graph, check_inputs
 from crispseg.engines.native_graph import RawNode, read_graph
 from crispseg.engines.native_plan import Need, needed
@@ -30,7 +32,7 @@ from crispseg.plugins.ops import parse_features
 
 STAGES = {
     "SelectPixels": "select", "LogitsAt": "select", "PixelFeatures": "select", "SubmanifoldMap": "maps",
-    "DownMap": "maps", "SparseConv2d": "conv", "Concat": "conv", "EnsembleLogits": "ensemble",
+    "DownMap": "maps", "SparseConv2d": "conv", "Concat": "conv", CONVERT: "conv", "EnsembleLogits": "ensemble",
     "ScatterLabels": "scatter",
 }  # fmt: skip
 _DTYPES = {"fp32": np.float32, "fp16": np.float16}
@@ -47,25 +49,20 @@ def load(
     Args:
         path: refiner.onnx (op contract version 1).
         kernels: from ``cuda_kernels.open_kernels``.
-        spec: precision ("fp32", "fp16") and capacity are used.
+        spec: precision and capacity are used. What a file holds as int8 runs in int8; the rest is "fp32" or "fp16".
+            "int8" stands for fp16 there, and wants an int8 file.
         logits_type: of the base's logits in device memory, "fp32" or "fp16".
 
     Raises:
-        BundleError, UnsupportedOp: as the native engine; UnsupportedOp also for precision int8.
+        BundleError, UnsupportedOp: as the native engine; UnsupportedOp also for precision int8 and a float file.
         InputError: no room on the device.
     """
     spec = spec or EngineSpec("cuda", precision="fp16")
-    if spec.precision not in ITEM_BYTES:
-        raise UnsupportedOp(
-            "refiner on the GPU: expected precision fp32 or fp16, found %s, which its kernels do not run from a bundle "
-            "yet; use --precision fp16" % spec.precision
-        )
     graph = check_graph(read_graph(path))
-    quantised = next((node.name for node in graph.nodes if node.attributes.get("x_scale")), None)
-    if quantised is not None:
+    if spec.precision == "int8" and not any(node.attributes.get("x_scale") for node in graph.nodes):
         raise UnsupportedOp(
-            "%s: node %r: SparseConv2d.x_scale: the GPU refiner does not run int8 refiners yet; use the fp32 refiner, "
-            "or --backend native" % (path, quantised)
+            "%s: precision int8: expected convolutions with x_scale, found none; run `crispseg calibrate`, or use "
+            "--precision fp16" % path
         )
     return CudaRefiner(graph, kernels, spec, logits_type)
 
@@ -81,9 +78,10 @@ class CudaRefiner:
     def __init__(self, graph: Graph, kernels: Kernels, spec: EngineSpec, logits_type: str) -> None:
         self.path, self.spec, self.logits_type = graph.raw.path, spec, logits_type
         self.stage_times: Dict[str, float] = {}
+        graph, scales = with_conversions(graph, int8_rows(graph.nodes, graph.raw.outputs))
         self._graph, self._kernels, self._context = graph, kernels, kernels.context
         self._most = min(spec.capacity or graph.capacity, graph.capacity)
-        self._plan = plan_device(graph, spec.precision, self._most)
+        self._plan = plan_device(graph, spec.precision, self._most, scales)
         self._rows = self._plan.capacities
         self._memory = DeviceMemory(kernels, graph, self._plan)
         self._weights = DeviceWeights(kernels, graph, spec.precision)
@@ -236,14 +234,14 @@ class CudaRefiner:
     def _conv(self, node: RawNode) -> Any:
         """The arguments of a convolution, as far as they are sizes."""
         a, tensors, ins = cuda_loader.Conv(), self._graph.tensors, node.inputs
-        a.type, a.capacity = TYPES[self.spec.precision], self._rows[tensors[ins["count"]].level]
+        a.type, a.capacity = TYPES[conv_type(node, self.spec.precision)], self._rows[tensors[ins["count"]].level]
         a.K, a.cin = tensors[ins["map"]].columns if ins["map"] else 1, tensors[ins["x"]].columns
         a.cout = max(tensors[name].columns for name in node.outputs.values() if name)
         return a
 
     def _run_SparseConv2d(self, _: int, node: RawNode) -> None:  # noqa: N802
         a, ins, outs, wanted, graph = self._conv(node), node.inputs, node.outputs, self._need.tensors, self._graph
-        types, level = self._plan.types, self._graph.tensors[node.inputs["count"]].level
+        types, scales, level = self._plan.types, self._plan.scales, graph.tensors[ins["count"]].level
         a.d_x, a.ldx = self._memory.matrix(ins["x"])
         a.d_count = self._memory.count(level)
         a.d_workspace, a.workspace_bytes = self._memory.scratch()
@@ -252,21 +250,33 @@ class CudaRefiner:
             a.d_map = self._memory.ints(ins["map"])
             if table.source > level:  # up: rows of one parity read the same taps
                 a.d_order = self._memory.order(level)
-        a.d_weight = self._weights.address(ins["weight"] + "#packed")
+        a.d_weight = self._weights.address(node.name + "#weight")
+        if node.attributes["x_scale"]:
+            a.d_dequant = self._weights.address(node.name + "#dequant")
         a.d_bias, a.relu = self._weights.address(ins["bias"]), node.attributes["relu"]
         if ins["residual"]:
             a.residual_type = TYPES[types[ins["residual"]]]
             a.d_residual, a.ldr = self._memory.matrix(ins["residual"])
         if outs["y"] in wanted:
             a.y_type = TYPES[types[outs["y"]]]
+            a.y_quant = scales.get(outs["y"], 0.0)
             a.d_y, a.ldy = self._memory.matrix(outs["y"])
         for i, role in enumerate(("z1", "z2")):
             a.d_scale[i] = self._weights.address(ins["scale%d" % (i + 1)])
             a.d_shift[i] = self._weights.address(ins["shift%d" % (i + 1)])
             if outs[role] in wanted:
                 a.z_type[i] = TYPES[types[outs[role]]]
+                a.z_quant[i] = scales.get(outs[role], 0.0)
                 a.d_z[i], a.ldz[i] = self._memory.matrix(outs[role])
         self._call("csg_sparse_conv", ctypes.byref(a))
+
+    def _run_ConvertRows(self, _: int, node: RawNode) -> None:  # noqa: N802
+        source, made = self._graph.tensors[node.inputs["x"]], node.outputs["y"]
+        self._call(
+            "csg_convert_rows", TYPES[self._plan.types[node.inputs["x"]]], *self._memory.matrix(node.inputs["x"]),
+            TYPES[self._plan.types[made]], *self._memory.matrix(made), self._memory.count(source.level),
+            self._rows[source.level], source.columns, node.attributes["scale"],
+        )  # fmt: skip
 
     def _run_Concat(self, index: int, node: RawNode) -> None:  # noqa: N802
         target, stride = self._memory.matrix(node.outputs["y"])
@@ -331,33 +341,7 @@ class CudaRefiner:
         stream.download(rows, self._memory.count(0))
         stream.synchronize()
         self.stage_times = clock.times()
-        return {name: self._fetch(stream, name, rows) for name in names}
-
-    def _fetch(self, stream: Stream, name: str, rows: np.ndarray) -> np.ndarray:
-        tensor = self._graph.tensors[name]
-        n = int(rows[tensor.level])
-        if tensor.kind == "count":
-            return rows[tensor.level : tensor.level + 1].copy()
-        if tensor.kind == "found":
-            return rows[-1:].copy()
-        if tensor.kind == "pixels":
-            array = np.empty((self._graph.height, self._graph.width), np.uint8)
-        elif tensor.kind == "matrix":
-            array = np.empty((n, self._plan.place(name)[2]), _DTYPES[self._plan.types[name]])
-        else:
-            array = np.empty((n, tensor.columns or 2), np.int32)
-        if not array.size:
-            return array[:, : tensor.columns or 2].astype(np.float32 if tensor.kind == "matrix" else np.int32)
-        if tensor.kind == "matrix":  # a slice of rows ends before the last row's stride does
-            item, (address, stride) = array.itemsize, self._memory.matrix(name)
-            whole = np.empty((n - 1) * stride + tensor.columns, array.dtype)
-            stream.download(whole, address)
-            stream.synchronize()
-            step = (item * stride, item)
-            return np.lib.stride_tricks.as_strided(whole, (n, tensor.columns), step).astype(np.float32)
-        stream.download(array, self.address(name))
-        stream.synchronize()
-        return array
+        return {name: fetch(stream, name, rows, self._graph, self._plan, self.address(name)) for name in names}
 
     def memory(self) -> Dict[str, int]:
         """Bytes on the device: packed weights, feature matrices, coordinates and maps, label maps, scratch."""
@@ -369,6 +353,7 @@ class CudaRefiner:
             "backend": "cuda",
             "file": self.path.name,
             "precision": self.spec.precision,
+            "int8_convolutions": sum(bool(node.attributes.get("x_scale")) for node in self._graph.nodes),
             "capacity": self.capacity,
             "level_capacities": list(self._rows),
             "kernels": self._kernels.describe(),

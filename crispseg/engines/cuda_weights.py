@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
 from crispseg.engines.cuda import Buffer, upload_now
 from crispseg.engines.cuda_kernels import TYPES, Kernels
+from crispseg.engines.cuda_plan import conv_type
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
 from crispseg.errors import UnsupportedOp
@@ -18,7 +19,7 @@ _GATE = [kind + str(i) for i in range(1, 5) for kind in "wb"]
 
 
 class DeviceWeights:
-    """``address(key)``: of a constant's name, of ``name#packed``, or of ``node#gate``."""
+    """``address(key)``: of a constant's name, or of a node's ``#weight``, ``#dequant`` or ``#gate``."""
 
     def __init__(self, kernels: Kernels, graph: Graph, precision: str) -> None:
         """Packs and uploads what the nodes need; the graph's constants are let go.
@@ -29,7 +30,8 @@ class DeviceWeights:
         """
         self.hidden: Dict[str, int] = {}  # units of each gated ensemble, by node
         self._offsets: Dict[str, int] = {}
-        self._parts: List[np.ndarray] = []
+        self._scales: Dict[str, np.ndarray] = {}  # of int8 weights
+        self._parts: List[Tuple[int, np.ndarray]] = []
         self._size = 0
         for node in graph.nodes:
             if node.op == "SparseConv2d":
@@ -45,26 +47,32 @@ class DeviceWeights:
                 values = [np.ravel(graph.raw.constants[node.inputs[role]]) for role in _GATE]
                 self._add(node.name + "#gate", np.concatenate(values).astype(np.float32))
         whole = np.zeros(max(1, self._size), np.uint8)
-        for key, part in zip(self._offsets, self._parts):
-            whole[self._offsets[key] : self._offsets[key] + part.nbytes] = part.view(np.uint8).ravel()
-        self._parts = []
+        for offset, part in self._parts:
+            whole[offset : offset + part.nbytes] = part.view(np.uint8).ravel()
+        self._parts, self._scales = [], {}
         graph.raw.constants.clear()
         self._buffer: Buffer = upload_now(kernels.context, whole)
 
     def _add(self, key: str, array: np.ndarray) -> None:
         if key not in self._offsets:
             self._offsets[key] = self._size
-            self._parts.append(np.ascontiguousarray(array))
+            self._parts.append((self._size, np.ascontiguousarray(array)))
             self._size += -(-array.nbytes // _ALIGN) * _ALIGN
 
     def _conv(self, kernels: Kernels, graph: Graph, node: RawNode, precision: str) -> None:
-        name = node.inputs["weight"]
-        if name + "#packed" not in self._offsets:
-            weight = np.ascontiguousarray(graph.raw.constants[name], np.float32)
-            packed = np.zeros(kernels.size("csg_packed_bytes", TYPES[precision], *weight.shape), np.uint8)
+        kind = conv_type(node, precision)
+        key = "%s#%s" % (node.inputs["weight"], kind)
+        if key not in self._offsets:
+            weight = np.ascontiguousarray(graph.raw.constants[node.inputs["weight"]], np.float32)
+            packed = np.zeros(kernels.size("csg_packed_bytes", TYPES[kind], *weight.shape), np.uint8)
+            scales = np.zeros(weight.shape[2], np.float32)
             kernels.check("csg_pack_weight", kernels.library.csg_pack_weight(
-                TYPES[precision], weight.ctypes.data, *weight.shape, packed.ctypes.data, None))  # fmt: skip
-            self._add(name + "#packed", packed)
+                TYPES[kind], weight.ctypes.data, *weight.shape, packed.ctypes.data, scales.ctypes.data))  # fmt: skip
+            self._add(key, packed)
+            self._scales[key] = scales
+        self._offsets[node.name + "#weight"] = self._offsets[key]
+        if kind == "int8":
+            self._add(node.name + "#dequant", self._scales[key] * np.float32(node.attributes["x_scale"]))
         for role in ("bias", "scale1", "shift1", "scale2", "shift2"):
             if node.inputs[role]:
                 self._add(node.inputs[role], np.asarray(graph.raw.constants[node.inputs[role]], np.float32))

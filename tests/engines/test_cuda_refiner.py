@@ -197,11 +197,6 @@ def test_stages_and_memory_are_told(opened):
     assert facts["level_capacities"] == list(level_capacities(check_graph(read_graph(engine.path)), 960))
 
 
-def test_int8_is_refused_with_what_to_name(opened):
-    with pytest.raises(UnsupportedOp, match="int8.*--precision fp16"):
-        opened(unet(), "int8")
-
-
 def test_bad_inputs_and_graphs_are_refused(opened, tmp_path, kernels):
     engine = opened(unet())
     with pytest.raises(InputError, match="expected inputs image, logits"):

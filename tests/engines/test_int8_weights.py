@@ -105,16 +105,6 @@ def test_tensorrt_says_that_it_does_not_run_int8_yet():
         strip_refiner(net().model(), "fp16", pack)
 
 
-def test_cuda_says_that_it_does_not_run_int8_yet(tmp_path):
-    from crispseg.engines import cuda_refiner
-    from crispseg.engines.spec import EngineSpec
-
-    path = tmp_path / "refiner.onnx"
-    path.write_bytes(net().model().SerializeToString())
-    with pytest.raises(UnsupportedOp, match="x_scale"):
-        cuda_refiner.load(path, None, EngineSpec("cuda", precision="fp16"))
-
-
 def test_onnx_runtime_runs_the_portable_bodies():
     ort = pytest.importorskip("onnxruntime")
     from native_net import interpret
