@@ -7,7 +7,8 @@ from typing import Any, Dict, Optional
 
 import typer
 
-from crispseg.cli import JSON, LIMIT, REPORT, app
+from crispseg.cli import JSON, LIMIT, RATIO, REPORT, app
+from crispseg.errors import InputError
 
 PHOTOS = typer.Argument(..., metavar="IMAGES", help="folder of photos, or one", show_default=False)
 MASKS = typer.Argument(..., metavar="MASKS", help="their coarse masks: grey pictures", show_default=False)
@@ -19,7 +20,6 @@ PICTURES = typer.Option(None, "-o", "--out", help="folder for pictures side by s
 THRESHOLD = typer.Option(
     128, "--threshold", min=1, max=255, help="lowest grey level that is foreground (CRM's script: 129)"
 )
-RATIO = typer.Option(0.02, "--boundary-ratio", help="width of the boundary for boundary IoU / image diagonal")
 EXIF = typer.Option(False, "--ignore-exif", help="pictures side by side: photos as stored, not turned upright")
 
 
@@ -54,6 +54,9 @@ def eval_masks(
             write_png(out / (item.name + ".png"), side_by_side(photo, seen))  # type: ignore[operator]
 
         if out is not None:
+            for place in (images, masks, gt, refined):
+                if place is not None and out.resolve() == (place if place.is_dir() else place.parent).resolve():
+                    raise InputError(f"--out {out}: holds what is to be measured; choose another folder")
             make_folder(out)
         return evaluate_masks(
             images,

@@ -27,7 +27,8 @@ DEFINITIONS = {
     "refined": "the masks given with --refined",
     "iou": "intersection over union of the foreground, percent; in totals: intersections summed over all pictures / "
     "unions summed over all pictures, as CascadePSP, CRM and SegRefiner report it",
-    "mean_iou": "mean over the pictures of each picture's IoU, percent; pictures where both masks are empty are left out",
+    "mean_iou": "mean over the pictures of each picture's IoU, percent; pictures where both masks are empty are left "
+    "out",
     "mba": "mean boundary accuracy (CascadePSP, CVPR 2020), percent: share of right pixels inside a band around the "
     "outline of the exact mask (dilation minus erosion by a disk), mean over five radii 1 + int(((height + width) / "
     "300 - 1) / 5 * i), i = 0..4, in totals then over the pictures; pictures without an outline are left out",
@@ -73,7 +74,7 @@ def band_radii(height: int, width: int) -> List[int]:
 
 
 def boundary_accuracy(mask: np.ndarray, truth: np.ndarray) -> Optional[float]:
-    """mBA of one picture, 0..1; both bool [H,W]. None when the exact mask has no outline."""
+    """Mean boundary accuracy of one picture, 0..1; both bool [H,W]. None when the exact mask has no outline."""
     right = mask == truth
     scores: Dict[int, float] = {}
     radii = band_radii(*truth.shape)

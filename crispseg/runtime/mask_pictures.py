@@ -16,7 +16,7 @@ def tinted(photo: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray
     """The photo, dimmed, with right foreground white, missing orange, extra blue; uint8 [H,W,3]."""
     result = photo.astype(np.float32) * _DIM
     for where, colour in ((mask & truth, RIGHT), (~mask & truth, MISSING), (mask & ~truth, EXTRA)):
-        result[where] = result[where] * (1 - _TINT) + np.float32(colour) * _TINT
+        result[where] = result[where] * (1 - _TINT) + np.asarray(colour, np.float32) * _TINT
     return result.astype(np.uint8)
 
 
@@ -43,6 +43,6 @@ def side_by_side(photo: np.ndarray, masks: Mapping[str, np.ndarray]) -> np.ndarr
     draw = ImageDraw.Draw(sheet)
     for index, (name, panel) in enumerate(panels.items()):
         x = index * (width + gap)
-        sheet.paste(Image.fromarray(panel).resize((width, height), Image.BOX), (x, bar))
+        sheet.paste(Image.fromarray(panel).resize((width, height), Image.Resampling.BOX), (x, bar))
         draw.text((x + 4, 3), TITLES[name], fill=(255, 255, 255))
     return np.asarray(sheet)
