@@ -34,7 +34,8 @@ ALLOWED = {
     "export": {"models", "sparse", "plugins", "engines"},
     "fit": {"models", "sparse", "scenes"},
     "runtime": {"engines", "plugins", "scenes"},
-    "cli": {"cli_build", "cli_eval_masks", "cli_make", "cli_masks", "cli_output"},  # the commands call every room, inside their functions
+    # The commands call every room, inside their functions.
+    "cli": {"cli_build", "cli_eval_masks", "cli_make", "cli_masks", "cli_output"},
     "cli_build": {"cli", "cli_output"},
     "cli_eval_masks": {"cli", "cli_output"},
     "cli_make": {"cli", "cli_foreign", "cli_masks", "cli_output"},
