@@ -23,7 +23,7 @@ from torch import nn
 
 from crispseg import __version__
 from crispseg.errors import InputError, UnsupportedOp
-from crispseg.export.fold import drop_unused, fold_constants, merge_equal, rename_readably
+from crispseg.export.fold import drop_unused, fold_constants, infer_light, merge_equal, rename_readably
 
 OPSET = 17
 IR_VERSION = 8
@@ -139,6 +139,8 @@ def _finish(
 ) -> onnx.ModelProto:
     graph = model.graph
     fold_constants(model)
+    if any(node.op_type == "Shape" for node in graph.node):
+        fold_constants(model)  # what was folded makes further shapes known: those behind a Pad
     merge_equal(graph)
     drop_unused(graph)
     # The wrapper's own scope is the first part of every name.
@@ -156,7 +158,7 @@ def _finish(
     if kept:
         helper.set_model_props(model, {FLOAT32_NODES: "\n".join(kept)})
     onnx.checker.check_model(model)
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    inferred = infer_light(model, strict_mode=True)
     shape = tuple(d.dim_value for d in inferred.graph.output[0].type.tensor_type.shape.dim)
     if shape != logits:
         raise UnsupportedOp(f"exported graph: expected logits {logits} as torch computes, found {shape}")

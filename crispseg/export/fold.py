@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+_SMALL = 4096  # bytes; what shapes are computed from is far smaller
 _FOLD_LIMIT = 64 << 20  # bytes of a folded constant; nothing in a base comes near
 
 
@@ -19,7 +20,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
     Known are: constants, shapes of tensors with a static shape, and whatever is computed from those alone.
     """
     graph = model.graph
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    inferred = infer_light(model, data_prop=True)
     shapes: Dict[str, Sequence[int]] = {}
     types: Dict[str, int] = {}
     for info in list(inferred.graph.value_info) + list(graph.input) + list(graph.output):
@@ -51,6 +52,33 @@ def fold_constants(model: onnx.ModelProto) -> None:
     for name, value in made.items():
         graph.initializer.append(numpy_helper.from_array(value, name))
     _skip_identities(graph, types, outputs)
+
+
+def infer_light(model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    """Shape inference on a copy without large weights, which it would only carry to and fro.
+
+    Args:
+        model: not changed.
+        options: of ``onnx.shape_inference.infer_shapes``.
+
+    Returns:
+        A model with ``value_info`` filled in; large initialisers are inputs there.
+    """
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    graph, source = light.graph, model.graph
+    graph.name = source.name or "graph"
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.value_info.extend(source.value_info)
+    given = {i.name for i in source.input}
+    for tensor in source.initializer:
+        if tensor.ByteSize() <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return onnx.shape_inference.infer_shapes(light, **options)
 
 
 def _is_known(node: onnx.NodeProto, known: Dict[str, np.ndarray]) -> bool:

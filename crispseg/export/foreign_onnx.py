@@ -79,6 +79,10 @@ class Onnx:
             "shape": [int(n) for n in found.shape],
         }
 
+    def notes_at(self, height: int, width: int) -> dict[str, Any]:
+        """Nothing: a file pads for itself, or not at all."""
+        return {}
+
     def _fixed(self, size: tuple[int, int], assumed: list[str]) -> onnx.ModelProto:
         model = dense._copy(self.model)
         graph = model.graph

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from crispseg.errors import CheckpointError, InputError
 from crispseg.models.bases import BaseInfo, base_info, build_base
+from crispseg.models.bases.padding import padded
 from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict, load_training
 from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
 
@@ -52,7 +53,7 @@ def base_network(name: str, num_classes: int, weights: str | Path | None, seed: 
     if weights is None:
         with _seeded(seed):
             module = build_base(name, num_classes)
-        return Network(module.eval(), True, {"random_weights": True, "seed": seed}), info
+        return Network(padded(module, info).eval(), True, {"random_weights": True, "seed": seed}), info
     state, config = load_checkpoint(weights), load_config(weights)
     if config:
         _check_settings(config, weights)
@@ -60,7 +61,7 @@ def base_network(name: str, num_classes: int, weights: str | Path | None, seed: 
             _check_volume(build_base(name, num_classes, config, str(weights)), state, weights)
     module = build_base(name, num_classes, config or None, str(weights))
     dropped = load_strict(module, state, info.droppable, str(weights))
-    return Network(module.eval(), False, checkpoint_notes(weights, dropped)), info
+    return Network(padded(module, info).eval(), False, checkpoint_notes(weights, dropped)), info
 
 
 def refiner_network(

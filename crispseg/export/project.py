@@ -124,7 +124,7 @@ def export_bundle(
         models[f"{role}.onnx"] = model = _export_dense(source, size, logits == "native", half_weights)
         say(f"compare {role} with its source")
         parity, wrong = _dense_parity(source, model, role, half_weights)
-        notes[role] = {**source.notes, "parity": parity, **_gate(wrong, force, say)}
+        notes[role] = {**source.notes, **source.notes_at(*size), "parity": parity, **_gate(wrong, force, say)}
         gaps = tensorrt_gaps(model)
         if gaps:
             notes[role]["tensorrt_unsupported"] = gaps

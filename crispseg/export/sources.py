@@ -18,6 +18,7 @@ from crispseg.errors import InputError
 from crispseg.export import dense
 from crispseg.export.networks import base_network
 from crispseg.models.bases import BaseInfo
+from crispseg.models.bases.padding import Padded
 from crispseg.plugins.ops import UPSAMPLES
 
 
@@ -61,6 +62,9 @@ class Source(Protocol):
     def parity(self, model: onnx.ModelProto, threads: int) -> dict[str, Any]:
         """What ``dense.parity`` gives, and the ``hop`` that was compared."""
 
+    def notes_at(self, height: int, width: int) -> dict[str, Any]:
+        """What the provenance of the graph for this size says beyond ``notes``."""
+
 
 @dataclass
 class Torch:
@@ -78,6 +82,17 @@ class Torch:
     def parity(self, model: onnx.ModelProto, threads: int) -> dict[str, Any]:
         """Compare torch with ONNX Runtime."""
         return {"hop": "torch -> onnxruntime", **dense.parity(self.module, model, threads=threads)}
+
+    def notes_at(self, height: int, width: int) -> dict[str, Any]:
+        """How the image is padded inside the graph, for a base that asks for it."""
+        if not isinstance(self.module, Padded):
+            return {}
+        padded = self.module.padded_size(height, width)
+        added = f"{height}x{width} -> {padded[0]}x{padded[1]}" if padded != (height, width) else "nothing to add"
+        return {
+            "padding": f"in the graph: zeros right and bottom of the normalised image to multiples of "
+            f"{self.module.multiple} ({added})" + (", logits enlarged and cropped" if padded != (height, width) else "")
+        }
 
 
 def open_source(

@@ -17,6 +17,7 @@ from crispseg.fit.losses import merged_iou_loss, near_edges
 from crispseg.fit.options import FitOptions
 from crispseg.fit.train import confusion, finish, load_data, miou, prepare, quiet, shrink
 from crispseg.models.bases import BaseInfo, base_info, build_base
+from crispseg.models.bases.padding import padded
 from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict
 from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
 from crispseg.sparse.select import entropy, upsample_logits
@@ -56,7 +57,7 @@ def load_base(options: FitOptions) -> FrozenBase:
     config = load_config(options.base) or None
     module = build_base(info.name, options.num_classes, config, str(options.base))
     load_strict(module, load_checkpoint(options.base), info.droppable, str(options.base))
-    return FrozenBase(module, info, options)
+    return FrozenBase(padded(module, info), info, options)
 
 
 def find_threshold(

@@ -90,28 +90,45 @@ def test_maps_of_the_backbone(c):
         np.testing.assert_allclose(planes, c.golden[f"probe_feat{index}_96x160"], atol=GATE * std)
 
 
-def test_exported_graph_gives_the_golden_logits(c):
+def exported(net):
+    """(graph, its logits for the 72x104 image, the same in torch)."""
     pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
     from crispseg.export import dense
+
+    model = dense.export_dense(net, height=72, width=104)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(dense.to_bytes(model), options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": fill_mmseg.image(72, 104)})
+    with torch.no_grad():
+        eager = net.forward_logits(torch.from_numpy(fill_mmseg.image(72, 104))).numpy()
+    return model, logits, eager
+
+
+@pytest.mark.slow
+def test_exported_graph_gives_the_golden_logits(c):
+    _, logits, eager = exported(c.net)
+    assert c.relative(logits[0], (72, 104)) <= GATE
+    assert np.abs(logits - eager).max() < 2e-5 * eager.std()
+
+
+@pytest.mark.parametrize("arch", list(fill_mmseg.NAMES))
+def test_exported_graph_of_one_block_of_every_kind(arch, monkeypatch):
+    """What the exporter does with each layer, without the dozens of equal ones."""
     from crispseg.export.sources import tensorrt_gaps
 
-    model = dense.export_dense(c.net, height=72, width=104)
+    net, _, state = fill_mmseg.shallow(arch, monkeypatch)
+    kinds = {type(module) for module in net.modules()}
+    assert kinds == {type(module) for module in build_base(fill_mmseg.NAMES[arch], 19).modules()}
+    model, logits, eager = exported(net)
+    assert np.abs(logits - eager).max() < 2e-5 * eager.std()
     assert {n.op_type for n in model.graph.node} <= OPERATORS
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
     assert tensorrt_gaps(model) == {}
     for node in model.graph.node:
         modes = {a.s for a in node.attribute if a.name == "coordinate_transformation_mode"}
         assert modes <= {b"half_pixel", b"pytorch_half_pixel"}
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(dense.to_bytes(model), options, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"image": fill_mmseg.image(72, 104)})
-    assert c.relative(logits[0], (72, 104)) <= GATE
-    x = torch.from_numpy(fill_mmseg.image(72, 104))
-    with torch.no_grad():
-        eager = c.net.forward_logits(x).numpy()
-    assert np.abs(logits - eager).max() < 2e-5 * eager.std()
 
 
 def _each(net, kind, name, value):

@@ -152,6 +152,7 @@ _MMSEG = (
     BaseInfo(
         "segnext-l",
         8,
+        pad_to=32,
         paper="SegNeXt: Rethinking Convolutional Attention Design for Semantic Segmentation, NeurIPS 2022, "
         "arXiv 2209.08575",
         droppable=(r"auxiliary_head\.",),

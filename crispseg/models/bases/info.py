@@ -38,6 +38,7 @@ class BaseInfo:
         mean: subtracted from the image, per channel, in units of 0..255.
         std: divides the image afterwards, in the same units.
         upsample: how the authors bring the logits to the image's size, a rule of the op SelectPixels.
+        pad_to: the authors pad the normalised image with zeros, right and bottom, until both sides are multiples of it.
         paper: title and place.
         droppable: regular expressions of checkpoint keys that no logit depends on.
         classes: of the published weights.
@@ -55,6 +56,7 @@ class BaseInfo:
     mean: tuple[float, float, float] = _IMAGENET_MEAN
     std: tuple[float, float, float] = _IMAGENET_STD
     upsample: str = "bilinear"
+    pad_to: int = 1
     paper: str = ""
     droppable: tuple[str, ...] = ()
     classes: tuple[int, ...] = ()
