@@ -16,7 +16,7 @@ from crispseg.plugins import cuda_loader
 from crispseg.plugins.loader import EXTENT, UPSAMPLE
 from crispseg.plugins.ops import BY_NAME, parse_features
 
-ITEM = {0: 4, 1: 2}
+ITEM = {0: 4, 1: 2, 2: 1}
 FEATURES = {"rgb": 0, "xy": 1, "p": 2}
 
 
@@ -128,9 +128,11 @@ class StrippedEngine:
         c.residual_type, c.d_residual, c.y_type, c.d_y = (
             a["residual_type"], at(i.get("residual")), a["y_type"], at(o.get("y")))  # fmt: skip
         c.ldr = c.ldy = a["cout"]
+        c.d_dequant, c.y_quant = at(i.get("dequant")), a.get("y_quant", 0)
         for n in (0, 1):
             c.d_scale[n], c.d_shift[n] = at(i.get("scale%d" % (n + 1))), at(i.get("shift%d" % (n + 1)))
             c.z_type[n], c.d_z[n], c.ldz[n] = a["z%d_type" % (n + 1)], at(o.get("z%d" % (n + 1))), a["cout"]
+            c.z_quant[n] = a.get("z%d_quant" % (n + 1), 0)
         return c
 
     def enqueue(self, handle, addresses):

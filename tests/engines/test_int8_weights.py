@@ -9,12 +9,10 @@ pytest.importorskip("onnx")
 
 from native_net import Net, frame
 from onnx import numpy_helper
-from trt_support import pack
 
 from crispseg.engines.int8_weights import fold_dequantize
 from crispseg.engines.native_check import check_graph
 from crispseg.engines.native_graph import read_graph
-from crispseg.engines.tensorrt.strip import strip_refiner
 from crispseg.errors import BundleError, UnsupportedOp
 from crispseg.plugins.quantise import quantise_by
 
@@ -98,11 +96,6 @@ def test_an_attribute_that_is_not_known_is_refused():
     item.attribute.add().name = "block_size"
     with pytest.raises(UnsupportedOp, match="axis 2 alone"):
         fold_dequantize(item, {}, "here")
-
-
-def test_tensorrt_says_that_it_does_not_run_int8_yet():
-    with pytest.raises(UnsupportedOp, match="x_scale"):
-        strip_refiner(net().model(), "fp16", pack)
 
 
 def test_onnx_runtime_runs_the_portable_bodies():

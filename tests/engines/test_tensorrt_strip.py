@@ -295,8 +295,10 @@ def test_what_is_no_refiner_is_refused(model):
     broken.graph.node.append(helper.make_node("Softmax", ["yo"], ["p"], "p"))
     with pytest.raises(UnsupportedOp, match="Softmax is no op of a refiner"):
         strip_refiner(broken, "fp16", pack)
-    with pytest.raises(UnsupportedOp, match="precision int8"):
+    with pytest.raises(UnsupportedOp, match="precision int8: expected convolutions with x_scale"):
         strip_refiner(model, "int8", pack)
+    with pytest.raises(UnsupportedOp, match="precision int4: expected fp32, fp16, int8"):
+        strip_refiner(model, "int4", pack)
     lost = onnx.ModelProto.FromString(model.SerializeToString())
     del lost.graph.initializer[:]
     with pytest.raises(UnsupportedOp, match="Cast is no op of a refiner"):

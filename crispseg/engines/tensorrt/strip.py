@@ -2,7 +2,8 @@
 
 The portable bodies go (from 9.0 to 10.6 a model-local function always wins over a plugin of the same name:
 NVIDIA/TensorRT#4113), and every op gets what plugins/tensorrt/core/params.h describes: bit masks of its connected
-tensors, types, padded widths, weights packed for the kernels, bytes as int32 words.
+tensors, types, padded widths, weights packed for the kernels, bytes as int32 words. Convolutions with x_scale become
+int8 ones; what their rows are is decided in ``rows.py``.
 """
 
 from __future__ import annotations
@@ -15,25 +16,18 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from crispseg.engines.int8_weights import fold_dequantize
+from crispseg.engines.native_graph import RawNode
+from crispseg.engines.tensorrt.rows import FP16, FP32, INT8, Int8Rows, Rows, identity, plain_rows, plan_int8, spread
 from crispseg.errors import UnsupportedOp
 from crispseg.plugins.ops import BY_NAME, DOMAIN, PLUGIN_ATTRIBUTES, check_attributes, check_connections, feature_width
+from crispseg.plugins.quantise import quantise_weight
 
-FP32, FP16, INT8 = 0, 1, 2
-TYPES = {"fp32": FP32, "fp16": FP16}
+TYPES = {"fp32": FP32, "fp16": FP16, "int8": FP16}
 # Scratch with which a convolution splits long sums over few rows; TensorRT has one workspace for all layers.
 SCRATCH = 40 << 20
-COLUMNS = {FP32: 1, FP16: 16, INT8: 32}  # rows of a type have a multiple of this many columns
 # (type, fp32 weight [K,cin,cout]) -> the kernels' bytes: csg_pack_weight.
 Pack = Callable[[int, np.ndarray], bytes]
 _WEIGHTS = ("w1", "b1", "w2", "b2", "w3", "b3", "w4", "b4")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A tensor of rows as the plugins hold it. ``layout``: for each stored column the network's column, -1 = zeros."""
-
-    kind: int
-    layout: Tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,8 @@ def strip_refiner(model: ModelProto, precision: str, pack: Pack, capacity: int =
 
     Args:
         model: as exported (external data loaded), with or without bodies.
-        precision: "fp32" or "fp16": rows and weights between the ops. Logits and the ensembler stay fp32.
+        precision: "fp32" or "fp16": rows and weights between the ops, but for what the file has as int8. Logits and
+            the ensembler stay fp32. "int8" stands for fp16 there, and wants an int8 file.
         pack: weights -> bytes of the kernels.
         capacity: most active pixels, 0 = as exported.
         scratch: bytes of workspace that a convolution may use; at most what the builder allows a layer.
@@ -61,7 +56,12 @@ def strip_refiner(model: ModelProto, precision: str, pack: Pack, capacity: int =
         UnsupportedOp: a node outside the contract, or one whose weights are not in the file.
     """
     if precision not in TYPES:
-        raise UnsupportedOp("refiner: precision %s: expected fp32 or fp16" % precision)
+        raise UnsupportedOp("refiner: precision %s: expected %s" % (precision, ", ".join(TYPES)))
+    if precision == "int8" and not any(item.name == "x_scale" for node in model.graph.node for item in node.attribute):
+        raise UnsupportedOp(
+            "refiner: precision int8: expected convolutions with x_scale, found none; run `crispseg calibrate`, or use "
+            "--precision fp16"
+        )
     return _Strip(model, TYPES[precision], pack, capacity, scratch).run()
 
 
@@ -94,6 +94,9 @@ class _Strip:
         self.initializers: Dict[str, TensorProto] = {}
         self.widths = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
         self.up_maps = _up_maps(model)
+        self.counts: Dict[str, str] = {}  # rows -> how many are real
+        self.copies: Dict[Tuple[str, float], str] = {}  # (float rows, scale) -> their int8 copy
+        self.int8 = Int8Rows()
         self.handlers: Dict[str, Callable[..., Any]] = {
             "SelectPixels": self.select,
             "PixelFeatures": self.features,
@@ -106,6 +109,8 @@ class _Strip:
         }
 
     def run(self) -> Stripped:
+        ops = [node for node in self.source.graph.node if node.domain == DOMAIN or node.op_type == "Concat"]
+        self.int8 = plan_int8([_raw(node) for node in ops], [value.name for value in self.source.graph.output])
         for node in self.source.graph.node:
             self.node(node)
         graph = helper.make_graph(
@@ -137,14 +142,16 @@ class _Strip:
         attributes = check_attributes(node.op_type, given, where)
         ins, outs = check_connections(node.op_type, node.input, node.output, attributes, where)
         inputs, outputs, extra = self.handlers[node.op_type](ins, outs, attributes, where)
-        self.emit(node, inputs, outputs, {**attributes, **extra})
+        self.emit(_title(node), node.op_type, inputs, outputs, {**attributes, **extra})
 
-    def emit(self, node: NodeProto, inputs: Sequence[str], outputs: Sequence[str], attributes: Dict[str, Any]) -> None:
+    def emit(
+        self, title: str, op: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Dict[str, Any]
+    ) -> None:
         """Add the plugin node: connected tensors without gaps, and which they are as bits."""
         attributes = dict(attributes, inputs=_bits(inputs), outputs=_bits(outputs), **PLUGIN_ATTRIBUTES)
         attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in attributes.items()}
         connected = [[name for name in names if name] for names in (inputs, outputs)]
-        made = helper.make_node(node.op_type, connected[0], connected[1], _title(node), domain=DOMAIN)
+        made = helper.make_node(op, connected[0], connected[1], title, domain=DOMAIN)
         # Not as keywords of make_node, which has arguments of its own called inputs and outputs.
         made.attribute.extend(helper.make_attribute(name, value) for name, value in sorted(attributes.items()))
         self.nodes.append(made)
@@ -159,8 +166,9 @@ class _Strip:
 
     def features(self, ins: Any, outs: Any, attributes: Any, where: str) -> Any:
         classes = self.columns.get(ins["yi"], 0)
-        rows = _plain_rows(self.kind, feature_width(attributes["features"], classes))
-        self.rows[outs["x"]] = rows
+        columns = self.int8.columns(self.kind, [outs["x"]])
+        rows = plain_rows(self.kind, feature_width(attributes["features"], classes), columns)
+        self.rows[outs["x"]], self.counts[outs["x"]] = rows, ins["count"]
         extra = {"columns": len(rows.layout), "x_type": rows.kind}
         return [ins[name] for name in ("image", "coords", "count", "yi")], [outs["x"]], extra
 
@@ -179,11 +187,6 @@ class _Strip:
         return [ins["coords"], ins["count"]], outputs + [order], {"capacity_out": 0}
 
     def convolution(self, ins: Any, outs: Any, attributes: Any, where: str) -> Any:
-        if attributes.pop("x_scale"):
-            raise UnsupportedOp(
-                "%s: SparseConv2d.x_scale: the plugins do not run int8 refiners yet; build the fp32 refiner, or run "
-                "this one with --backend native or onnxruntime" % where
-            )
         x = self.rows.get(ins["x"])
         if x is None:
             raise UnsupportedOp("%s: input x %r is not made by an op of the contract" % (where, ins["x"]))
@@ -191,26 +194,48 @@ class _Strip:
         taps, cin, cout = weight.shape
         if max(x.layout) >= cin or sum(column >= 0 for column in x.layout) != cin:
             raise UnsupportedOp("%s: expected %d input columns, found %d" % (where, cin, 1 + max(x.layout)))
+        x_scale, x_name = attributes.pop("x_scale"), ins["x"]
+        if x_scale and x.kind != INT8:
+            x_name, x = self.as_int8(x_name, x_scale)
         residual = self.rows.get(ins["residual"])
+        names = {role: outs[role] for role in ("y", "z1", "z2") if outs[role]}
         # The classifier's rows are logits: fp32, no padding. Everything else keeps the type of the network.
-        last = not attributes["relu"] and residual is None and not outs["z1"] and not outs["z2"]
-        final = last and self.is_logits(outs["y"])
-        out = _plain_rows(FP32 if final else self.kind, cout)
+        final = not attributes["relu"] and residual is None and list(names) == ["y"] and self.is_logits(outs["y"])
+        kind = FP32 if final else self.kind
+        kinds = {role: INT8 if name in self.int8.scales else kind for role, name in names.items()}
+        out = plain_rows(kind, cout, 0 if final else self.int8.columns(kind, list(names.values())))
         if residual is not None:
-            out = Rows(out.kind, residual.layout)  # added column by column
+            out = Rows(kind, residual.layout)  # added column by column
         if sum(column >= 0 for column in out.layout) != cout:
             raise UnsupportedOp("%s: expected a residual of %d columns" % (where, cout))
-        padded = _spread(_spread(weight, 1, x.layout), 2, out.layout)
-        inputs = [ins["x"], ins["map"], ins["count"], self.packed(ins["weight"], x.kind, padded, x.layout, out.layout)]
+        padded = spread(spread(weight, 1, x.layout), 2, out.layout)
+        inputs = [x_name, ins["map"], ins["count"], self.packed(ins["weight"], x.kind, padded)]
         inputs += [self.vector(ins["bias"], out.layout, where), ins["residual"]]
         inputs += [self.vector(ins[name], out.layout, where) for name in ("scale1", "shift1", "scale2", "shift2")]
-        inputs += ["", self.orders.get(ins["map"], "")]
-        outputs = [outs[name] for name in ("y", "z1", "z2")]
-        self.rows.update((name, out) for name in outputs if name)
+        inputs += [self.dequant(ins["weight"], padded, x_scale) if x_scale else "", self.orders.get(ins["map"], "")]
         extra = {"taps": taps, "cin": len(x.layout), "cout": len(out.layout), "packed": 1, "x_type": x.kind,
-                 "residual_type": residual.kind if residual else FP32, "y_type": out.kind, "z1_type": out.kind,
-                 "z2_type": out.kind, "workspace": self.scratch}  # fmt: skip
-        return inputs, outputs, extra
+                 "residual_type": residual.kind if residual else FP32, "workspace": self.scratch}  # fmt: skip
+        for role in ("y", "z1", "z2"):
+            extra[role + "_type"] = kinds.get(role, kind)
+        for role, name in names.items():
+            self.rows[name], self.counts[name] = Rows(kinds[role], out.layout), ins["count"]
+            if kinds[role] == INT8:
+                extra[role + "_quant"] = float(self.int8.scales[name])
+        return inputs, [outs[role] for role in ("y", "z1", "z2")], extra
+
+    def as_int8(self, name: str, scale: float) -> Tuple[str, Rows]:
+        """An int8 copy of float rows, made by a convolution whose weight is the identity (exact in fp16 and fp32)."""
+        if (name, scale) not in self.copies:
+            x, made = self.rows[name], "%s.int8.%d" % (name, len(self.copies))
+            out = plain_rows(INT8, sum(column >= 0 for column in x.layout))
+            inputs = [name, "", self.counts[name], self.packed(made, x.kind, identity(x.layout, out.layout))]
+            extra = {"relu": 0, "taps": 1, "cin": len(x.layout), "cout": len(out.layout), "packed": 1, "x_type": x.kind,
+                     "residual_type": FP32, "y_type": INT8, "z1_type": INT8, "z2_type": INT8, "y_quant": float(scale),
+                     "workspace": self.scratch}  # fmt: skip
+            self.emit(made, "SparseConv2d", inputs, [made], extra)
+            self.rows[made], self.counts[made], self.copies[name, scale] = out, self.counts[name], made
+        made = self.copies[name, scale]
+        return made, self.rows[made]
 
     def ensemble(self, ins: Any, outs: Any, attributes: Any, where: str) -> Any:
         yo = self.rows.get(ins["yo"], Rows(FP32, ()))
@@ -242,6 +267,7 @@ class _Strip:
             layout += [column + base if column >= 0 else -1 for column in part.layout]
             base += 1 + max(part.layout)
         self.rows[node.output[0]] = Rows(parts[0].kind if parts[0] else self.kind, tuple(layout))
+        self.counts[node.output[0]] = self.counts[node.input[0]]
         made = helper.make_node("Concat", list(node.input), list(node.output), _title(node), axis=1)
         self.nodes.append(made)
 
@@ -258,12 +284,16 @@ class _Strip:
             return ""
         values = np.asarray(self.array(name, where), np.float32)
         stored = name if len(layout) == len(values) else "%s.%d" % (name, len(layout))
-        return self.constant(stored, _spread(values, 0, layout))
+        return self.constant(stored, spread(values, 0, layout))
 
-    def packed(self, name: str, kind: int, weight: np.ndarray, x: Sequence[int], y: Sequence[int]) -> str:
+    def packed(self, name: str, kind: int, weight: np.ndarray) -> str:
         data = self.pack(kind, np.ascontiguousarray(weight, np.float32))
         data += b"\0" * (-len(data) % 4)
         return self.constant("%s.packed" % name, np.frombuffer(data, "<i4"))
+
+    def dequant(self, name: str, weight: np.ndarray, x_scale: float) -> str:
+        """Value of one step of the integer sum, by output column."""
+        return self.constant("%s.dequant" % name, quantise_weight(weight)[1] * np.float32(x_scale))
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Add an initialiser; the same name with other content gets a number."""
@@ -305,7 +335,8 @@ def pack_with_library() -> Pack:
     def pack(kind: int, weight: np.ndarray) -> bytes:
         weight = np.ascontiguousarray(weight, np.float32)
         room = np.zeros(library.csg_packed_bytes(kind, *weight.shape), np.uint8)
-        status = library.csg_pack_weight(kind, weight.ctypes.data, *weight.shape, room.ctypes.data, None)
+        scales = np.zeros(weight.shape[2], np.float32)  # by the rule of plugins/quantise.py
+        status = library.csg_pack_weight(kind, weight.ctypes.data, *weight.shape, room.ctypes.data, scales.ctypes.data)
         if status != 0:
             reason = (library.csg_last_error() or b"").decode("utf-8", "replace")
             raise UnsupportedOp("weights %s: the kernels cannot pack them: %s" % (weight.shape, reason))
@@ -314,18 +345,16 @@ def pack_with_library() -> Pack:
     return pack
 
 
-def _plain_rows(kind: int, columns: int) -> Rows:
-    width = -(-columns // COLUMNS[kind]) * COLUMNS[kind]
-    return Rows(kind, tuple(range(columns)) + (-1,) * (width - columns))
-
-
-def _spread(values: np.ndarray, axis: int, layout: Sequence[int]) -> np.ndarray:
-    """Put an axis into a layout: column i becomes values[layout[i]], zeros where that is -1."""
-    index = np.asarray(layout)
-    taken = np.take(values, np.maximum(index, 0), axis)
-    shape = [1] * values.ndim
-    shape[axis] = len(index)
-    return np.where((index >= 0).reshape(shape), taken, np.float32(0))
+def _raw(node: NodeProto) -> RawNode:
+    """A node by the roles of its tensors."""
+    title = _title(node)
+    if node.domain != DOMAIN:
+        return RawNode(title, "Concat", {str(i): n for i, n in enumerate(node.input)}, {"y": node.output[0]}, {})
+    where = "node %r" % title
+    given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    attributes = check_attributes(node.op_type, given, where)
+    return RawNode(title, node.op_type, *check_connections(node.op_type, node.input, node.output, attributes, where),
+                   attributes)  # fmt: skip
 
 
 def _up_maps(model: ModelProto) -> set:
