@@ -51,6 +51,18 @@ class ConvArguments(Structure):
     ]
 
 
+class ConvInt8Arguments(Structure):
+    """``cs_conv_int8``: ``conv`` with byte addresses and strides where rows are bytes."""
+
+    _fields_ = [
+        ("conv", ConvArguments),
+        ("scale", c_void_p),
+        ("zero", c_int32),
+        ("step", c_float * 3),
+        ("out_zero", c_int32 * 3),
+    ]
+
+
 class GateArguments(Structure):
     """``cs_gate``: weights of the gated ensembler."""
 
@@ -82,6 +94,12 @@ PROTOTYPES = {
     "cs_packed_bytes": (c_size_t, [_P, c_int, c_int, c_int]),
     "cs_pack_weight": (c_int, [_P, _P, c_int, c_int, c_int, _P]),
     "cs_sparse_conv": (c_int, [_P, POINTER(ConvArguments)]),
+    "cs_packed_bytes_int8": (c_size_t, [_P, c_int, c_int, c_int]),
+    "cs_pack_weight_int8": (c_int, [_P, _P, c_int, c_int, c_int, _P]),
+    "cs_sparse_conv_int8": (c_int, [_P, POINTER(ConvInt8Arguments)]),
+    # ctx, x, ldx, n, c, step, zero, q, ldq
+    "cs_quantise_rows": (c_int, [_P, _P, c_int64, c_int32, c_int, c_float, c_int, _P, c_int64]),
+    "cs_int8_kernels": (c_char_p, [_P]),
     # ctx, coords, n, H, W, tiles_in, tiles_out, count
     "cs_winograd_plan": (c_int, [_P, _P, c_int32, c_int, c_int, _P, _P, _P]),
     "cs_winograd_bytes": (c_size_t, [_P, c_int, c_int]),

@@ -99,6 +99,27 @@ typedef struct {
 } cs_conv;
 CS_API int cs_sparse_conv(cs_context *ctx, const cs_conv *conv);
 
+/* int8: the sum is one of integers, everything after it float32, one rounding an operation: every instruction set gives the
+ * same bits. x holds bytes zero + q, q = clamp(round_half_even(v / step), -127, 127): zero = 128, or 0 for v >= 0 (q in
+ * 0..127), the faster form. Row -1 of x holds `zero` in every byte; strides of bytes are multiples of 4; up to 3 bytes
+ * after column cin may be read (and count for nothing). K * cin <= 66000, so that no sum overflows. */
+typedef struct {
+  cs_conv conv;         /* as for cs_sparse_conv, but x, and y or z that have a step, point to bytes, and their strides
+                           count bytes; weight from cs_pack_weight_int8 */
+  const float *scale;   /* [cout]: step of x times step of the column's weights */
+  int32_t zero;         /* of x: 0 or 128 */
+  float step[3];        /* of y, z[0], z[1]: 0 = float32 is written, else bytes of this step */
+  int32_t out_zero[3];  /* of y, z[0], z[1]: 0 (negative values become 0) or 128 */
+} cs_conv_int8;
+CS_API size_t cs_packed_bytes_int8(const cs_context *ctx, int K, int cin, int cout);
+CS_API int cs_pack_weight_int8(const cs_context *ctx, const int8_t *weight, int K, int cin, int cout, void *packed);
+CS_API int cs_sparse_conv_int8(cs_context *ctx, const cs_conv_int8 *conv);
+/* q[n, c] = bytes of float32 x[n, c]; the bytes up to the next multiple of 4 columns become `zero` where ldq has room. */
+CS_API int cs_quantise_rows(cs_context *ctx, const float *x, int64_t ldx, int32_t n, int c, float step, int zero,
+                            uint8_t *q, int64_t ldq);
+/* Instructions of the int8 kernels: "vnni", "maddubs" or "madd". $CRISPSEG_VNNI=0 keeps a context from VNNI. */
+CS_API const char *cs_int8_kernels(const cs_context *ctx);
+
 /* Sparse Winograd F(2x2,3x3): the same results as cs_sparse_conv on a submanifold map, up to rounding (its error is not
  * larger), with 16 multiplications per channel pair and occupied 2x2 tile instead of 9 per site; the weights take 16/9 of
  * the memory. From 32 channels on it is 1.2 to 1.6 times as fast where there are 2.7 sites to a tile or more, as in bands

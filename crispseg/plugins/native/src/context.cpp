@@ -4,6 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#if defined(CS_HAVE_AVXVNNI)
+#include <cpuid.h>
+#endif
 
 #include "internal.h"
 
@@ -12,6 +15,13 @@ namespace crispseg {
 namespace {
 
 thread_local char last_error[512] = "";
+
+#if defined(CS_HAVE_AVXVNNI)
+bool cpu_has_avx_vnni() {  // __builtin_cpu_supports knows the name since GCC 13 only
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
 
 bool supported(Isa isa) {
   switch (isa) {
@@ -24,6 +34,20 @@ bool supported(Isa isa) {
     case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
     case Isa::generic: return true;
+    default: return false;
+  }
+}
+
+bool has_vnni(Isa isa) {
+  const char *allowed = std::getenv("CRISPSEG_VNNI");
+  if (allowed && !std::strcmp(allowed, "0")) return false;
+  switch (isa) {
+#if defined(CS_HAVE_AVX512VNNI)
+    case Isa::avx512: return __builtin_cpu_supports("avx512vnni");
+#endif
+#if defined(CS_HAVE_AVXVNNI)
+    case Isa::avx2: return cpu_has_avx_vnni();
+#endif
     default: return false;
   }
 }
@@ -109,6 +133,7 @@ cs_context *cs_create(int threads, const char *isa) {
     return nullptr;
   }
   ctx->isa = chosen;
+  ctx->vnni = has_vnni(chosen);
   ctx->threads = threads;
   ctx->pool = pool_create(threads);
   if (!ctx->pool) {

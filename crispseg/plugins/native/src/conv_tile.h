@@ -86,7 +86,7 @@ inline void store(float *p, vecf v) { *reinterpret_cast<vecf_u *>(p) = v; }
 inline vecf relu(vecf v) { return v < 0.0f ? vecf{} : v; }
 
 // bias, residual, relu, then the outputs, for `cols` columns from `col` of up to `rows` rows (out = -1 ends them).
-void finish(const cs_conv &conv, const int32_t *out, int rows, const float *sums, int width, int col, int cols) {
+inline void finish(const cs_conv &conv, const int32_t *out, int rows, const float *sums, int width, int col, int cols) {
   const int whole = cols / kLanes * kLanes;
   for (int r = 0; r < rows; ++r) {
     const int64_t row = out[r];

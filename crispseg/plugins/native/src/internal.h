@@ -52,6 +52,7 @@ class Pool;
 
 struct cs_context {
   crispseg::Isa isa;
+  bool vnni;  // the CPU has 8-bit dot products for the vectors of `isa`, and may use them
   int threads;
   crispseg::Pool *pool;
   struct Memory { void *data; size_t bytes; } memory[crispseg::kSlotCount];
