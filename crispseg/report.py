@@ -100,7 +100,7 @@ _LABELS = {
     "speedup.high": "speed-up, 90th percentile",
 }
 _NOT_MEASURED = ("build", "doctor", "fit", "inspect", "layers", "scenes")  # there the same words mean other things
-DETAILS = ("pipeline", "gpu_state", "environment")
+DETAILS = ("pipeline", "calibration", "gpu_state", "environment")
 ACCURACY_PARTS = ("base", "refined", "baseline")
 
 

@@ -18,6 +18,7 @@ SHARED = {
     "report",
     "report_html",
     "bundle",
+    "bundle_calibration",
     "bundle_fields",
     "bundle_masks",
     "bundle_schema",
@@ -32,11 +33,14 @@ ALLOWED = {
     "models": {"sparse"},
     "engines": {"plugins"},
     "export": {"models", "sparse", "plugins", "engines"},
+    "calibration": {"export", "models", "sparse", "plugins"},
     "fit": {"models", "sparse", "scenes"},
     "runtime": {"engines", "plugins", "scenes"},
     # The commands call every room, inside their functions.
-    "cli": {"cli_build", "cli_eval_masks", "cli_make", "cli_masks", "cli_output"},
+    "cli": {"cli_build", "cli_calibrate", "cli_eval_masks", "cli_make", "cli_masks", "cli_output"},
     "cli_build": {"cli", "cli_output"},
+    "cli_calibrate": {"cli", "cli_calibration", "cli_make", "cli_output"},
+    "cli_calibration": set(),
     "cli_eval_masks": {"cli", "cli_output"},
     "cli_make": {"cli", "cli_foreign", "cli_masks", "cli_output"},
     "cli_masks": {"cli", "cli_output"},
@@ -47,7 +51,7 @@ ALLOWED = {
 }
 # Comparing PyTorch with the engines on frames needs both sides; nothing imports it but the command line.
 EXCEPTIONS = {"export/verify.py": {"runtime", "scenes"}}
-HOST_ONLY = ("models", "sparse", "export", "fit")
+HOST_ONLY = ("models", "sparse", "export", "fit", "calibration")
 HEAVY = {"torch", "onnx", "onnxruntime", "av", "cv2", "PIL", "tensorrt", "onnxscript"}
 
 

@@ -1,6 +1,6 @@
 """Ranges of tensors, collected frame by frame in a fixed amount of memory, and the rules that turn them into a scale.
 
-Everything here is symmetric: a range is one ``threshold``, and int8 stands for ``threshold / 127`` times -127..127. A histogram of
+Everything here is symmetric: ``threshold / 127`` is the scale, -127..127 the integers. A histogram of
 magnitudes has bins whose width is a power of two; when a larger magnitude comes, neighbouring bins are joined. So the
 result does not depend on the order of the frames, and no frame is ever read twice.
 """

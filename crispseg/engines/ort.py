@@ -79,7 +79,7 @@ def load(
     options.enable_mem_pattern = False
     try:
         # Without enable_fallback=0 it would print a banner on stdout and try another provider.
-        model = str(path) if not spec.capacity else _with_capacity(path, spec.capacity)
+        model = _prepared(path, spec)
         session = ort.InferenceSession(model, sess_options=options, providers=[(spec.provider, provider_options or {})],
                                        enable_fallback=0)  # fmt: skip
         session.disable_fallback()
@@ -94,16 +94,29 @@ def load(
     return OrtEngine(path, spec, session, ort)
 
 
-def _with_capacity(path: Path, capacity: int) -> bytes:
-    """A refiner's file with another capacity of SelectPixels."""
+def _prepared(path: Path, spec: EngineSpec) -> Union[str, bytes]:
+    """What the session gets: the file, or its content changed in memory."""
+    whole_numbers = spec.precision == "int8" and spec.provider == "CPUExecutionProvider"
+    if not spec.capacity and not whole_numbers:
+        return str(path)
     import onnx
 
     model = onnx.load(str(path))
+    if spec.capacity:
+        _set_capacity(model, spec.capacity)
+    if whole_numbers:
+        from crispseg.engines.ort_int8 import lower
+
+        model = lower(model)
+    return bytes(model.SerializeToString())
+
+
+def _set_capacity(model: Any, capacity: int) -> None:
+    """Give SelectPixels of a refiner another capacity."""
     for node in model.graph.node:
         for attribute in node.attribute if node.op_type == "SelectPixels" else ():
             if attribute.name == "capacity":
                 attribute.i = min(attribute.i, capacity)
-    return model.SerializeToString()
 
 
 def _load_error(path: Path, error: Exception, version: str) -> Exception:
@@ -218,6 +231,7 @@ class OrtEngine:
             "backend": "onnxruntime",
             "version": self._version,
             "file": self.path.name,
+            "precision": self.spec.precision,
             "provider": self.spec.provider,
             "providers": [] if self._session is None else self._session.get_providers(),
             "threads": self.spec.thread_count,

@@ -35,9 +35,9 @@ class EngineSpec:
             raise InputError("backend %r: expected one of %s" % (self.backend, ", ".join(BACKENDS)))
         if self.precision not in PRECISIONS:
             raise InputError("precision %r: expected one of %s" % (self.precision, ", ".join(PRECISIONS)))
-        if self.precision != "fp32" and self.backend not in GPU_BACKENDS:
+        if self.precision == "fp16" and self.backend not in GPU_BACKENDS:
             raise InputError(
-                "precision %s: backend %s computes in fp32; name --backend %s for it"
+                "precision %s: backend %s computes in fp32 or int8; name --backend %s for it"
                 % (self.precision, self.backend, " or ".join(GPU_BACKENDS))
             )
         if self.refiner_engine and self.backend != "tensorrt":

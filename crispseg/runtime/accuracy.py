@@ -137,6 +137,7 @@ def evaluate(
         InputError: images and labels do not fit together, or not to the bundle's classes.
         BundleError: the bundle cannot be used, or has no baseline.
     """
+    from crispseg import bundle_calibration
     from crispseg.bundle import bundle_hash, load_bundle
     from crispseg.environment import environment
     from crispseg.runtime.pipeline import open_pipeline
@@ -198,8 +199,13 @@ def evaluate(
         base_upsample=bundle.base.upsample,
         input={"images": str(images), "labels": str(labels), "first": pairs[0][0].name, "last": pairs[-1][0].name},
         bundle={"name": bundle.name, "path": str(bundle.path), "sha256": bundle_hash(bundle)},
+        precision=precision or None,
+        calibration=bundle_calibration.facts(bundle, precision),
         environment=environment(threads, backend=backend, provider=provider),
-        warnings=[f"the {net} has random weights: these accuracies say nothing" for net in random],
+        warnings=[
+            *(f"the {net} has random weights: these accuracies say nothing" for net in random),
+            *bundle_calibration.warnings(bundle, precision),
+        ],
     )
 
 

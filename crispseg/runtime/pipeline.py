@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from crispseg.bundle import Bundle, NetInfo, load_bundle
+from crispseg.bundle_calibration import calibrated, network_file
 from crispseg.engines import ort
 from crispseg.engines.spec import GPU_BACKENDS, EngineSpec
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
@@ -83,7 +84,7 @@ def open_pipeline(
         raise InputError("fit %r: expected %s" % (fit, " or ".join(FITS)))
     precision = precision or ("fp16" if backend in GPU_BACKENDS else "fp32")
     refiner_spec = EngineSpec(backend, provider, threads, precision, device, refiner_engine=refiner_engine)
-    dense_spec = EngineSpec("onnxruntime", provider, threads)
+    dense_spec = EngineSpec("onnxruntime", provider, threads, precision if precision == "int8" else "fp32")
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)
     net = bundle.base if network == "base" else bundle.baseline
@@ -97,7 +98,7 @@ def open_pipeline(
         return open_gpu_pipeline(bundle, net, refiner_spec, refine and network == "base", fit)
     opened: List[Any] = []
     try:
-        dense = ort.load(bundle.file(net.file), dense_spec)
+        dense = ort.load(bundle.file(network_file(bundle, network, precision)), dense_spec)
         opened.append(dense)
         check_net(bundle, net, dense)
         if not (refine and network == "base" and bundle.refiner):
@@ -115,8 +116,9 @@ def open_pipeline(
 
 
 def _open_refiner(bundle: Bundle, spec: EngineSpec) -> Any:
-    assert bundle.refiner is not None
-    path = bundle.file(bundle.refiner.file)
+    path = bundle.file(network_file(bundle, "refiner", spec.precision))
+    if spec.precision == "int8" and not calibrated(bundle, "refiner"):
+        spec = replace(spec, precision="fp32")
     if spec.backend == "onnxruntime":
         return ort.load(path, spec)
     try:
@@ -174,6 +176,14 @@ def pad_colour(net: NetInfo) -> Tuple[int, int, int]:
     """Of the bars of a letterboxed frame, RGB: it normalises to about zero."""
     mean = [int(round(min(255.0, max(0.0, value)))) for value in net.mean]
     return (mean[0], mean[1], mean[2]) if net.channel_order == "rgb" else (mean[2], mean[1], mean[0])
+
+
+def normalise(image: np.ndarray, net: NetInfo, out: np.ndarray) -> None:
+    """uint8 [h, w, 3] RGB -> ``out`` float32 [1, 3, h, w]; output channel c uses mean[c] and std[c]."""
+    for c in range(3):
+        source = image[:, :, c if net.channel_order == "rgb" else 2 - c]
+        np.subtract(source, np.float32(net.mean[c]), out=out[0, c], dtype=np.float32)
+        np.divide(out[0, c], np.float32(net.std[c]), out=out[0, c])
 
 
 class Pipeline:
@@ -246,7 +256,7 @@ class Pipeline:
             self._bars = bar_cells(self._place, low, self.net.upsample)
         place = self._place
         canvas = np.ascontiguousarray(to_canvas(frame, place, self._pad))
-        self._normalise(resize_image(canvas, self.net.height, self.net.width, self._pool))
+        normalise(resize_image(canvas, self.net.height, self.net.width, self._pool), self.net, self._input)
         last = _lap(times, "preprocess", start)
         logits = self._dense.run({"image": self._input}, ("logits",))["logits"]
         last = _lap(times, "base", last)
@@ -290,14 +300,6 @@ class Pipeline:
             if name not in ("run", "total"):
                 times[name] = ms
         return values, int(values["count"][0]), int(values["found"][0])
-
-    def _normalise(self, image: np.ndarray) -> None:
-        """uint8 [h, w, 3] -> self._input f32 [1, 3, h, w]; output channel c uses mean[c] and std[c]."""
-        for c in range(3):
-            source = image[:, :, c if self.net.channel_order == "rgb" else 2 - c]
-            out = self._input[0, c]
-            np.subtract(source, np.float32(self.net.mean[c]), out=out, dtype=np.float32)
-            np.divide(out, np.float32(self.net.std[c]), out=out)
 
     def describe(self) -> Dict[str, Any]:
         """JSON-able facts about the engines for the report."""

@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
+from crispseg import bundle_calibration
 from crispseg.bundle import Bundle, bundle_hash, load_bundle
 from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import CrispsegError, InputError
@@ -111,6 +112,9 @@ def run(
             outputs.abort()
             raise
         report = _report(loaded, pipe, frames, outputs, record, backend, threads)
+        if precision == "int8":
+            report["calibration"] = bundle_calibration.facts(loaded, precision)
+            report["warnings"] = list(bundle_calibration.warnings(loaded, precision))
         if choice is not None:
             report["budget"] = summary(choice, record.counts, record.founds, record.stages.get("total", []))
     write_json(folder / "report.json", report)

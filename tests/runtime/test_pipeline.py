@@ -16,7 +16,7 @@ for name in ("onnx", "onnxruntime", "PIL.Image", "av"):
 import toy  # noqa: E402
 
 from crispseg.runtime import dense_labels, geometry, pipeline  # noqa: E402
-from crispseg.runtime.pipeline import open_pipeline  # noqa: E402
+from crispseg.runtime.pipeline import normalise, open_pipeline  # noqa: E402
 
 ORT = {"backend": "onnxruntime", "threads": 1}
 
@@ -80,7 +80,7 @@ def test_channel_order(tmp_path):
 def test_normalisation(tmp_path, order):
     with open_pipeline(toy.write_toy(tmp_path / "b", order=order), **ORT) as pipe:
         image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        pipe._normalise(image)
+        normalise(image, pipe.net, pipe._input)
         mean, std = np.float32((100, 110, 120)), np.float32((50, 55, 60))
         source = image if order == "rgb" else image[:, :, ::-1]
         want = ((source.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None]

@@ -21,13 +21,14 @@ MAX_HALF = 65504.0
 MIN_HALF = 2.0**-14  # the least normal number; below it digits are lost
 
 
-def _names(text: str) -> FrozenSet[str]:
+def operators(text: str) -> FrozenSet[str]:
+    """Names of operators, separated by spaces."""
     return frozenset(text.split())
 
 
 # Operators that are safe in float16 when their operands are: products accumulate in float32 on every device that
 # matters, the others move, select or scale single values.
-HALF = _names(
+HALF = operators(
     """
     Conv ConvTranspose Gemm MatMul Add Sub Mul Div Neg Abs Relu LeakyRelu PRelu Clip Sigmoid Tanh HardSigmoid
     HardSwish Elu Max Min MaxPool AveragePool GlobalAveragePool GlobalMaxPool Resize Reshape Transpose Concat
@@ -38,7 +39,7 @@ HALF = _names(
 # The rest stays float32: Softmax, Exp, Log, Pow, Sqrt (entropies, normalisations), sums over many values, and
 # GridSample: a grid in float16 is off by up to an eighth of a pixel at 1024 columns, and TensorRT 10.14.1 is reported
 # to compute it wrongly with explicit types (pytorch/TensorRT#4074).
-KEEP = _names(
+KEEP = operators(
     """
     Softmax LogSoftmax Exp Log Pow Sqrt Reciprocal ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceSumSquare
     ReduceLogSumExp LayerNormalization InstanceNormalization BatchNormalization LpNormalization
@@ -47,7 +48,7 @@ KEEP = _names(
     """
 )
 # What computes coordinates on their way to GridSample.
-_ARITHMETIC = _names(
+_ARITHMETIC = operators(
     """
     Add Sub Mul Div Neg Concat Transpose Reshape Unsqueeze Squeeze Slice Split Expand Tile Identity Gather Clip
     """
@@ -95,8 +96,7 @@ class _Pass:
             raise UnsupportedOp(
                 "fp16: expected a dense network, found functions or subgraphs; convert its networks alone"
             )
-        _constants_to_initializers(self.graph)
-        _fold_casts(self.graph)
+        plain_weights(self.graph)
         self.nodes = list(self.graph.node)  # references: id() tells nodes apart for as long as these live
         self.arrays = {t.name: numpy_helper.to_array(t) for t in self.graph.initializer}
         self.types = _types(model)
@@ -279,6 +279,12 @@ def _types(model: ModelProto) -> Dict[str, int]:
     for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         types[value.name] = value.type.tensor_type.elem_type
     return types
+
+
+def plain_weights(graph: onnx.GraphProto) -> None:
+    """Constants become initialisers, and weights stored as float16 behind a Cast float32 ones. In place."""
+    _constants_to_initializers(graph)
+    _fold_casts(graph)
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:

@@ -1,0 +1,94 @@
+"""The command that makes a bundle's int8 networks from images."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import List, Optional
+
+import typer
+
+from crispseg.cli import BUNDLE, JSON, REPORT, THREADS, app, split
+
+
+class Method(str, Enum):
+    """Rules that turn what was seen into a range."""
+
+    minmax = "minmax"
+    entropy = "entropy"
+    percentile = "percentile"
+    mse = "mse"
+
+
+IMAGES = typer.Argument(None, metavar="[IMAGES]", help="folder of real frames, 32 or more", show_default=False)
+METHOD = typer.Option(Method.mse, "--method", help="how ranges are chosen from what was seen")
+COUNT = typer.Option(256, "--count", min=1, help="most images to use, drawn with --seed")
+SEED = typer.Option(0, "--seed", help="of the draw of images")
+EXCLUDE = typer.Option([], "--exclude", help="layer that stays float (name, or pattern with *); may be repeated")
+KEEP = typer.Option("", "--keep-fp32", help="operators that stay float: Conv,ConvTranspose,Gemm,MatMul")
+HEAD = typer.Option(False, "--head", help="also the last layer of the base, which stays float otherwise")
+GATE = typer.Option(0.5, "--gate", min=0.0, help="largest drop of mIoU, points; twice that of boundary IoU")
+LABELS = typer.Option(None, "--labels", help="label maps of the images: the gate measures mIoU and boundary IoU")
+GATE_IMAGES = typer.Option(None, "--gate-images", help="images of --labels, when not those to calibrate on")
+GATE_FRAMES = typer.Option(256, "--gate-frames", min=1, help="most frames that the gate measures on")
+NETWORKS = typer.Option("", "--networks", help="base,refiner,baseline; default: base, and the refiner if there is one")
+SYNTHETIC = typer.Option(False, "--synthetic", help="random data instead of images: for trying out, never for use")
+TRT_CACHE = typer.Option(None, "--trt-cache", help="also write ranges as a calibration cache for TensorRT 8.x and 10")
+FORCE = typer.Option(False, "--force", help="write the bundle although the gate failed")
+OUT = typer.Option(None, "-o", "--out", metavar="BUNDLE", help="directory to write", show_default=False)
+
+
+@app.command()
+def calibrate(
+    bundle: Path = BUNDLE,
+    images: Optional[Path] = IMAGES,
+    method: Method = METHOD,
+    count: int = COUNT,
+    seed: int = SEED,
+    exclude: List[str] = EXCLUDE,
+    keep_fp32: str = KEEP,
+    head: bool = HEAD,
+    gate: float = GATE,
+    labels: Optional[Path] = LABELS,
+    gate_images: Optional[Path] = GATE_IMAGES,
+    gate_frames: int = GATE_FRAMES,
+    networks: str = NETWORKS,
+    synthetic: bool = SYNTHETIC,
+    trt_cache: Optional[Path] = TRT_CACHE,
+    force: bool = FORCE,
+    threads: int = THREADS,
+    out: Path = OUT,
+    report: Optional[Path] = REPORT,
+    json: bool = JSON,
+) -> None:
+    """Make int8 networks of a bundle from real frames; exit code 3 when they cost too much accuracy.
+
+    Example: crispseg calibrate demo/bundle val/images --labels val/labels -o demo-int8
+    """
+    from crispseg.cli_make import require_host_python
+    from crispseg.cli_output import execute
+
+    def work(progress):  # type: ignore[no-untyped-def]
+        require_host_python("calibrate")
+        from crispseg.cli_calibration import Choices, calibrate_bundle
+
+        choices = Choices(
+            method=method.value,
+            count=count,
+            seed=seed,
+            exclude=tuple(exclude),
+            keep_ops=split(keep_fp32),
+            head=head,
+            gate=gate,
+            labels=labels,
+            gate_images=gate_images,
+            gate_frames=gate_frames,
+            networks=split(networks),
+            synthetic=synthetic,
+            trt_cache=trt_cache,
+            force=force,
+            threads=threads,
+        )
+        return calibrate_bundle(bundle, images, out, choices, progress)
+
+    execute(work, json=json, title="calibrating", report_file=report)
