@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -191,14 +192,16 @@ def refine_reference(model: CRM, image: Tensor, mask: Tensor, chunk: int = 802_8
 
     Args:
         model: in evaluation mode.
-        image: uint8 [H,W,3] RGB, sides above 32.
+        image: uint8 [H,W,3] RGB. (The published code needs sides above 32.)
         mask: float [H,W], 0..1.
         chunk: queries at a time.
 
     Returns:
         Probability float32 [4,H,W], one map a size; the last one is the answer.
     """
-    x = F.pad(normalise(image, mask), (PAD, PAD, PAD, PAD), mode="reflect")
+    # torch refuses a border that is longer than the side; numpy reflects again.
+    bordered = np.pad(normalise(image, mask).numpy(), ((0, 0), (0, 0), (PAD, PAD), (PAD, PAD)), mode="reflect")
+    x = torch.from_numpy(bordered)
     height, width = spatial(x)
     points, cell = query_grid(height, width)
     results = []
