@@ -35,7 +35,7 @@ class Part(str, Enum):
 
 
 TARGET = typer.Option(Target.tensorrt, "--backend", help="tensorrt: engines; cuda: kernels alone, base in ONNX Runtime")
-PRECISION = typer.Option(Precision.fp16, "--precision", help="int8 needs a calibrated bundle; its refiner stays fp16")
+PRECISION = typer.Option(Precision.fp16, "--precision", help="int8 needs a calibrated bundle")
 WORKSPACE = typer.Option(None, "--workspace", min=1, help="most scratch memory of a layer, MiB; default: all")
 TIMING = typer.Option(None, "--timing-cache", help="file of measured times; default: one in the bundle")
 LEVEL = typer.Option(None, "--opt-level", min=0, max=5, help="builder optimisation level, TensorRT 8.6 and later")
@@ -151,7 +151,7 @@ def build_kernels(
     context = open_device(device)
     artefacts = [cuda_kernels.build(bundle, context, progress)]
     for role in ("base", "baseline") if baseline else ("base",):
-        if precision == "fp16" and getattr(bundle, role) is not None:
+        if precision != "fp32" and getattr(bundle, role) is not None:  # int8 is a matter of the refiner there
             artefacts.append(cuda_base.build(bundle, role, to_precision, progress, force))
     rows = [{"part": item.identity.role, "key": item.identity.key[:16], **item.facts} for item in artefacts]
     return new_report("build", bundle=str(bundle.path), backend="cuda", device=context.info.name, engines=rows,

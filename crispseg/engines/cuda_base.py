@@ -1,7 +1,8 @@
 """Dense networks of the ``cuda`` backend: which ONNX file ONNX Runtime gets for a precision.
 
 fp32 runs the bundle's own file. fp16 runs a copy that `crispseg build --backend cuda` converted and put into the engine
-cache: converting takes seconds, so it is not done at every start.
+cache: converting takes seconds, so it is not done at every start. int8 is a matter of the refiner there: ONNX Runtime's
+CUDA provider has no int8 convolutions, so the dense networks are those of fp16.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Callable, Dict, Optional
 from crispseg.bundle import Bundle
 from crispseg.engines import cache
 from crispseg.engines.external_data import check_external_data
-from crispseg.errors import CrispsegError, InputError, UnsupportedOp
+from crispseg.errors import CrispsegError, InputError
 
 FORMAT = 1  # raised when the conversion changes, so that copies are made anew
 _MAX_BYTES = 2**31 - 1  # protobuf's limit: the weights lie inside the copy
@@ -26,11 +27,8 @@ def network_file(bundle: Bundle, role: str, precision: str) -> Path:
     Raises:
         EnvironmentMismatch: no converted copy; the message has the command.
         BundleError: the copy is damaged.
-        UnsupportedOp: int8.
     """
     net = getattr(bundle, role)
-    if precision == "int8":
-        raise UnsupportedOp("backend cuda: expected precision fp32 or fp16, found int8; use --backend tensorrt for it")
     if precision == "fp32":
         return bundle.file(net.file)
     artefact = cache.find(bundle.path, _identity(bundle, role))

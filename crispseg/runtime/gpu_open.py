@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, List, Tuple
 
 from crispseg.bundle import Bundle, NetInfo
+from crispseg.bundle_calibration import calibrated, network_file
 from crispseg.engines import cuda, cuda_kernels, cuda_refiner
 from crispseg.engines.cuda_labels import CudaLabels
 from crispseg.engines.spec import EngineSpec
@@ -58,16 +59,17 @@ def open_refiner(bundle: Bundle, spec: EngineSpec, kernels: cuda_kernels.Kernels
 
     Raises:
         EnvironmentMismatch: no engine was built.
-        BundleError, UnsupportedOp, InputError.
+        BundleError, UnsupportedOp, InputError: also int8 with no calibration of this refiner.
     """
     if spec.refiner_engine:
         from crispseg.engines.tensorrt import refiner
 
         return refiner.load(bundle, kernels.context, spec.precision, logits_type)
     assert bundle.refiner is not None
-    if spec.backend == "tensorrt" and spec.precision == "int8":
-        spec = replace(spec, precision="fp16")  # an int8 base has a refiner in fp16
-    return cuda_refiner.load(bundle.file(bundle.refiner.file), kernels, spec, logits_type)
+    if spec.backend == "tensorrt" and spec.precision == "int8" and not calibrated(bundle, "refiner"):
+        spec = replace(spec, precision="fp16")  # an int8 base beside a refiner without calibration
+    name = network_file(bundle, "refiner", spec.precision)
+    return cuda_refiner.load(bundle.file(name), kernels, spec, logits_type)
 
 
 def open_base(bundle: Bundle, net: NetInfo, spec: EngineSpec, context: cuda.Context, stream: cuda.Stream) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from crispseg.bundle import Bundle
+from crispseg.bundle_calibration import calibrated, network_file
 from crispseg.engines import cache
 from crispseg.engines.tensorrt import compat, registry
 from crispseg.engines.tensorrt.build import BuildOptions, build_engine
@@ -31,9 +32,19 @@ def engine_file(role: str) -> str:
     return role + ".engine"
 
 
-def refiner_precision(precision: str) -> str:
-    """What the refiner is built for: int8 has no calibrated refiner yet, its rows stay fp16."""
-    return "fp16" if precision == "int8" else precision
+def refiner_precision(bundle: Bundle, precision: str) -> str:
+    """What the refiner is built for: without a calibration of its own it stays fp16 beside an int8 base."""
+    return "fp16" if precision == "int8" and not calibrated(bundle, "refiner") else precision
+
+
+def source_file(bundle: Bundle, role: str, precision: str) -> str:
+    """Name of the ONNX file that the engine is made from.
+
+    Raises BundleError when the int8 file of the bundle belongs to another graph.
+    """
+    if calibrated(bundle, role):
+        return network_file(bundle, role, precision)
+    return str(getattr(bundle, role).file)  # int8: it has QuantizeLinear nodes itself, or a calibration cache beside it
 
 
 def environment(trt: Any, device: Any, role: str, library: Optional[Path] = None) -> Dict[str, Any]:
@@ -69,9 +80,10 @@ def identity(
         raise InputError("bundle %s: has no %s" % (bundle.path, role))
     asked = {**spec, "format": FORMAT}
     if role == "refiner":
-        asked["precision"] = refiner_precision(spec["precision"])
+        asked["precision"] = refiner_precision(bundle, spec["precision"])
         asked["capacity"] = min(capacity or net.capacity, net.capacity)
-    return cache.Identity(BACKEND, role, cache.sources(bundle, net.file), asked, facts)
+    sources = cache.sources(bundle, source_file(bundle, role, asked["precision"]))
+    return cache.Identity(BACKEND, role, sources, asked, facts)
 
 
 def find(
@@ -132,6 +144,11 @@ def build_bundle(
         One row for each engine: part, precision, seconds, MiB, layers, and whether it was ``built`` or ``kept``.
     """
     trt = compat.require() if trt is None else trt
+    if options.calibration is not None and any(calibrated(bundle, role) for role in roles if role != "refiner"):
+        raise InputError(
+            "calibration cache: expected a base without ranges of its own; bundle %s has an int8 base, whose "
+            "QuantizeLinear nodes hold them: leave --calibration-cache out" % bundle.path
+        )
     cache.require_room(bundle.path)
     roles = [role for role in roles if getattr(bundle, role) is not None]
     image = kernel_image(bundle, context, True, progress)  # frames are prepared and refined by kernels in any case
@@ -162,7 +179,7 @@ def _build(
 
     start = time.perf_counter()
     precision = wanted.spec["precision"]
-    model = _read(bundle, getattr(bundle, role).file)
+    model = _read(bundle, source_file(bundle, role, precision))
     if role == "refiner":
         room = min(strip.SCRATCH, (options.workspace_mib or 1 << 20) << 20)
         packer = pack or strip.pack_with_library()

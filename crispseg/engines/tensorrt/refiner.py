@@ -32,7 +32,7 @@ def load(bundle: Bundle, context: Context, precision: str, logits_type: str) -> 
     Args:
         bundle: checked, with a refiner.
         context: the device, current on the calling thread.
-        precision: that it was built with; int8 stands for fp16, as at the build.
+        precision: that it was built with; int8 stands for fp16 when the refiner has no calibration, as at the build.
         logits_type: of the base's logits in device memory.
 
     Raises:
@@ -46,7 +46,7 @@ def load(bundle: Bundle, context: Context, precision: str, logits_type: str) -> 
         )
     engine = tensorrt_run.load(bundle, "refiner", context, precision=precision)
     try:
-        return TensorRTRefiner(engine, bundle, context, artefacts.refiner_precision(precision))
+        return TensorRTRefiner(engine, bundle, context, artefacts.refiner_precision(bundle, precision))
     except BaseException:
         engine.close()
         raise
