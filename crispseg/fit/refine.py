@@ -56,7 +56,7 @@ def load_base(options: FitOptions) -> FrozenBase:
     info = base_info(options.base_name)
     config = load_config(options.base) or None
     module = build_base(info.name, options.num_classes, config, str(options.base))
-    load_strict(module, load_checkpoint(options.base), info.droppable, str(options.base))
+    load_strict(module, load_checkpoint(options.base), info.droppable, str(options.base), info.refused)
     return FrozenBase(padded(module, info), info, options)
 
 

@@ -158,6 +158,7 @@ def load_strict(
     state: Mapping[str, Tensor],
     droppable: Iterable[str] = (),
     source: str = "checkpoint",
+    refused: tuple[str, str] | None = None,
 ) -> list[str]:
     """Load `state` into `module`; every key must be there, with the right shape, and finite.
 
@@ -167,13 +168,19 @@ def load_strict(
         droppable: regular expressions (matched from the start of the key) of keys that may be in the file although
             the module lacks them, such as auxiliary training heads.
         source: name of the file for the message.
+        refused: regular expression of keys that tell a file of another layout, and the sentence that says so.
 
     Returns:
         The keys that were dropped.
 
     Raises:
-        CheckpointError: names the first few missing, extra, misshaped or non-finite keys, with their counts.
+        CheckpointError: names the first few missing, extra, misshaped or non-finite keys, with their counts; or the
+            file is of a refused layout.
     """
+    if refused is not None:
+        found = next((key for key in state if re.match(refused[0], key)), None)
+        if found is not None:
+            raise CheckpointError(f"{source}: {refused[1]}; found key {found}")
     own = module.state_dict()
     patterns = [re.compile(pattern) for pattern in droppable]
     extra = [key for key in state if key not in own]

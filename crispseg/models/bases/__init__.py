@@ -88,6 +88,10 @@ def build_base(
         from crispseg.models.bases.segformer import SegFormer
 
         return SegFormer(num_classes)
+    if family == "mask2former":
+        from crispseg.models.bases.mask2former import Mask2Former
+
+        return Mask2Former(num_classes, large=variant == "swin-l")
     from crispseg.models.bases.sfnet import SFNet
 
     return SFNet(num_classes, variant[len("lite-") :] if variant.startswith("lite-") else variant, "lite-" in name)

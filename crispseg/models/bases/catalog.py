@@ -148,6 +148,40 @@ _SANETS = (
 
 _MMSEG_CHECKPOINT = "MMSegmentation: dict of meta and state_dict; keys begin with backbone. or decode_head."
 
+_MASK2FORMER = "Masked-attention Mask Transformer for Universal Image Segmentation, CVPR 2022, arXiv 2112.01527"
+_OUTDATED = (
+    r"decode_head\..*\.(attentions\.\d|ffns\.0)\.",
+    "expected key names of MMSegmentation 1.0 or newer, found older ones (attentions.0, ffns.0); convert the file with "
+    "the script in MMSegmentation's pull request 2532, or take the present file of its model zoo",
+)
+
+
+def _mask2former_figures(single: float, flipped: float, mmseg: float) -> tuple[Figure, ...]:
+    return (
+        Figure("Cityscapes val", single, None, (), "model zoo of facebookresearch/Mask2Former, single scale"),
+        Figure("Cityscapes val", flipped, None, (), "the same, several scales and flipped"),
+        Figure("Cityscapes val", mmseg, None, (), "MMSegmentation's configs/mask2former, single scale"),
+    )
+
+
+def _mask2former(name: str, classes: tuple[int, ...], parameters: int, macs: int, *figures: Figure) -> BaseInfo:
+    return BaseInfo(
+        name,
+        1,
+        upsample="nearest",
+        pad_to=32,
+        paper=_MASK2FORMER,
+        droppable=(r"auxiliary_head\.", r"backbone\.stages\..*\.relative_position_index$"),
+        refused=_OUTDATED,
+        classes=classes,
+        parameters=parameters,
+        macs=macs,
+        figures=figures,
+        checkpoint=_MMSEG_CHECKPOINT + "; of MMSegmentation 1.0 or newer; scores come out as logarithms",
+        code="github.com/open-mmlab/mmsegmentation",
+    )
+
+
 _MMSEG = (
     BaseInfo(
         "segnext-l",
@@ -191,6 +225,12 @@ _MMSEG = (
         ),
         checkpoint=_MMSEG_CHECKPOINT,
         code="github.com/open-mmlab/mmsegmentation",
+    ),
+    _mask2former(
+        "mask2former-swin-t", (19, 150), 47_405_966, 533_362_080_768, *_mask2former_figures(82.1, 83.0, 81.71)
+    ),
+    _mask2former(
+        "mask2former-swin-l", (19, 150), 215_455_112, 1_899_366_924_288, *_mask2former_figures(83.3, 84.3, 83.65)
     ),
 )
 

@@ -41,6 +41,7 @@ class BaseInfo:
         pad_to: the authors pad the normalised image with zeros, right and bottom, until both sides are multiples of it.
         paper: title and place.
         droppable: regular expressions of checkpoint keys that no logit depends on.
+        refused: regular expression of keys that tell a checkpoint of another layout, and what to do about it.
         classes: of the published weights.
         parameters: that the logits of 19 classes depend on; auxiliary heads are not among them.
         macs: multiply-accumulates of convolutions and matrix products at 1024 x 2048 with 19 classes. Resizing,
@@ -59,6 +60,7 @@ class BaseInfo:
     pad_to: int = 1
     paper: str = ""
     droppable: tuple[str, ...] = ()
+    refused: tuple[str, str] | None = None
     classes: tuple[int, ...] = ()
     parameters: int = 0
     macs: int = 0

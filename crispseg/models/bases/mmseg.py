@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from crispseg.models.bases.blocks import spatial
 
-__all__ = ["ConvModule", "LayerNorm", "concatenate", "resize", "spatial", "to_map", "to_tokens"]
+__all__ = [
+    "FFN",
+    "ConvModule",
+    "LayerNorm",
+    "concatenate",
+    "layer_norm",
+    "resize",
+    "spatial",
+    "to_map",
+    "to_tokens",
+]
 
 
 def resize(x: Tensor, size: Tuple[int, int]) -> Tensor:
@@ -50,18 +60,35 @@ class ConvModule(nn.Module):
         return F.relu(y) if self.relu else y
 
 
-class LayerNorm(nn.LayerNorm):
-    """Normalisation over the last axis.
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalisation of [...,C] over its last axis.
 
     In an exported graph it is written out: TensorRT 8.5 has no LayerNormalization.
     """
+    if not torch.onnx.is_in_onnx_export():
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    centred = x - x.mean(-1, keepdim=True)
+    # A product, not a power: ONNX Runtime 1.31 fuses the form with Pow even across casts, and then refuses the
+    # half precision graph, whose LayerNorms stay float32, for its own mixed types.
+    deviation = torch.sqrt((centred * centred).mean(-1, keepdim=True) + eps)
+    return centred / deviation * weight + bias
+
+
+class LayerNorm(nn.LayerNorm):
+    """Normalisation over the last axis, see ``layer_norm``."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[...,C] -> same."""
-        if not torch.onnx.is_in_onnx_export():
-            return super().forward(x)
-        centred = x - x.mean(-1, keepdim=True)
-        # A product, not a power: ONNX Runtime 1.31 fuses the form with Pow even across casts, and then refuses the
-        # half precision graph, whose LayerNorms stay float32, for its own mixed types.
-        deviation = torch.sqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
-        return centred / deviation * self.weight + self.bias
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class FFN(nn.Module):
+    """Two linear layers with ``activation`` between them."""
+
+    def __init__(self, dim: int, hidden: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Sequential(nn.Linear(dim, hidden), activation), nn.Linear(hidden, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...,dim] -> same."""
+        return self.layers(x)
