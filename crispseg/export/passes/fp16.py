@@ -47,6 +47,7 @@ KEEP = operators(
     Softplus
     """
 )
+PAIRS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # What computes coordinates on their way to GridSample.
 _ARITHMETIC = operators(
     """
@@ -68,7 +69,12 @@ class Converted:
 
 
 def to_fp16(
-    model: ModelProto, *, keep: FrozenSet[str] = KEEP, half_io: bool = False, keep_nodes: FrozenSet[str] = frozenset()
+    model: ModelProto,
+    *,
+    keep: FrozenSet[str] = KEEP,
+    half_io: bool = False,
+    keep_nodes: FrozenSet[str] = frozenset(),
+    quantised: bool = False,
 ) -> Converted:
     """Convert in place. Nodes that the file's metadata name under "crispseg.float32" stay float32 as well.
 
@@ -77,6 +83,8 @@ def to_fp16(
         keep: operators that stay float32; operators outside ``HALF`` stay so as well.
         half_io: also make the graph's float32 inputs and outputs float16.
         keep_nodes: names of further nodes that stay float32 (a sensitivity scan finds them).
+        quantised: an int8 network: its Q/DQ pairs get float16 scales, so that what lies between them is float16 with
+            no Cast beside a pair. Makes the model opset 19, which first has such pairs.
 
     Raises:
         InputError: a weight does not fit in float16; the message names it.
@@ -85,6 +93,9 @@ def to_fp16(
     noted = {
         name for entry in model.metadata_props if entry.key == "crispseg.float32" for name in entry.value.split("\n")
     }
+    if quantised:
+        to_opset_19(model)
+        keep = keep - PAIRS
     return _Pass(model, keep, half_io, keep_nodes | noted).run()
 
 
@@ -124,8 +135,12 @@ class _Pass:
 
     def data(self, node: NodeProto) -> List[str]:
         """Float inputs whose type follows the node's."""
-        fixed = _FIXED.get(node.op_type, ())
+        fixed = self.fixed(node)
         return [name for i, name in enumerate(node.input) if name and i not in fixed]
+
+    def fixed(self, node: NodeProto) -> Tuple[int, ...]:
+        """Inputs that keep their type."""
+        return () if node.op_type in PAIRS - self.keep else _FIXED.get(node.op_type, ())
 
     # ---- which nodes stay ---------------------------------------------------------------------------------------
 
@@ -149,6 +164,10 @@ class _Pass:
             return "asked for"
         if node.op_type in self.keep:
             return "operator"
+        if node.op_type in PAIRS:
+            scale = self.arrays.get(node.input[1])
+            small = scale is None or float(scale.min(initial=1.0)) < MIN_HALF
+            return "scale" if small else None
         if node.op_type not in HALF or node.domain not in ("", "ai.onnx"):
             return "operator not known to be safe"
         for name in self.data(node):
@@ -244,7 +263,7 @@ class _Pass:
         for source in self.nodes:
             node = NodeProto.FromString(source.SerializeToString())
             to = _HALF if id(source) in half else _FLOAT
-            fixed = _FIXED.get(node.op_type, ())
+            fixed = self.fixed(node)
             for i, name in enumerate(node.input):
                 name = renamed.get(name, name)
                 node.input[i] = name if i in fixed else as_type(name, to)
@@ -279,6 +298,24 @@ def _types(model: ModelProto) -> Dict[str, int]:
     for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         types[value.name] = value.type.tensor_type.elem_type
     return types
+
+
+def to_opset_19(model: ModelProto) -> None:
+    """Raise a model of opset 17 to 19, in place: reductions take their axes as an input since 18."""
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            if entry.version >= 19:
+                return
+            entry.version = 19
+    model.ir_version = max(model.ir_version, 9)
+    for node in model.graph.node:
+        for attribute in [a for a in node.attribute if node.op_type.startswith("Reduce") and a.name == "axes"]:
+            name = node.output[0] + ".axes"
+            model.graph.initializer.append(numpy_helper.from_array(np.array(attribute.ints, np.int64), name))
+            node.input.append(name)
+            node.attribute.remove(attribute)
+        if node.op_type == "Split" and len(node.input) < 2 and not any(a.name == "num_outputs" for a in node.attribute):
+            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
 
 
 def plain_weights(graph: onnx.GraphProto) -> None:
