@@ -56,7 +56,7 @@ class _Fusion(nn.Module):
         super().__init__()
         conv, self.norm, self.relu = model.aspp_.last_conv
         self.conv = nn.Conv2d(FEATURES, FEATURES, 3, bias=False)  # the border is input
-        self.conv.weight = conv.weight
+        self.conv.load_state_dict(conv.state_dict())
         first = model.imnet.linear[0]
         self.project = nn.Conv2d(FEATURES, HIDDEN, 1)
         self.project.weight = nn.Parameter(first.weight[:, :FEATURES, None, None].detach())
@@ -68,7 +68,8 @@ class _Fusion(nn.Module):
     ) -> Tensor:  # fmt: skip
         second = torch.matmul(rows2, torch.matmul(second, columns2))
         third = torch.matmul(rows3, torch.matmul(third, columns3))
-        return self.project(self.relu(self.norm(self.conv(torch.cat([first, second, third], dim=1)))))
+        x = self.project(self.relu(self.norm(self.conv(torch.cat([first, second, third], dim=1)))))
+        return x.permute(0, 3, 1, 2)
 
 
 class _Decoder(nn.Module):
@@ -86,7 +87,9 @@ class _Decoder(nn.Module):
         self, projected: Tensor, row_cells: Tensor, row_terms: Tensor, column_cells: Tensor, column_terms: Tensor
     ) -> Tensor:
         rows, columns = self.block
-        x = torch.index_select(projected, 3, column_cells) + torch.matmul(self.column_weight, column_terms)[:, None]
+        # Whole columns are copied: a Gather of single numbers along the last axis takes five times as long.
+        x = torch.index_select(projected, 1, column_cells).permute(0, 2, 3, 1)
+        x = x + torch.matmul(self.column_weight, column_terms)[:, None]
         x = torch.index_select(x, 2, row_cells) + torch.matmul(self.row_weight, row_terms)[:, :, None]
         for layer in self.layers:
             x = layer(torch.relu(x))
@@ -106,11 +109,11 @@ def crm_graphs(model: CRM, block: Sequence[int] = BLOCK) -> dict[str, onnx.Model
         backbone: ``picture`` [1,4,H,W] -> ``first`` [1,64,h,w] at 1/2, ``second`` [1,64,..] at 1/4, ``third``
             [1,128,..] at 1/8, sizes rounded up.
         fusion: ``first`` [1,64,a+2,b+2], ``second`` [1,64,c,d], ``rows2`` [a+2,c], ``columns2`` [d,b+2], ``third``
-            [1,128,e,f], ``rows3`` [a+2,e], ``columns3`` [f,b+2] -> ``projected`` [1,32,a,b]. Outside the picture
-            ``first`` and the matrices are 0.
-        decoder: ``projected`` [1,32,*patch_size(block)], ``row_cells`` int64 [2R] and ``row_terms`` [3,2R] (relative y,
-            y, cell height in cells; first the R reads shifted by -1, then those by +1), columns alike -> ``logits``
-            [R,C].
+            [1,128,e,f], ``rows3`` [a+2,e], ``columns3`` [f,b+2] -> ``projected`` [1,b,32,a], column by column. Outside
+            the picture ``first`` and the matrices are 0.
+        decoder: ``projected`` [1,n,32,m] with (m, n) = patch_size(block), ``row_cells`` int64 [2R] and ``row_terms``
+            [3,2R] (relative y, y, cell height in cells; first the R reads shifted by -1, then those by +1), columns
+            alike -> ``logits`` [R,C].
 
     Raises:
         UnsupportedOp: the network does not export.
@@ -135,10 +138,10 @@ def crm_graphs(model: CRM, block: Sequence[int] = BLOCK) -> dict[str, onnx.Model
     maps: Ports = {name: ([1, count, f"{name}_h", f"{name}_w"], _FLOAT) for name, count in _BRANCHES}
     return {
         BACKBONE_FILE: _export(_Backbone(model), {"picture": ([1, 4, "height", "width"], _FLOAT)}, maps),
-        FUSION_FILE: _export(_Fusion(model), branches, {"projected": ([1, HIDDEN, "rows", "columns"], _FLOAT)}),
+        FUSION_FILE: _export(_Fusion(model), branches, {"projected": ([1, "columns", HIDDEN, "rows"], _FLOAT)}),
         DECODER_FILE: _export(
             _Decoder(model, block),
-            {"projected": ([1, HIDDEN, *patch], _FLOAT), **tables},
+            {"projected": ([1, patch[1], HIDDEN, patch[0]], _FLOAT), **tables},
             {"logits": ([rows, columns], _FLOAT)},
         ),
     }

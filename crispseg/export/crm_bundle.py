@@ -158,14 +158,14 @@ def compare(model: CRM, graphs: Mapping[str, onnx.ModelProto]) -> dict[str, dict
     patch = patch_size(BLOCK)
     cell = torch.tensor([2 / 700, 2 / 900])
     padded = F.pad(projected, (0, patch[1] - width, 0, patch[0] - height), value=float("nan"))  # cells never read
-    inputs = {"projected": padded}
+    inputs = {"projected": padded.permute(0, 3, 1, 2).contiguous()}
     for axis, points, count, extent in (("row", rows, height, cell[0]), ("column", columns, width, cell[1])):
         inputs[f"{axis}_cells"], inputs[f"{axis}_terms"] = _reads(points, count, extent)
     found["decoder"] = _run(graphs[DECODER_FILE], inputs)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2)
     wanted = {
         "backbone": branches,
-        "fusion": (projected,),
+        "fusion": (projected.permute(0, 3, 1, 2),),
         "decoder": (model.query(features, grid, cell).reshape(BLOCK),),
     }
     return {hop: _difference(wanted[hop], found[hop]) for hop in wanted}

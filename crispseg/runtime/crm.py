@@ -60,8 +60,12 @@ class CrmEngine:
                 % (networks["decoder"].path, list(info.block), list(shape))
             )
         patch = networks["decoder"].inputs["projected"][1]
-        need = [side // 2 + 4 for side in info.block]
-        if len(patch) != 4 or any(not isinstance(n, int) for n in patch) or any(a < b for a, b in zip(patch[2:], need)):
+        need = [side // 2 + 4 for side in info.block[::-1]]
+        if (
+            len(patch) != 4
+            or any(not isinstance(n, int) for n in patch)
+            or any(a < b for a, b in zip(patch[1::2], need))
+        ):
             raise BundleError(
                 "%s: expected a patch of %s cells or more, found %s; export the bundle again"
                 % (networks["decoder"].path, need, list(patch))
@@ -152,10 +156,9 @@ class CrmEngine:
                 end_x = min(x + width, block_x[1])
                 low_x, high_x = columns.cells_of(x, end_x)
                 column_cells, column_terms = columns.block(x, width, low_x)
-                part = projected[
-                    :, :, low_y - cells[0][0] : high_y - cells[0][0], low_x - cells[1][0] : high_x - cells[1][0]
-                ]
-                self._patch[:, :, : part.shape[2], : part.shape[3]] = part
+                at_y, at_x = cells[0][0], cells[1][0]
+                part = projected[:, low_x - at_x : high_x - at_x, :, low_y - at_y : high_y - at_y]
+                self._patch[:, : part.shape[1], :, : part.shape[3]] = part
                 tables = {"row_cells": row_cells, "row_terms": row_terms}
                 tables.update({"column_cells": column_cells, "column_terms": column_terms})
                 logits = self._networks["decoder"].run({"projected": self._patch, **tables})["logits"]

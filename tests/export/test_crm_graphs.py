@@ -40,7 +40,7 @@ def copy(graph):
 def test_graphs_are_plain(graphs):
     ops = {name: Counter(node.op_type for node in graph.graph.node) for name, graph in graphs.items()}
     assert ops["backbone.onnx"] == {"Conv": 46, "Relu": 46, "Add": 13, "BatchNormalization": 3, "MaxPool": 1}
-    assert ops["fusion.onnx"] == {"MatMul": 4, "Conv": 2, "Concat": 1, "Relu": 1}
+    assert ops["fusion.onnx"] == {"MatMul": 4, "Conv": 2, "Concat": 1, "Relu": 1, "Transpose": 1}
     assert ops["decoder.onnx"]["Gather"] <= 4
     assert not set(ops["decoder.onnx"]) & {"GridSample", "ScatterND", "ScatterElements", "Shape", "Expand"}
     for graph in graphs.values():
