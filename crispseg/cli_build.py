@@ -197,9 +197,17 @@ def build_engines(
 
 
 def to_precision(model: Any, precision: str) -> Any:
-    """A dense network as it is built: cast to float16 when asked to; int8 and fp32 files are taken as they are."""
-    if precision == "fp16":
+    """A dense network as it is built; fp32 files are taken as they are.
+
+    "fp16": cast where that is safe. "int8": weights as float pairs, which TensorRT 8 wants; its flags choose the type
+    of the rest. "int8-typed": what is not int8 becomes float16 in the file, for a TensorRT that knows no such flags.
+    """
+    if precision == "int8":
+        from crispseg.export.passes.int8_pairs import weight_pairs
+
+        weight_pairs(model)
+    elif precision in ("fp16", "int8-typed"):
         from crispseg.export.passes.fp16 import to_fp16
 
-        to_fp16(model)
+        to_fp16(model, quantised=precision == "int8-typed")
     return model

@@ -20,7 +20,7 @@ from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError, Unsu
 
 BACKEND = "tensorrt"
 # Of what this package does to a graph before TensorRT sees it (fp16 pass, strip): raised when engines must be rebuilt.
-FORMAT = 2
+FORMAT = 3
 ROLES = ("base", "refiner", "baseline")
 
 # (dense model, precision) -> model; the fp16 pass lives with the exporter.
@@ -130,7 +130,7 @@ def build_bundle(
     Args:
         bundle: checked.
         options: how; ``timing_cache`` None takes one beside the engines.
-        convert: makes a dense model fp16 when asked to.
+        convert: brings a dense model to "fp16", "int8" or, where TensorRT takes every type from the file, "int8-typed".
         context: cuda.Context of the device.
         trt: the tensorrt module; None imports it.
         roles: which parts; those that the bundle lacks are skipped. The refiner's engine needs the plugin library.
@@ -189,7 +189,8 @@ def _build(
     else:
         if precision == "int8" and options.calibration is None:
             _require_quantised(model, bundle, role)
-        converted = convert(model, precision)
+        typed = precision == "int8" and options.calibration is None and compat.strongly_typed(trt)
+        converted = convert(model, "int8-typed" if typed else precision)
         front = strip.describe(model if converted is None else converted)
     built = build_engine(
         front.model.SerializeToString(),
@@ -219,8 +220,8 @@ def _read(bundle: Bundle, name: str) -> Any:
 def _require_quantised(model: Any, bundle: Bundle, role: str) -> None:
     if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise UnsupportedOp(
-            "bundle %s: %s: --precision int8 needs QuantizeLinear nodes in the ONNX file, found none; calibrate the "
-            "bundle first, or use --precision fp16" % (bundle.path, role)
+            "bundle %s: %s: --precision int8 needs QuantizeLinear nodes in the ONNX file, found none; run "
+            "`crispseg calibrate` on it first, or use --precision fp16" % (bundle.path, role)
         )
 
 
