@@ -199,6 +199,12 @@ def facts(bundle: Bundle, precision: str) -> Optional[Dict[str, Any]]:
     return plain
 
 
+def macs_percent(bundle: Bundle) -> Dict[str, float]:
+    """Multiply-adds in int8 / all, percent, of each calibrated network of the pipeline."""
+    found = bundle.calibration.networks if bundle.calibration else {}
+    return {role: round(100 * found[role].macs_share, 2) for role in ("base", "refiner") if role in found}
+
+
 def warnings(bundle: Bundle, precision: str) -> Tuple[str, ...]:
     """What a reader of a report on int8 must know."""
     if precision != "int8" or bundle.calibration is None:

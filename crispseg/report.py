@@ -46,6 +46,9 @@ DEFINITIONS = {
     "frame, percent",
     "speedup": "median time of the same base dense at full resolution (baseline) / median time of the pipeline; "
     "low and high are the 10th and 90th percentile of the ratio over neighbouring pairs of runs (ABAB)",
+    "int8_speedup": "median time in float (float_precision) / median time in int8, of the base and of the whole frame; "
+    "low and high as for speedup",
+    "int8_macs_percent": "multiply-adds that are computed in int8 / all, percent, of each calibrated network",
     "baseline": "the same base network run densely at full resolution, without a refiner",
     "refined": "the label map after the refiner has classified the active pixels again",
     "miou": "mean intersection over union, percent: per class TP / (TP + FP + FN) summed over all frames, then the "
@@ -98,6 +101,11 @@ _LABELS = {
     "speedup.ratio": "speed-up over the baseline",
     "speedup.low": "speed-up, 10th percentile",
     "speedup.high": "speed-up, 90th percentile",
+}
+_STAGE_TITLES = {
+    "stages": "Stage times, ms",
+    "float_stages": "The same in {}, ms",
+    "baseline_stages": "Baseline (same base, full resolution), ms",
 }
 _NOT_MEASURED = ("build", "doctor", "fit", "inspect", "layers", "scenes")  # there the same words mean other things
 DETAILS = ("pipeline", "calibration", "gpu_state", "environment")
@@ -176,11 +184,11 @@ def format_value(value: object) -> str:
 def sections(report: dict) -> list:
     """The report as tables: list of (title, column names, rows of strings). The terminal and the page render these."""
     tables: List[Tuple[str, Sequence[str], List[List[str]]]] = []
-    for name in ("stages", "baseline_stages"):
+    for name in ("stages", "float_stages", "baseline_stages"):
         if isinstance(report.get(name), dict) and report[name]:
             columns = ("p50", "p90", "p99", "max", "mean")
             rows = [[stage, *(format_value(times.get(c)) for c in columns)] for stage, times in report[name].items()]
-            title = "Stage times, ms" if name == "stages" else "Baseline (same base, full resolution), ms"
+            title = _STAGE_TITLES[name].format(report.get("float_precision"))
             tables.append((title, ("stage", *columns), rows))
     accuracies = {n: report[n] for n in ACCURACY_PARTS if isinstance(report.get(n), dict) and "miou" in report[n]}
     if accuracies:
@@ -199,8 +207,7 @@ def sections(report: dict) -> list:
         "schema",
         "kind",
         "definitions",
-        "stages",
-        "baseline_stages",
+        *_STAGE_TITLES,
         *DETAILS,
         *accuracies,
         *absent,

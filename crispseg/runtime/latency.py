@@ -15,8 +15,10 @@ from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 
+from crispseg import bundle_calibration
+from crispseg.engines.spec import GPU_BACKENDS
 from crispseg.environment import environment, peak_memory_mib, usable_cpus
-from crispseg.errors import BundleError, InputError
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.report import new_report, summarise
 from crispseg.runtime import clocks
 from crispseg.runtime.budget import calibrate, require_adjustable, summary
@@ -104,7 +106,7 @@ def measure(
         min_runs: least number of measured runs.
         frames: most frames to keep in memory (of rendered ones at most 4); they are used in turns.
         seed: seed of the rendered scenes.
-        precision: "" = the backend's usual one.
+        precision: "" = the backend's usual one. "int8" measures the float pipeline beside it, in turns.
         device: number of the GPU.
         refiner_engine: backend tensorrt: the refiner as an engine too.
         budget_ms: measure with the capacity that keeps a frame within so many ms, see ``runtime/budget.py``.
@@ -142,7 +144,7 @@ def measure(
     options: Any = {"backend": backend, "provider": provider, "threads": threads, "precision": precision,
                     "device": device}  # fmt: skip
     _reset_peak_memory()
-    total_seconds = (warmup + seconds) * (2 if baseline else 1)
+    total_seconds = (warmup + seconds) * (1 + int(baseline) + int(precision == "int8"))
     started = time.perf_counter()
 
     def tick() -> None:
@@ -158,11 +160,25 @@ def measure(
         choice = None if budget_ms is None else calibrate(pipeline, images, budget_ms)
         peak = peak_memory_mib()  # before a baseline is loaded beside it
         candidates = [(pipeline, Runs(layers=_known(pipeline) if layers else None))]
+        beside: dict = {}  # what is measured in turns with it -> its runs
+        missing: List[str] = []
         if baseline:
             other = open_pipeline(bundle, network="baseline", **options)
             stack.callback(_close, other)
             _warm_up(other, images, warmup, tick)
-            candidates.append((other, Runs()))
+            beside["baseline"] = Runs()
+            candidates.append((other, beside["baseline"]))
+        if precision == "int8":
+            floating = "fp16" if backend in GPU_BACKENDS else "fp32"
+            try:
+                other = open_pipeline(bundle, refiner_engine=refiner_engine, **{**options, "precision": floating})
+            except EnvironmentMismatch as error:  # an engine of it was not built
+                missing.append(f"no {floating} pipeline to compare with: {error}")
+            else:
+                stack.callback(_close, other)
+                _warm_up(other, images, warmup, tick)
+                beside[floating] = Runs()
+                candidates.append((other, beside[floating]))
         device_before = clocks.device_state()  # warm: the clocks are up
         turn = 0
         while turn < max(min_runs, 2) or any(runs.seconds < seconds for _, runs in candidates):
@@ -170,7 +186,7 @@ def measure(
                 runs.add(candidate, images[turn % len(images)], turn % len(images))
             turn += 1
             tick()
-        if not baseline:
+        if not beside:
             peak = peak_memory_mib()
         overlapped = _overlapped(pipeline, images, turn) if hasattr(pipeline, "submit") else {}
         device_after = clocks.device_state()
@@ -215,15 +231,27 @@ def measure(
         report["layers"] = native_layers.table(native_layers.medians(runs.layers))
     if choice is not None:
         report["budget"] = summary(choice, runs.counts, runs.founds, runs.stages["total"])
-    if baseline:
-        report["baseline_stages"] = candidates[1][1].summary()
-        report["speedup"] = speedup(candidates[1][1].stages["total"], runs.stages["total"])
+    for name, other_runs in beside.items():
+        if name == "baseline":
+            report["baseline_stages"] = other_runs.summary()
+            report["speedup"] = speedup(other_runs.stages["total"], runs.stages["total"])
+        else:
+            report["float_stages"], report["float_precision"] = other_runs.summary(), name
+            report["int8_speedup"] = {
+                part: speedup(other_runs.stages[part], runs.stages[part])
+                for part in ("base", "total")
+                if part in runs.stages and part in other_runs.stages
+            }
+    if precision == "int8":
+        report["calibration"] = bundle_calibration.facts(bundle, precision)
+        report["int8_macs_percent"] = bundle_calibration.macs_percent(bundle)
     report["pipeline"] = engines
     if device_before or device_after:
         report["gpu_state"] = {"before": device_before, "after": device_after}
     report["environment"] = {**facts, "load_average_after": load_after}
     on_gpu = backend not in ("native", "onnxruntime") or provider != "CPUExecutionProvider"
-    report["warnings"] = _warnings(bundle, runs, facts, threads)
+    report["warnings"] = _warnings(bundle, runs, facts, threads) + missing
+    report["warnings"] += bundle_calibration.warnings(bundle, precision)
     report["warnings"] += clocks.warnings(device_before, device_after) if on_gpu else []
     return new_report("latency", **report)
 
