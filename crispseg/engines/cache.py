@@ -8,6 +8,7 @@ write the manifest.) Running never builds: what is missing is an error with the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,9 @@ import shutil
 import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+
+import numpy as np
 
 from crispseg.bundle import Bundle
 from crispseg.bundle_fields import Fields, parse_json
@@ -63,8 +66,23 @@ class Artefact:
 
     def read(self, name: str) -> bytes:
         """Content of one of its files. Raises BundleError when it was cut short or altered."""
-        sha256, size = self.files[name]
-        path = self.path / name
+        with self._open(name) as stream:
+            data = stream.read()
+        self._same(name, hashlib.sha256(data).hexdigest())
+        return data
+
+    def map(self, name: str) -> np.ndarray:
+        """One of its files as uint8 memory that is read when it is touched. Raises BundleError like ``read``."""
+        digest = hashlib.sha256()
+        with self._open(name) as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+            self._same(name, digest.hexdigest())
+            return np.memmap(stream, np.uint8, "r") if self.files[name][1] else np.empty(0, np.uint8)
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[Any]:
+        path, size = self.path / name, self.files[name][1]
         try:
             info = os.lstat(str(path))
             if not stat.S_ISREG(info.st_mode):
@@ -73,14 +91,16 @@ class Artefact:
                 what = "truncated" if info.st_size < size else "altered"
                 raise BundleError("%s: expected %d bytes, found %d (%s); %s"
                                   % (path, size, info.st_size, what, self.rebuild))  # fmt: skip
-            data = path.read_bytes()
+            with open(str(path), "rb") as stream:
+                yield stream
         except OSError as error:
             raise BundleError("%s: cannot be read: %s; %s" % (path, error.strerror or error, self.rebuild)) from None
-        found = hashlib.sha256(data).hexdigest()
-        if found != sha256:
+
+    def _same(self, name: str, found: str) -> None:
+        expected = self.files[name][0]
+        if found != expected:
             raise BundleError("%s: expected SHA-256 %s..., found %s... (altered); %s"
-                              % (path, sha256[:12], found[:12], self.rebuild))  # fmt: skip
-        return data
+                              % (self.path / name, expected[:12], found[:12], self.rebuild))  # fmt: skip
 
     @property
     def rebuild(self) -> str:
@@ -92,7 +112,8 @@ def rebuild_command(bundle: Path, identity: Identity) -> str:
     """The command that makes an artefact of this identity."""
     precision = identity.spec.get("precision")
     asked = " --precision %s" % precision if precision else ""
-    asked += {"baseline": " --baseline", "refiner": " --refiner-engine"}.get(identity.role, "")
+    options = {"baseline": " --baseline", "refiner": " --refiner-engine"}
+    asked += "" if identity.backend == "native" else options.get(identity.role, "")
     return "crispseg build %s --backend %s%s" % (bundle, identity.backend, asked)
 
 
@@ -115,12 +136,16 @@ def file_hash(path: Path) -> str:
 
 
 def store(
-    bundle: Path, identity: Identity, files: Mapping[str, bytes], facts: Optional[Mapping[str, Any]] = None
+    bundle: Path,
+    identity: Identity,
+    files: Mapping[str, Union[bytes, memoryview]],
+    facts: Optional[Mapping[str, Any]] = None,
 ) -> Artefact:
     """Write an artefact; one of the same key is replaced. An error leaves what was there.
 
     Raises:
         InputError: the place cannot be written, or ``facts`` is not plain JSON.
+
     """
     target = bundle / FOLDER / identity.key
     partial = target.with_name("%s.%d.partial" % (target.name, os.getpid()))
@@ -261,7 +286,7 @@ def _folders(folder: Path) -> List[Path]:
     return [folder / name for name in names if _KEY.match(name) and (folder / name).is_dir()]
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: Union[bytes, memoryview]) -> None:
     with open(str(path), "wb") as stream:
         stream.write(data)
         stream.flush()

@@ -12,12 +12,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from crispseg.engines.cache import Artefact
+from crispseg.engines.native_artefact import GRAPH, read_compiled
 from crispseg.engines.native_check import Graph, check_graph, check_inputs
 from crispseg.engines.native_graph import read_graph
 from crispseg.engines.native_layers import Layer
 from crispseg.engines.native_nodes import Nodes
 from crispseg.engines.native_plan import Need, needed
-from crispseg.engines.native_weights import Weights, prepare
+from crispseg.engines.native_weights import Compiled, Weights, prepare
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import InputError
 from crispseg.plugins.loader import Native
@@ -29,21 +31,28 @@ _STAGES = {
 }  # fmt: skip
 
 
-def load(path: Union[str, Path], spec: Optional[EngineSpec] = None, isa: str = "") -> NativeEngine:
+def load(
+    path: Union[str, Path], spec: Optional[EngineSpec] = None, isa: str = "", artefact: Optional[Artefact] = None
+) -> NativeEngine:
     """Open a refiner.
 
     Args:
         path: refiner.onnx (op contract version 1).
         spec: threads are used; the provider concerns dense networks only.
         isa: instruction set, "" = the best of this CPU.
+        artefact: what `crispseg build --backend native` made of this file; without one the weights are packed now.
 
     Raises:
-        BundleError: the file is missing, damaged, or does not fit together.
+        BundleError: the file or the artefact is missing, damaged, or does not fit together.
         UnsupportedOp: an operator, attribute or contract version that the engine does not run.
         EnvironmentMismatch: the native library or the onnx package is missing.
     """
-    graph = check_graph(read_graph(path))
-    return NativeEngine(graph, spec or EngineSpec(), isa)
+    if artefact is None:
+        return NativeEngine(check_graph(read_graph(path)), spec or EngineSpec(), isa)
+    graph = check_graph(read_graph(path, artefact.read(GRAPH)))
+    engine = NativeEngine(graph, spec or EngineSpec(), isa, read_compiled(artefact))
+    engine.compiled = str(artefact.path)
+    return engine
 
 
 class NativeEngine:
@@ -54,18 +63,20 @@ class NativeEngine:
         capacity: most refined pixels a frame; may be lowered between frames.
         stage_times: ms of the last run by stage: select, maps, conv, ensemble, scatter.
         node_times: ms of the last run by node.
+        compiled: directory of the artefact that the weights are mapped from; "" = packed into memory at load.
     """
 
-    def __init__(self, graph: Graph, spec: EngineSpec, isa: str = "") -> None:
+    def __init__(self, graph: Graph, spec: EngineSpec, isa: str = "", compiled: Optional[Compiled] = None) -> None:
         self.path = graph.raw.path
         self.spec = spec
         self.capacity = min(spec.capacity or graph.capacity, graph.capacity)
         self.stage_times: Dict[str, float] = {}
         self.node_times: Dict[str, float] = {}
+        self.compiled = ""
         self._native: Any = Native(spec.thread_count, isa)
         self._graph = graph
         self._needs: Dict[Tuple[str, ...], Need] = {}
-        self._weights = prepare(self._native, graph)
+        self._weights = prepare(self._native, graph, compiled)
         self._nodes: Any = Nodes(self._native, graph, self._weights)
         self.inputs = {
             "image": (np.uint8, [graph.height, graph.width, 3]),
@@ -159,6 +170,7 @@ class NativeEngine:
             "file": self.path.name,
             "isa": "" if closed else self._native.isa,
             "threads": self.spec.thread_count,
+            "compiled": self.compiled or "no (packed at load; `crispseg build --backend native` does it once)",
             "inputs": {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in self.inputs.items()},
             "outputs": {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in self.outputs.items()},
             "memory_bytes": self.memory(),

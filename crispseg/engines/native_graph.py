@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from crispseg.plugins.ops import CONTRACT_VERSION, DOMAIN, check_attributes, che
 KIND = "sparserefine"
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_NODES = 20000
+PACKED = "weights.bin"
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,13 @@ class RawGraph:
     weight_scales: Dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def read_graph(path: Union[str, Path]) -> RawGraph:
+def read_graph(path: Union[str, Path], compiled: Optional[bytes] = None) -> RawGraph:
     """Read and validate the outer structure of a refiner.
+
+    Args:
+        path: refiner.onnx.
+        compiled: content of a compiled graph to read instead of the file: weights that lie packed in PACKED beside it
+            are read as zeros of their shape that take no memory.
 
     Raises:
         BundleError: missing, truncated, no ONNX, another kind or contract version, external data, a broken constant.
@@ -60,10 +66,10 @@ def read_graph(path: Union[str, Path]) -> RawGraph:
         EnvironmentMismatch: the onnx package is missing.
     """
     path = Path(path)
-    model = _load(path)
+    model = _load(path, compiled)
     _check_header(model, path)
     graph = model.graph
-    constants = _constants(graph, path)
+    constants = _constants(graph, path, compiled is not None)
     nodes: List[RawNode] = []
     scales: Dict[str, np.ndarray] = {}
     if len(graph.node) > MAX_NODES:
@@ -93,7 +99,7 @@ def read_graph(path: Union[str, Path]) -> RawGraph:
     return RawGraph(path, inputs, outputs, tuple(nodes), constants, scales)
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, compiled: Optional[bytes]) -> Any:
     try:
         import onnx
     except ImportError as error:
@@ -101,14 +107,16 @@ def _load(path: Path) -> Any:
             "backend native: expected the onnx package, found none (%s); pip install onnx" % error
         ) from None
     try:
-        size = path.stat().st_size
-        if not path.is_file():
+        size = path.stat().st_size if compiled is None else len(compiled)
+        if compiled is None and not path.is_file():
             raise OSError("not a file")
     except OSError:
         raise BundleError("%s: expected a refiner in ONNX, found no file; export the bundle again" % path) from None
     if not 0 < size <= MAX_FILE_BYTES:
         raise BundleError("%s: expected an ONNX file below 2 GiB, found %d bytes" % (path, size))
     try:
+        if compiled is not None:
+            return onnx.load_model_from_string(compiled)
         return onnx.load(str(path), format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no stable home
         text = " ".join(str(error).split())[:200]
@@ -134,13 +142,16 @@ def _check_header(model: Any, path: Path) -> None:
         raise UnsupportedOp("%s: sparse initialisers are not supported; export the refiner again" % path)
 
 
-def _constants(graph: Any, path: Path) -> Dict[str, np.ndarray]:
+def _constants(graph: Any, path: Path, compiled: bool) -> Dict[str, np.ndarray]:
     from onnx import TensorProto, numpy_helper
 
     constants: Dict[str, np.ndarray] = {}
     for tensor in graph.initializer:
         if not tensor.name or tensor.name in constants:
             raise BundleError("%s: initialiser %r: expected a name used once" % (path, tensor.name))
+        if compiled and _is_packed(tensor):
+            constants[tensor.name] = np.broadcast_to(np.float32(0), tuple(tensor.dims))
+            continue
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise BundleError("%s: initialiser %r lies in another file; expected it inside" % (path, tensor.name))
         if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8):
@@ -163,6 +174,12 @@ def _constants(graph: Any, path: Path) -> Dict[str, np.ndarray]:
         constants[tensor.name] = value
         tensor.ClearField("raw_data")  # the array has its own memory: hold large weights once
     return constants
+
+
+def _is_packed(tensor: Any) -> bool:
+    """Whether a weight of a compiled graph lies in its file of packed weights."""
+    places = {item.key: item.value for item in tensor.external_data}
+    return places == {"location": PACKED} and len(tensor.dims) == 3 and all(1 <= side < 2**20 for side in tensor.dims)
 
 
 def _contract_node(proto: Any, index: int, where: str) -> RawNode:

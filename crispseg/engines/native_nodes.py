@@ -6,7 +6,7 @@ Holds the memory of the engine (feature matrices, coordinates, maps, tile plans)
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Nodes:
         self._given: Dict[str, np.ndarray] = {}
         self._capacity = 0
         self._found = 0
+        self._ordered: Set[str] = set()  # maps whose visiting order is made
         self._algorithms: Dict[int, str] = {}  # node index -> what ran
         self._maps = {name: role for node in graph.nodes for role, name in node.outputs.items()}
 
@@ -53,6 +54,7 @@ class Nodes:
         self._given, self._need, self._capacity = given, need, capacity
         self._pixels.clear()
         self._algorithms.clear()
+        self._ordered.clear()
         self._bases = [0] * len(self._bases)
 
     def run(self, index: int) -> None:
@@ -191,13 +193,14 @@ class Nodes:
                     columns[...] = columns > above
                 at += graph.classes
 
-    def _plan_visits(self, name: str) -> None:
-        """Order in which convolutions visit the rows of a map, once a map and frame."""
-        tensor = self._graph.tensors[name]
-        n = self._rows[tensor.level]
-        if name in self._need.read_maps and n:
-            order = self._ints(name + "#order", n)
-            self._native.call("cs_plan_map", self._at(name), n, tensor.columns, order)
+    def _visits(self, name: str) -> int:
+        """Address of the order in which the direct kernel visits the rows of a map; made once a frame."""
+        tensor, key = self._graph.tensors[name], name + "#order"
+        if name not in self._ordered:
+            order = self._ints(key, self._rows[tensor.level])
+            self._native.call("cs_plan_map", self._at(name), self._rows[tensor.level], tensor.columns, order)
+            self._ordered.add(name)
+        return self._at(key)
 
     def _run_SubmanifoldMap(self, _: int, node: RawNode) -> None:  # noqa: N802
         level, name = self._level(node), node.outputs["map"]
@@ -205,7 +208,6 @@ class Nodes:
         if n:
             coords = self._at(node.inputs["coords"])
             self._native.call("cs_submanifold_map", coords, n, *self._graph.grids[level], address)
-            self._plan_visits(name)
             if name in self._tiles and name in self._need.read_maps:
                 self._tiles[name].plan(self._native, coords, n, self._graph.grids[level])
 
@@ -223,8 +225,6 @@ class Nodes:
                 EXTENT[node.attributes["extent"]], coords, count.ctypes.data, down, up,
             )  # fmt: skip
         self._rows[below] = int(count[0])
-        self._plan_visits(names["down"])
-        self._plan_visits(names["up"])
 
     def _run_SparseConv2d(self, index: int, node: RawNode) -> None:  # noqa: N802
         a, ins, outs, wanted = self._prepared[index], node.inputs, node.outputs, self._need.tensors
@@ -232,7 +232,7 @@ class Nodes:
         a.n_in, a.n_out = self._rows[self._graph.tensors[ins["x"]].level], self._rows[self._level(node)]
         a.map = a.order = None
         if ins["map"] and a.n_out:
-            a.map, a.order = self._at(ins["map"]), self._at(ins["map"] + "#order")
+            a.map = self._at(ins["map"])
         a.residual, a.ldr = self._matrix(ins["residual"]) if ins["residual"] else (None, 0)
         a.y, a.ldy = self._matrix(outs["y"]) if outs["y"] in wanted else (None, 0)
         for i, role in enumerate(("z1", "z2")):
@@ -242,6 +242,7 @@ class Nodes:
         if a.n_out and tiles and tiles.run(self._native, index, a):
             self._algorithms[index] = "winograd"
         elif a.n_out:
+            a.order = self._visits(ins["map"]) if ins["map"] else None
             self._native.call("cs_sparse_conv", ctypes.byref(a))
 
     def _run_Concat(self, index: int, node: RawNode) -> None:  # noqa: N802

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import numpy as np
 
@@ -11,8 +11,20 @@ from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
 from crispseg.engines.native_memory import aligned
 from crispseg.engines.native_winograd import choose
-from crispseg.errors import UnsupportedOp
+from crispseg.errors import BundleError, UnsupportedOp
 from crispseg.plugins.loader import ConvArguments, GateArguments, Native
+
+KEEP_BOTH = 1 << 20
+"""Bytes up to which a weight that Winograd uses is kept for the direct kernel too, which takes over on frames whose
+sites lie apart. Such frames have few sites on the deep levels, where the weights are large."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What was decided and packed beforehand: algorithm of each submanifold node, packed weights (uint8) by key."""
+
+    algorithms: Mapping[str, str]
+    packed: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -33,14 +45,28 @@ class Weights:
         return sum(array.nbytes for array in self.packed.values()) + sum(array.nbytes for array in self.keep)
 
 
-def prepare(native: Native, graph: Graph) -> Weights:
-    """Pack and keep what the nodes need; the graph's constants are let go."""
-    weights, chosen = Weights(), choose(graph)
+def prepare(
+    native: Native, graph: Graph, compiled: Optional[Compiled] = None, allocate: Callable[[int], np.ndarray] = aligned
+) -> Weights:
+    """Pack and keep what the nodes need; the graph's constants are let go.
+
+    Args:
+        native: context; weights are packed for its instruction set.
+        graph: the refiner.
+        compiled: decisions, and packed weights to use as they are; what it lacks is packed.
+        allocate: memory for packed weights, bytes -> uint8 array at an address divisible by 64.
+
+    Raises:
+        BundleError: a weight of ``compiled`` has another size than this library packs.
+    """
+    weights = Weights()
+    chosen = choose(graph, None if compiled is None else compiled.algorithms)
+    packer = _Packer(native, graph, weights, {} if compiled is None else compiled.packed, allocate)
     for index, node in enumerate(graph.nodes):
         if node.op == "SparseConv2d":
-            weights.arguments[index] = _conv(native, graph, node, weights)
+            weights.arguments[index] = _conv(graph, node, weights, packer, index in chosen)
             if index in chosen:
-                address = _packed(native, graph, node.inputs["weight"], True, weights)
+                address = packer.address(node.inputs["weight"], True)
                 weights.winograd.setdefault(chosen[index], {})[index] = address
         elif node.op == "EnsembleLogits" and node.attributes["mode"] == "gated":
             weights.arguments[index] = _gate(graph, node, weights)
@@ -61,19 +87,45 @@ def _constant(graph: Graph, name: str, weights: Weights) -> int:
     return array.ctypes.data
 
 
-def _packed(native: Native, graph: Graph, name: str, winograd: bool, weights: Weights) -> int:
-    """Address of a weight in the layout of one algorithm; packed at its first use."""
-    value = graph.raw.constants[name]
-    key = name + ("#winograd" if winograd else "")
-    if key not in weights.packed:
+@dataclass(frozen=True)
+class _Packer:
+    """Addresses of weights in the layout of one algorithm, each packed at its first use."""
+
+    native: Native
+    graph: Graph
+    weights: Weights
+    ready: Mapping[str, np.ndarray]
+    allocate: Callable[[int], np.ndarray]
+
+    def size(self, name: str, winograd: bool) -> int:
+        shape = self.graph.raw.constants[name].shape
+        measure = self.native.library.cs_winograd_bytes if winograd else self.native.library.cs_packed_bytes
+        return int(measure(self.native.handle, *(shape[1:] if winograd else shape)))
+
+    def address(self, name: str, winograd: bool) -> int:
+        key = name + ("#winograd" if winograd else "")
+        packed = self.weights.packed.get(key)
+        if packed is None:
+            packed = self.weights.packed[key] = self._ready(key, winograd, name)
+        return packed.ctypes.data
+
+    def _ready(self, key: str, winograd: bool, name: str) -> np.ndarray:
+        size = self.size(name, winograd)
+        if key in self.ready:
+            packed = self.ready[key]
+            if packed.nbytes != size or packed.ctypes.data % 64:
+                raise BundleError("%s: packed weight %r: expected %d bytes at a multiple of 64, found %d"
+                                  % (self.graph.raw.path, key, size, packed.nbytes))  # fmt: skip
+            return packed
+        value = self.graph.raw.constants[name]
         source, shape = np.ascontiguousarray(value, np.float32), value.shape[1:] if winograd else value.shape
-        size, pack = ("cs_winograd_bytes", "cs_winograd_pack") if winograd else ("cs_packed_bytes", "cs_pack_weight")
-        weights.packed[key] = aligned(getattr(native.library, size)(native.handle, *shape))
-        native.call(pack, source.ctypes.data, *shape, weights.packed[key].ctypes.data)
-    return weights.packed[key].ctypes.data
+        packed = self.allocate(size)
+        pack = "cs_winograd_pack" if winograd else "cs_pack_weight"
+        self.native.call(pack, source.ctypes.data, *shape, packed.ctypes.data)
+        return packed
 
 
-def _conv(native: Native, graph: Graph, node: RawNode, weights: Weights) -> ConvArguments:
+def _conv(graph: Graph, node: RawNode, weights: Weights, packer: _Packer, winograd: bool) -> ConvArguments:
     name = node.inputs["weight"]
     if node.attributes["x_scale"]:
         raise UnsupportedOp(
@@ -82,7 +134,8 @@ def _conv(native: Native, graph: Graph, node: RawNode, weights: Weights) -> Conv
         )
     a = ConvArguments()
     a.K, a.cin, a.cout = graph.raw.constants[name].shape
-    a.weight = _packed(native, graph, name, False, weights)
+    if not winograd or packer.size(name, False) <= KEEP_BOTH:
+        a.weight = packer.address(name, False)
     a.bias = _constant(graph, node.inputs["bias"], weights)
     a.relu = node.attributes["relu"]
     for i, suffix in enumerate("12"):

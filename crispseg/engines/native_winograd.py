@@ -1,14 +1,15 @@
 """Which convolutions of a refiner run by Winograd's algorithm, and the tile plans that they share.
 
-Which ones may is fixed when the engine is loaded; they keep both forms of their weights. Whether those of a level do
-follows the frame: where sites lie apart, the direct kernel is up to ten times as fast.
+Which ones may is fixed when the engine is compiled or loaded. Whether those of a level do follows the frame: where
+sites lie apart, the direct kernel is up to ten times as fast. Those with large weights keep the Winograd form alone
+(``native_weights.KEEP_BOTH``) and run so on any frame.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from typing import Dict, Tuple
+from typing import Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -26,25 +27,38 @@ SITES_PER_TILE = 2.75
 for every neighbour that a site has. Measured break-even on noise and bands, 32..256 channels: 2.6 to 2.8."""
 
 
-def choose(graph: Graph) -> Dict[int, str]:
-    """Node index -> kernel map. $CRISPSEG_WINOGRAD: "0" = none, "1" = every 3x3 submanifold convolution, on any frame.
+def candidates(graph: Graph, least: int = MIN_CHANNELS) -> Dict[int, str]:
+    """Node index -> kernel map of every 3x3 submanifold convolution of at least so many channels."""
+    tables = {node.outputs["map"] for node in graph.nodes if node.op == "SubmanifoldMap"}
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        if node.op == "SparseConv2d" and node.inputs["map"] in tables and not node.attributes["x_scale"]:
+            _, cin, cout = graph.raw.constants[node.inputs["weight"]].shape
+            if min(cin, cout) >= least:
+                found[index] = node.inputs["map"]
+    return found
+
+
+def choose(graph: Graph, algorithms: Optional[Mapping[str, str]] = None) -> Dict[int, str]:
+    """Node index -> kernel map of the convolutions that run by Winograd's algorithm.
+
+    ``algorithms``: node name -> "winograd" or "direct", of a compiled engine; None: all ``candidates``, or as
+    $CRISPSEG_WINOGRAD says: "0" = none, "1" = every 3x3 submanifold convolution, on any frame.
 
     Raises:
         InputError: another value of $CRISPSEG_WINOGRAD.
     """
-    mode = _mode()
-    tables = {node.outputs["map"] for node in graph.nodes if node.op == "SubmanifoldMap"}
-    chosen = {}
-    for index, node in enumerate(graph.nodes):
-        if mode == "0" or node.op != "SparseConv2d" or node.inputs["map"] not in tables:
-            continue
-        _, cin, cout = graph.raw.constants[node.inputs["weight"]].shape
-        if mode == "1" or min(cin, cout) >= MIN_CHANNELS:
-            chosen[index] = node.inputs["map"]
-    return chosen
+    if algorithms is not None:
+        wide = candidates(graph, 1).items()
+        return {index: name for index, name in wide if algorithms.get(graph.nodes[index].name) == "winograd"}
+    mode = forced()
+    if mode == "0":
+        return {}
+    return candidates(graph, 1 if mode == "1" else MIN_CHANNELS)
 
 
-def _mode() -> str:
+def forced() -> str:
+    """$CRISPSEG_WINOGRAD. Raises InputError for a value it does not have."""
     mode = os.environ.get(ENVIRONMENT, "")
     if mode not in ("", "0", "1"):
         raise InputError("%s: expected 0, 1 or nothing, found %r" % (ENVIRONMENT, mode))
@@ -61,7 +75,7 @@ class Tiles:
     def __init__(self, weights: Dict[int, int]) -> None:
         self.weights = weights
         self.used = False  # on this frame
-        self._always = _mode() == "1"
+        self._always = forced() == "1"
         self._inputs, self._outputs = Room(np.int32), Room(np.int32)
         self._count = 0
 
@@ -77,7 +91,7 @@ class Tiles:
     def run(self, native: Native, index: int, arguments: ConvArguments) -> bool:
         """Run a convolution of this map on the frame's plan; False (and nothing done) when the direct kernel should."""
         address = self.weights.get(index)
-        if not address or not self.used:
+        if not address or (not self.used and arguments.weight):
             return False
         mine = ConvArguments.from_buffer_copy(arguments)
         mine.weight = address

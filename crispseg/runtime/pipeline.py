@@ -122,12 +122,13 @@ def _open_refiner(bundle: Bundle, spec: EngineSpec) -> Any:
     if spec.backend == "onnxruntime":
         return ort.load(path, spec)
     try:
-        from crispseg.engines import native
+        from crispseg.engines import native, native_artefact
     except ImportError as error:
         raise EnvironmentMismatch(
             "backend native: %s; pip install the missing package, or use --backend onnxruntime" % error
         ) from None
-    return native.load(path, spec)
+    compiled = None if spec.precision == "int8" else native_artefact.find(bundle)
+    return native.load(path, spec, artefact=compiled)
 
 
 def check_refiner(bundle: Bundle, engine: Any) -> None:
