@@ -23,6 +23,14 @@ class Mode(str, Enum):
     semantic = "semantic"
 
 
+class Engine(str, Enum):
+    """Where the network runs."""
+
+    auto = "auto"
+    native = "native"
+    onnxruntime = "onnxruntime"
+
+
 BUNDLE = typer.Argument(..., metavar="BUNDLE", help="mask-refiner bundle that crispseg export wrote")
 PHOTOS = typer.Argument(..., metavar="IMAGES", help="photo, or folder of photos", show_default=False)
 MASKS = typer.Argument(
@@ -33,6 +41,11 @@ MODE = typer.Option(Mode.auto, "--mode", help="instance: object by object; seman
 STEPS = typer.Option(0, "--steps", min=0, help="time steps in instance mode, 0 = all: fewer are faster and coarser")
 SEED = typer.Option(0, "--seed", min=0, help="of the draws; the same seed gives the same mask on every backend")
 BATCH = typer.Option(0, "--batch", min=0, help="objects or windows in one call; 0 = 2 on a CPU, 32 on a GPU")
+ENGINE = typer.Option(
+    Engine.auto,
+    "--backend",
+    help="auto: native for SegRefiner on a CPU, else onnxruntime; a named one is never replaced",
+)
 LABELS = typer.Option(False, "--labels", help="the masks are label maps: refined class by class and joined")
 BACKGROUND = typer.Option(
     None, "--background", min=0, max=255, help="class id that is not refined and takes what no class claims (--labels)"
@@ -55,6 +68,7 @@ def refine(
     background: Optional[int] = BACKGROUND,
     ignore_exif: bool = IGNORE_EXIF,
     annotations: Optional[Path] = ANNOTATIONS,
+    backend: Engine = ENGINE,
     provider: str = PROVIDER,
     threads: int = THREADS,
     limit: Optional[int] = LIMIT,
@@ -72,7 +86,8 @@ def refine(
         from crispseg.runtime.mask_run import refine
 
         chosen = "" if mode is Mode.auto else mode.value
-        options = RefineOptions(mode=chosen, steps=steps, seed=seed, batch=batch, provider=provider, threads=threads)
+        engine = "" if backend is Engine.auto else backend.value
+        options = RefineOptions(chosen, steps, seed, batch, engine, provider, threads)
         return refine(
             bundle,
             images,

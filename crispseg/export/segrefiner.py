@@ -50,6 +50,7 @@ class _Writer:
 
     def __init__(self, module: SegRefiner, size: int) -> None:
         self.unet, self.size, self.side = module.denoise_model, size, size
+        self.heads = module.config.heads
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.weight("groups.one", np.ones(GROUPS))
@@ -169,5 +170,5 @@ class _Writer:
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="crispseg"
         )
         model.producer_version = __version__
-        helper.set_model_props(model, {"crispseg.kind": KIND})
+        helper.set_model_props(model, {"crispseg.kind": KIND, "crispseg.heads": str(self.heads)})
         return model

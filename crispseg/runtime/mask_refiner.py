@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 import numpy as np
 
 from crispseg.bundle_masks import MODES, MaskBundle, SegRefinerInfo
-from crispseg.engines import ort
+from crispseg.engines import native_mask, ort
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, InputError
 from crispseg.runtime.mask_images import foreground
@@ -17,6 +17,7 @@ from crispseg.runtime.segrefiner_instance import Instance, refine_objects
 from crispseg.runtime.segrefiner_sampling import first_steps, seeded_draw
 from crispseg.runtime.segrefiner_semantic import refine_semantic
 
+BACKENDS = ("native", "onnxruntime")
 #: Objects or windows in one call on a CPU: more cost memory (about 0.25 GB each) and save nothing.
 CPU_BATCH = 2
 
@@ -30,6 +31,7 @@ class RefineOptions:
         steps: time steps in instance mode, 0 = all (SegRefiner).
         seed: of the draws (SegRefiner).
         batch: most objects or windows in one call; 0 = 2 on a CPU, else the bundle's (SegRefiner).
+        backend: "native" (SegRefiner), "onnxruntime", or "" = native for SegRefiner on a CPU, else onnxruntime.
         provider: ONNX Runtime's execution provider, required.
         threads: 0 = all usable CPUs.
     """
@@ -38,6 +40,7 @@ class RefineOptions:
     steps: int = 0
     seed: int = 0
     batch: int = 0
+    backend: str = ""
     provider: str = "CPUExecutionProvider"
     threads: int = 0
 
@@ -63,11 +66,15 @@ def open_mask_refiner(bundle: MaskBundle, options: RefineOptions) -> Any:
     for name in ("mode", "steps", "batch", "seed"):
         if getattr(options, name):
             raise InputError("--%s: expected a SegRefiner bundle, found CRM, which has none; leave it out" % name)
+    if options.backend not in ("", "onnxruntime"):
+        raise InputError(
+            "--backend %s: expected onnxruntime for a CRM bundle; name it or leave it out" % options.backend
+        )
     return CrmRuntime(bundle, options)
 
 
 class SegRefinerRuntime:
-    """SegRefiner on ONNX Runtime. Used by one thread at a time."""
+    """SegRefiner on the native kernels or ONNX Runtime. Used by one thread at a time."""
 
     def __init__(self, bundle: MaskBundle, info: SegRefinerInfo, options: RefineOptions) -> None:
         """Open the network. Raises as ``open_mask_refiner``."""
@@ -87,9 +94,16 @@ class SegRefinerRuntime:
         self.steps = first_steps(count, options.steps)
         self.batch = options.batch or (CPU_BATCH if options.provider == "CPUExecutionProvider" else info.batch)
         self._draw = seeded_draw(options.seed)
-        spec = EngineSpec("onnxruntime", provider=options.provider, threads=options.threads)
+        on_cpu = options.provider == "CPUExecutionProvider"
+        self.backend = options.backend or ("native" if on_cpu else "onnxruntime")
+        if self.backend not in BACKENDS or (self.backend == "native" and not on_cpu):
+            raise InputError(
+                "--backend %s with --provider %s: expected %s; a provider belongs to onnxruntime"
+                % (self.backend, options.provider, " or ".join(BACKENDS))
+            )
+        spec = EngineSpec(self.backend, provider=options.provider, threads=options.threads)
         path = bundle.file(info.file)
-        self._engine = ort.load(path, spec)
+        self._engine: Any = native_mask.load(path, spec) if self.backend == "native" else ort.load(path, spec)
         shape = self._engine.inputs.get("image", (None, ()))[1]
         if list(shape[1:]) != [4, info.size, info.size] or {"t", "logits"} - {
             *self._engine.inputs,
@@ -140,6 +154,7 @@ class SegRefinerRuntime:
             "seed": self.options.seed,
             "batch": self.batch,
             "window": self.info.size,
+            "backend": self.backend,
             "provider": self.options.provider,
         }
 
@@ -150,6 +165,8 @@ class SegRefinerRuntime:
 
 class CrmRuntime:
     """CRM on ONNX Runtime. Used by one thread at a time."""
+
+    backend = "onnxruntime"
 
     def __init__(self, bundle: MaskBundle, options: RefineOptions) -> None:
         """Open the networks. Raises as ``open_mask_refiner``."""
@@ -170,7 +187,7 @@ class CrmRuntime:
 
     def describe(self) -> Dict[str, Any]:
         """Settings for the report."""
-        return {"scales": list(self._engine.info.scales), "provider": self.options.provider}
+        return {"scales": list(self._engine.info.scales), "backend": self.backend, "provider": self.options.provider}
 
     def close(self) -> None:
         """Free the networks."""

@@ -197,7 +197,7 @@ def _report(
         items=record.items,
         peak_memory_mib=peak_memory_mib(),
         pipeline=refiner.describe(),
-        environment=environment(options.threads, backend="onnxruntime"),
+        environment=environment(options.threads, backend=refiner.backend),
     )  # fmt: skip
     if bundle.refiner.random_weights:
         record.warnings.append("random weights: the masks mean nothing, only the times do")
