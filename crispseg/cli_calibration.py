@@ -156,7 +156,7 @@ def _dense(
 
     net = getattr(bundle, role)
     model = base.read_dense(bundle.file(net.file))
-    chosen = placement.place(model, _for_role(choices.exclude, role), choices.keep_ops, choices.head)
+    chosen = placement.place(model, for_role(choices.exclude, role), choices.keep_ops, choices.head)
     watched = chosen.watched
     if role == "base" and choices.trt_cache is not None:  # implicit quantisation wants a range for every tensor
         watched = tuple(dict.fromkeys([*watched, *base.activations(model)]))
@@ -183,20 +183,19 @@ def _refiner(
     from crispseg.calibration import provenance, refiner
     from crispseg.engines import ort
     from crispseg.engines.spec import EngineSpec
-    from crispseg.runtime.prepare import prepare
 
     assert bundle.refiner is not None
     model = refiner.load_model(bundle.file(bundle.refiner.file))
     spec = EngineSpec("onnxruntime", threads=choices.threads)
     with ort.load(bundle.file(bundle.base.file), spec) as dense:
-
-        def frames() -> Iterator[Tuple[np.ndarray, np.ndarray]]:
-            for frame in frames_of(bundle, images):
-                canvas, value = prepare(frame, bundle, bundle.base)
-                yield canvas, dense.run({"image": value}, ("logits",))["logits"]
-
-        ranges = refiner.collect_ranges(model, frames, _open_model, partial(_tell, progress, role), images.count)
-    made = refiner.quantise_refiner(model, ranges, choices.method, exclude=_for_role(choices.exclude, role))
+        ranges = refiner.collect_ranges(
+            model,
+            lambda: refiner_frames(bundle, images, dense),
+            lambda made: open_model(made, choices.threads),
+            partial(_tell, progress, role),
+            images.count,
+        )
+    made = refiner.quantise_refiner(model, ranges, choices.method, exclude=for_role(choices.exclude, role))
     options = {"exclude": list(choices.exclude)}
     record = provenance.describe(
         bundle, role, images, choices.method, excluded=made.kept, macs_share=made.share, options=options
@@ -204,21 +203,31 @@ def _refiner(
     return record, refiner.save_model(made.model), None
 
 
-def _open_model(model: Any) -> Any:
-    """An engine of a model in memory, the native one."""
+def refiner_frames(bundle: Bundle, images: Any, dense: Any) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    """What the refiner reads of each image: the frame uint8 [H,W,3] and the logits of the float base, ``dense``."""
+    from crispseg.runtime.prepare import prepare
+
+    for frame in frames_of(bundle, images):
+        canvas, value = prepare(frame, bundle, bundle.base)
+        yield canvas, dense.run({"image": value}, ("logits",))["logits"]
+
+
+def open_model(model: Any, threads: int, precision: str = "fp32") -> Any:
+    """An engine of a refiner in memory, the native one."""
     from crispseg.engines import native
+    from crispseg.engines.spec import EngineSpec
 
     with tempfile.TemporaryDirectory(prefix="crispseg-calibrate-") as folder:
         path = Path(folder) / "refiner.onnx"
         path.write_bytes(model.SerializeToString())
-        return native.load(path)
+        return native.load(path, EngineSpec(threads=threads, precision=precision))
 
 
 def _tell(progress: Progress, text: str, done: int, total: int) -> None:
     progress(done, total, text)
 
 
-def _for_role(exclude: Tuple[str, ...], role: str) -> List[str]:
+def for_role(exclude: Tuple[str, ...], role: str) -> List[str]:
     """Exclusions of one network: "refiner:NAME" is for that one, a name without a role for all dense ones."""
     found = []
     for item in exclude:
