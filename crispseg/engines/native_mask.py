@@ -126,8 +126,8 @@ class NativeMaskUNet:
             if name.startswith("input"):
                 skips.append(h)
         h = norm_silu(h, self._vectors["out.gamma"], self._vectors["out.beta"])
-        logits = self._conv("logits", h).values
-        return {"logits": np.ascontiguousarray(logits.reshape(count, 1, side, side))}
+        last = self._conv("logits", h)
+        return {"logits": last.values.reshape(count, 1, side, side).copy()}  # its memory is used again
 
     def _grid(self, count: int, side: int) -> Grid:
         key = (count, side)
