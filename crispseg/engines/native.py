@@ -13,9 +13,11 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from crispseg.engines.cache import Artefact
+from crispseg.engines.int8_rows import CONVERT
 from crispseg.engines.native_artefact import GRAPH, read_compiled
 from crispseg.engines.native_check import Graph, check_graph, check_inputs
 from crispseg.engines.native_graph import read_graph
+from crispseg.engines.native_int8 import bytes_of
 from crispseg.engines.native_layers import Layer
 from crispseg.engines.native_nodes import Nodes
 from crispseg.engines.native_plan import Need, needed
@@ -27,7 +29,7 @@ from crispseg.plugins.loader import Native
 _STAGES = {
     "SelectPixels": "select", "LogitsAt": "select", "PixelFeatures": "select", "SubmanifoldMap": "maps",
     "DownMap": "maps", "SparseConv2d": "conv", "Concat": "conv", "EnsembleLogits": "ensemble",
-    "ScatterLabels": "scatter",
+    "ScatterLabels": "scatter", CONVERT: "conv",
 }  # fmt: skip
 
 
@@ -74,10 +76,10 @@ class NativeEngine:
         self.node_times: Dict[str, float] = {}
         self.compiled = ""
         self._native: Any = Native(spec.thread_count, isa)
-        self._graph = graph
+        self._graph, rows = bytes_of(graph)
         self._needs: Dict[Tuple[str, ...], Need] = {}
-        self._weights = prepare(self._native, graph, compiled)
-        self._nodes: Any = Nodes(self._native, graph, self._weights)
+        self._weights = prepare(self._native, self._graph, compiled, rows=rows)
+        self._nodes: Any = Nodes(self._native, self._graph, self._weights, rows)
         self.inputs = {
             "image": (np.uint8, [graph.height, graph.width, 3]),
             "logits": (np.float32, [1, graph.classes, *graph.low]),
@@ -169,6 +171,7 @@ class NativeEngine:
             "version": "" if closed else self._native.library.cs_build_info().decode("utf-8", "replace"),
             "file": self.path.name,
             "isa": "" if closed else self._native.isa,
+            "int8": self._nodes.int8_kernels if self._nodes else "",
             "threads": self.spec.thread_count,
             "compiled": self.compiled or "no (packed at load; `crispseg build --backend native` does it once)",
             "inputs": {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in self.inputs.items()},

@@ -41,20 +41,30 @@ class Room:
 
 
 class Slot:
-    """Memory of feature matrices: ``pad`` zeros, which are the zero row in front of row 0 at any stride, then rows."""
+    """Memory of feature matrices: ``pad`` zeros, which are the zero row in front of row 0 at any stride, then rows.
 
-    def __init__(self, pad: int) -> None:
-        self.pad = -(-pad // 16) * 16  # row 0 begins on a cache line
-        self.room = Room(np.float32)
+    Rows are float32, or uint8 where the byte ``zero`` means 0.
+    """
 
-    def ensure(self, floats: int) -> int:
-        """Address of row 0 of room for ``floats`` floats. The zero row in front is never written to."""
+    def __init__(self, pad: int, dtype: Any = np.float32, zero: int = 0) -> None:
+        self.room = Room(dtype)
+        self.zero = zero
+        line = _ALIGN // self.itemsize
+        self.pad = -(-pad // line) * line  # row 0 begins on a cache line
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value."""
+        return self.room.dtype.itemsize
+
+    def ensure(self, count: int) -> int:
+        """Address of row 0 of room for ``count`` values and a word. The zero row in front is never written to."""
         before = self.room.array  # not the address: new memory often lies where the old one was
-        address = self.room.ensure(self.pad + floats)
+        address = self.room.ensure(self.pad + count + 4)
         if self.room.array is not before:
-            self.room.array[: self.pad] = 0
-        return address + 4 * self.pad
+            self.room.array[: self.pad] = self.zero
+        return address + self.itemsize * self.pad
 
     def rows(self, n: int, width: int) -> np.ndarray:
-        """float32 [n, width] view of the rows."""
+        """View [n, width] of the rows."""
         return self.room.array[self.pad : self.pad + n * width].reshape(n, width)

@@ -6,15 +6,16 @@ Holds the memory of the engine (feature matrices, coordinates, maps, tile plans)
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import numpy as np
 
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
+from crispseg.engines.native_int8 import ByteRows, plan_memory
 from crispseg.engines.native_layers import Layer, existing_taps, kind_of
-from crispseg.engines.native_memory import Room, Slot
-from crispseg.engines.native_plan import Need, plan_buffers
+from crispseg.engines.native_memory import Room
+from crispseg.engines.native_plan import Need
 from crispseg.engines.native_weights import Weights
 from crispseg.engines.native_winograd import Tiles
 from crispseg.plugins.loader import EXTENT, UPSAMPLE
@@ -27,15 +28,16 @@ class Nodes:
     Args:
         native: library context; its owner closes it.
         weights: packed weights and argument records of the graph's nodes.
+        rows: matrices that are bytes.
     """
 
-    def __init__(self, native: Any, graph: Graph, weights: Weights) -> None:
+    def __init__(self, native: Any, graph: Graph, weights: Weights, rows: Mapping[str, ByteRows]) -> None:
         self._native = native
         self._graph = graph
-        self._plan = plan_buffers(graph)
-        self._slots = [Slot(pad) for pad in self._plan.pads]
+        self._bytes = rows
+        self._plan, self._slots = plan_memory(graph, rows)
         self._rooms: Dict[str, Room] = {}
-        self._prepared = weights.arguments
+        self._prepared, self._int8 = weights.arguments, weights.int8
         self._tiles = {name: Tiles(nodes) for name, nodes in weights.winograd.items()}
         # Of the frame in progress.
         self._need = Need((), frozenset(), frozenset(), {})
@@ -81,6 +83,11 @@ class Nodes:
             out.append(Layer(node.name, kind, self._level(node), a.n_out, a.cin, a.cout, algorithm, times[node.name],
                              gflop))  # fmt: skip
         return out
+
+    @property
+    def int8_kernels(self) -> str:
+        """Instructions of the int8 convolutions, "" when there are none."""
+        return self._native.library.cs_int8_kernels(self._native.handle).decode() if self._int8 else ""
 
     @property
     def active(self) -> int:
@@ -132,7 +139,7 @@ class Nodes:
         if not base:
             rows = max(1, self._rows[buffer.level])
             base = self._bases[place.buffer] = self._slots[buffer.slot].ensure(rows * buffer.width)
-        return base + 4 * place.offset, buffer.width
+        return base + self._slots[buffer.slot].itemsize * place.offset, buffer.width
 
     def _level(self, node: RawNode) -> int:
         return self._graph.tensors[node.inputs["count"]].level
@@ -243,7 +250,19 @@ class Nodes:
             self._algorithms[index] = "winograd"
         elif a.n_out:
             a.order = self._visits(ins["map"]) if ins["map"] else None
-            self._native.call("cs_sparse_conv", ctypes.byref(a))
+            if index in self._int8:
+                self._algorithms[index] = "int8"
+                self._native.call("cs_sparse_conv_int8", ctypes.byref(self._int8[index]))
+            else:
+                self._native.call("cs_sparse_conv", ctypes.byref(a))
+
+    def _run_ConvertRows(self, _: int, node: RawNode) -> None:  # noqa: N802
+        tensor, made = self._graph.tensors[node.inputs["x"]], self._bytes[node.outputs["y"]]
+        target = self._matrix(node.outputs["y"])
+        self._native.call(
+            "cs_quantise_rows", *self._matrix(node.inputs["x"]), self._rows[tensor.level], tensor.columns, made.step,
+            made.zero, *target,
+        )  # fmt: skip
 
     def _run_Concat(self, index: int, node: RawNode) -> None:  # noqa: N802
         self._matrix(node.outputs["y"])

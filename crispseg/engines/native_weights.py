@@ -9,10 +9,11 @@ import numpy as np
 
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
+from crispseg.engines.native_int8 import ByteRows, int8_conv
 from crispseg.engines.native_memory import aligned
 from crispseg.engines.native_winograd import choose
-from crispseg.errors import BundleError, UnsupportedOp
-from crispseg.plugins.loader import ConvArguments, GateArguments, Native
+from crispseg.errors import BundleError
+from crispseg.plugins.loader import ConvArguments, ConvInt8Arguments, GateArguments, Native
 
 KEEP_BOTH = 1 << 20
 """Bytes up to which a weight that Winograd uses is kept for the direct kernel too, which takes over on frames whose
@@ -31,13 +32,15 @@ class Compiled:
 class Weights:
     """``arguments``: node index -> cs_conv, cs_gate, or (mean, std) addresses. The arrays behind them are kept here.
 
-    ``winograd``: kernel map -> node index -> address of the transformed weights.
+    ``winograd``: kernel map -> node index -> address of the transformed weights. ``int8``: node index -> cs_conv_int8
+    of an int8 convolution, whose part ``conv`` is the one in ``arguments``.
     """
 
     arguments: Dict[int, Any] = field(default_factory=dict)
     packed: Dict[str, np.ndarray] = field(default_factory=dict)
     keep: List[np.ndarray] = field(default_factory=list)
     winograd: Dict[str, Dict[int, int]] = field(default_factory=dict)
+    int8: Dict[int, ConvInt8Arguments] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +49,11 @@ class Weights:
 
 
 def prepare(
-    native: Native, graph: Graph, compiled: Optional[Compiled] = None, allocate: Callable[[int], np.ndarray] = aligned
+    native: Native,
+    graph: Graph,
+    compiled: Optional[Compiled] = None,
+    allocate: Callable[[int], np.ndarray] = aligned,
+    rows: Optional[Mapping[str, ByteRows]] = None,
 ) -> Weights:
     """Pack and keep what the nodes need; the graph's constants are let go.
 
@@ -55,16 +62,21 @@ def prepare(
         graph: the refiner.
         compiled: decisions, and packed weights to use as they are; what it lacks is packed.
         allocate: memory for packed weights, bytes -> uint8 array at an address divisible by 64.
+        rows: matrices that are bytes, of a graph with int8 convolutions (``native_int8.bytes_of``).
 
     Raises:
         BundleError: a weight of ``compiled`` has another size than this library packs.
+        UnsupportedOp: int8 convolutions without ``rows``.
     """
     weights = Weights()
     chosen = choose(graph, None if compiled is None else compiled.algorithms)
     packer = _Packer(native, graph, weights, {} if compiled is None else compiled.packed, allocate)
     for index, node in enumerate(graph.nodes):
         if node.op == "SparseConv2d":
-            weights.arguments[index] = _conv(graph, node, weights, packer, index in chosen)
+            if node.attributes["x_scale"]:
+                weights.int8[index] = int8_conv(native, graph, node, rows, weights)
+            quantised = weights.int8.get(index)
+            weights.arguments[index] = _conv(graph, node, weights, packer, index in chosen, quantised)
             if index in chosen:
                 address = packer.address(node.inputs["weight"], True)
                 weights.winograd.setdefault(chosen[index], {})[index] = address
@@ -125,16 +137,18 @@ class _Packer:
         return packed
 
 
-def _conv(graph: Graph, node: RawNode, weights: Weights, packer: _Packer, winograd: bool) -> ConvArguments:
+def _conv(
+    graph: Graph,
+    node: RawNode,
+    weights: Weights,
+    packer: _Packer,
+    winograd: bool,
+    quantised: Optional[ConvInt8Arguments],
+) -> ConvArguments:
     name = node.inputs["weight"]
-    if node.attributes["x_scale"]:
-        raise UnsupportedOp(
-            "%s: node %r: the native engine does not run int8 convolutions yet; use --backend onnxruntime"
-            % (graph.raw.path, node.name)
-        )
-    a = ConvArguments()
+    a = ConvArguments() if quantised is None else quantised.conv
     a.K, a.cin, a.cout = graph.raw.constants[name].shape
-    if not winograd or packer.size(name, False) <= KEEP_BOTH:
+    if quantised is None and (not winograd or packer.size(name, False) <= KEEP_BOTH):
         a.weight = packer.address(name, False)
     a.bias = _constant(graph, node.inputs["bias"], weights)
     a.relu = node.attributes["relu"]
