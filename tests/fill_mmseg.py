@@ -43,14 +43,30 @@ def fill(arch, names=None):
             continue
         if leaf == "running_mean" or leaf.endswith("bias"):
             value = g.normal(0, 0.1, shape)
+        elif leaf == "relative_position_index":  # constant, not drawn
+            side = int(shape[0] ** 0.5)
+            y, x = np.divmod(np.arange(side * side), side)
+            out[name] = (y[:, None] - y + side - 1) * (2 * side - 1) + (x[:, None] - x + side - 1)
+            continue
+        elif leaf == "relative_position_bias_table":
+            value = g.normal(0, 0.5, shape)
+        elif any(part in name for part in ("query_embed.", "query_feat.", "level_embed.", "level_encoding.")):
+            value = g.normal(0, 1, shape)
         elif leaf.startswith("layer_scale_"):
             value = g.uniform(0.02, 0.1, shape)
         elif leaf == "running_var" or (leaf == "weight" and len(shape) == 1):
             value = g.uniform(0.5, 1.5, shape)
         else:
-            value = g.normal(0, gain * np.sqrt(2.0 / np.prod(shape[1:])), shape)
+            value = g.normal(0, gain * _extra(name) * np.sqrt(2.0 / np.prod(shape[1:])), shape)
         out[name] = value.astype(np.float32)
     return out
+
+
+def _extra(name):
+    """Factors that keep Mask2Former's queries distinct and its classes decided."""
+    if "transformer_decoder.layers." in name and name.endswith(("out_proj.weight", "ffn.layers.1.weight")):
+        return 0.15
+    return 2.5 if "decode_head.cls_embed." in name else 1.0
 
 
 def digest(state):

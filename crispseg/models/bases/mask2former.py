@@ -19,6 +19,9 @@ from crispseg.models.bases.mask2former_queries import TransformerDecoder, attent
 from crispseg.models.bases.mmseg import resize, spatial
 from crispseg.models.bases.swin import Swin
 
+#: Settings of the backbones: channels, depths, heads, side of a window.
+SWIN_T = (96, (2, 2, 6, 2), 3, 7)
+SWIN_L = (192, (2, 2, 18, 2), 6, 12)
 QUERIES = 100
 FLOOR = 1e-10  # of a score before its logarithm
 
@@ -123,7 +126,7 @@ class Mask2Former(nn.Module):
 
     def __init__(self, num_classes: int, large: bool = False) -> None:
         super().__init__()
-        self.backbone = Swin(192, (2, 2, 18, 2), 6, 12) if large else Swin(96, (2, 2, 6, 2), 3, 7)
+        self.backbone = Swin(*(SWIN_L if large else SWIN_T))
         self.decode_head = Mask2FormerHead(self.backbone.dims, num_classes)
         self.scores = Scores()
         self.logarithm = Logarithm()

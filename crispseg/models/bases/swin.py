@@ -57,7 +57,9 @@ def windows_of(batch: int, size: tuple[int, int], window: int, shift: int, devic
         # After the shift the last windows hold parts of opposite borders.
         region = [np.searchsorted([n - window, n - shift], np.arange(n), side="right") for n in full]
         parts = _partition((3 * region[0][:, None] + region[1])[None].repeat(batch, 0), window)
-        mask = np.where(parts[:, None, :, None] == parts[:, None, None, :], 0, APART).astype(np.float32)
+        mask = np.zeros((len(parts), 1, window**2, window**2), np.float32)
+        mixed = np.flatnonzero(parts.min(1) < parts.max(1))
+        mask[mixed, 0] = np.where(parts[mixed, :, None] == parts[mixed, None], 0, APART)
     with torch.inference_mode(False):
         index = [torch.from_numpy(values).to(device) for values in (take, back)]
         blocked = None if mask is None else torch.from_numpy(mask).to(device)
