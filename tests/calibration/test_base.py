@@ -190,17 +190,19 @@ def test_lowered_integers_are_equal_where_nothing_is_added(net):
     placement = place(part, head=True)
     made = base.quantise(part, placement, base.collect(part, placement.watched, inputs(), threads=1), "percentile")
     for value in inputs(2, seed=4):
-        want = run(with_output(made.model, TensorProto.INT8), value, False).astype(int)
-        got = run(with_output(lower(made.model), TensorProto.UINT8), value).astype(int) - 128
-        assert want.max() == 127  # some values are clipped, in both at the same place
-        assert np.abs(want - got).max() <= 1  # a tie may round either way
-        assert (want != got).mean() < 1e-3
+        # A tie may round either way; behind the second product such a difference has spread over its window.
+        for name, differ in (("stem.relu.int8", 1e-4), ("a1.relu.int8", 1e-2)):
+            want = run(with_output(made.model, name, TensorProto.INT8), value, False).astype(int)
+            got = run(with_output(lower(made.model), name, TensorProto.UINT8), value).astype(int) - 128
+            assert want.max() == 127  # some values are clipped, in both at the same place
+            assert np.abs(want - got).max() <= 1
+            assert (want != got).mean() < differ
 
 
-def with_output(model, kind):
+def with_output(model, name, kind):
     made = onnx.ModelProto.FromString(model.SerializeToString())
     del made.graph.output[:]
-    made.graph.output.append(helper.make_tensor_value_info("a1.relu.int8", kind, None))
+    made.graph.output.append(helper.make_tensor_value_info(name, kind, None))
     return made
 
 
