@@ -51,7 +51,7 @@ def base_network(name: str, num_classes: int, weights: str | Path | None, seed: 
     """
     info = base_info(name)
     if weights is None:
-        with _seeded(seed):
+        with seeded(seed):
             module = build_base(name, num_classes)
         return Network(padded(module, info).eval(), True, {"random_weights": True, "seed": seed}), info
     state, config = load_checkpoint(weights), load_config(weights)
@@ -60,7 +60,7 @@ def base_network(name: str, num_classes: int, weights: str | Path | None, seed: 
         with torch.device("meta"):
             _check_volume(build_base(name, num_classes, config, str(weights)), state, weights)
     module = build_base(name, num_classes, config or None, str(weights))
-    dropped = load_strict(module, state, info.droppable, str(weights))
+    dropped = load_strict(module, state, info.droppable, str(weights), info.refused)
     return Network(padded(module, info).eval(), False, checkpoint_notes(weights, dropped)), info
 
 
@@ -84,7 +84,7 @@ def refiner_network(
     """
     chosen = dict(settings or {})
     if weights is None:
-        with _seeded(seed):
+        with seeded(seed):
             module = SparseRefiner(_config({"num_classes": num_classes, **chosen}, "refiner settings"))
         return Network(module.eval(), True, {"random_weights": True, "seed": seed})
     state, stored = load_checkpoint(weights), load_config(weights)
@@ -196,7 +196,7 @@ def checkpoint_notes(path: str | Path, dropped: list[str]) -> dict[str, Any]:
     return source
 
 
-class _seeded:  # noqa: N801  a context manager that reads like a function
+class seeded:  # noqa: N801  a context manager that reads like a function
     """Random weights by seed, without touching the caller's generator."""
 
     def __init__(self, seed: int) -> None:
