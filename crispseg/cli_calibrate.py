@@ -9,6 +9,7 @@ from typing import List, Optional
 import typer
 
 from crispseg.cli import BUNDLE, JSON, REPORT, THREADS, app, split
+from crispseg.errors import InputError
 
 
 class Method(str, Enum):
@@ -35,6 +36,11 @@ NETWORKS = typer.Option("", "--networks", help="base,refiner,baseline; default: 
 SYNTHETIC = typer.Option(False, "--synthetic", help="random data instead of images: for trying out, never for use")
 TRT_CACHE = typer.Option(None, "--trt-cache", help="also write ranges as a calibration cache for TensorRT 8.x and 10")
 FORCE = typer.Option(False, "--force", help="write the bundle although the gate failed")
+SCAN = typer.Option(False, "--scan", help="only say what each layer costs in int8, and which ones should stay float")
+SCAN_FRAMES = typer.Option(16, "--scan-frames", min=1, help="scan: frames to measure on, held in memory")
+SCAN_BLOCKS = typer.Option(False, "--scan-blocks", help="scan: blocks of layers instead of single ones; faster")
+SCAN_STATE = typer.Option(None, "--scan-state", help="scan: file of the measurements; default: scan-NAME-KEY.json here")
+PLOT = typer.Option(None, "--plot", help="scan: also draw it, FILE.svg", show_default=False)
 OUT = typer.Option(None, "-o", "--out", metavar="BUNDLE", help="directory to write", show_default=False)
 
 
@@ -56,6 +62,11 @@ def calibrate(
     synthetic: bool = SYNTHETIC,
     trt_cache: Optional[Path] = TRT_CACHE,
     force: bool = FORCE,
+    scan: bool = SCAN,
+    scan_frames: int = SCAN_FRAMES,
+    scan_blocks: bool = SCAN_BLOCKS,
+    scan_state: Optional[Path] = SCAN_STATE,
+    plot: Optional[Path] = PLOT,
     threads: int = THREADS,
     out: Path = OUT,
     report: Optional[Path] = REPORT,
@@ -64,6 +75,8 @@ def calibrate(
     """Make int8 networks of a bundle from real frames; exit code 3 when they cost too much accuracy.
 
     Example: crispseg calibrate demo/bundle val/images --labels val/labels -o demo-int8
+
+    With --scan: measure every layer alone, an interrupted scan goes on where it was (docs/sensitivity.md).
     """
     from crispseg.cli_make import require_host_python
     from crispseg.cli_output import execute
@@ -89,6 +102,15 @@ def calibrate(
             force=force,
             threads=threads,
         )
+        if scan:
+            from crispseg.cli_scan import ScanChoices, scan_bundle
+
+            if out is not None or trt_cache is not None:
+                raise InputError("--scan: expected no -o and no --trt-cache, found one: a scan writes no bundle")
+            options = ScanChoices(scan_frames, scan_blocks, scan_state, plot)
+            return scan_bundle(bundle, images, choices, options, progress)
+        if plot is not None or scan_state is not None:
+            raise InputError("--plot, --scan-state: expected --scan with them, found none")
         return calibrate_bundle(bundle, images, out, choices, progress)
 
     execute(work, json=json, title="calibrating", report_file=report)

@@ -35,6 +35,9 @@ def page(report: dict) -> str:
     if isinstance(stages, dict):
         medians = [(stage, [times.get("p50")]) for stage, times in stages.items() if isinstance(times, dict)]
         body.append(_bars("Median stage times, ms", medians, ()))
+    if report.get("kind") == "scan":
+        rows = [(row["layer"], [row["changed"]]) for row in report["layers"]]
+        body.append(_bars("Pixels that change when this layer alone is int8, percent", rows, ()))
     parts = [part for part in ACCURACY_PARTS if isinstance(report.get(part), dict) and "miou" in report[part]]
     if parts:
         rows = [
