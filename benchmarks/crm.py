@@ -66,11 +66,11 @@ def crispseg(size: int, threads: int, bundle: str, scales: tuple[float, ...] | N
     """A bundle behind ONNX Runtime; other scales than the bundle's on request."""
     import dataclasses
 
-    from crispseg.bundle_masks import load_mask_bundle
+    from crispseg.bundle_masks import CrmInfo, load_mask_bundle
     from crispseg.runtime.crm import open_crm, refine
 
     loaded = load_mask_bundle(bundle)
-    if scales:
+    if scales and isinstance(loaded.refiner, CrmInfo):
         loaded = dataclasses.replace(loaded, refiner=dataclasses.replace(loaded.refiner, scales=scales))
     engine = open_crm(loaded, threads=threads)
     image, mask = picture(size)
