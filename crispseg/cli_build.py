@@ -1,4 +1,4 @@
-"""The command that compiles a bundle for the GPU of this machine."""
+"""The command that compiles a bundle for this machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from crispseg.cli import BUNDLE, JSON, REPORT, app
 
 
 class Target(str, Enum):
-    """Backends that need a build."""
+    """Backends that a bundle can be compiled for; native runs without as well."""
 
     tensorrt = "tensorrt"
     cuda = "cuda"
+    native = "native"
 
 
 class Precision(str, Enum):
@@ -53,6 +54,8 @@ BASELINE_TOO = typer.Option(False, "--baseline", help="also the base dense at fu
 DEVICE = typer.Option(0, "--device", min=0, help="number of the GPU")
 PART = typer.Option(Part.base, "--part", help="which network's engine")
 RUNS = typer.Option(20, "--runs", min=1, help="measured runs; profiled runs are slower than others")
+ASKED = typer.Option(None, "--precision", help="default: fp16, native fp32. int8 needs a calibrated bundle, or ranges")
+DETERMINISTIC = typer.Option(False, "--deterministic", help="native: choose algorithms by rule instead of by time")
 FORCE = typer.Option(False, "--force", help="build again what is there")
 
 
@@ -60,7 +63,7 @@ FORCE = typer.Option(False, "--force", help="build again what is there")
 def build(
     bundle: Path = BUNDLE,
     backend: Target = TARGET,
-    precision: Precision = PRECISION,
+    asked: Optional[Precision] = ASKED,
     workspace: Optional[int] = WORKSPACE,
     timing_cache: Optional[Path] = TIMING,
     opt_level: Optional[int] = LEVEL,
@@ -71,20 +74,25 @@ def build(
     refiner_engine: Optional[bool] = PLUGIN_REFINER,
     baseline: bool = BASELINE_TOO,
     device: int = DEVICE,
+    deterministic: bool = DETERMINISTIC,
     force: bool = FORCE,
     report: Optional[Path] = REPORT,
     json: bool = JSON,
 ) -> None:
-    """Compile a bundle for the GPU of this machine, into BUNDLE/engines.
+    """Compile a bundle for this machine, into BUNDLE/engines.
 
     Example: crispseg build demo/bundle --backend tensorrt --precision fp16
     """
     from crispseg.cli_output import execute
 
+    precision = asked or Precision.fp16
+
     def work(progress):  # type: ignore[no-untyped-def]
         from crispseg.bundle import load_bundle
 
         loaded = load_bundle(bundle)
+        if backend is Target.native:
+            return build_native(loaded, asked and asked.value, deterministic, force, progress)
         if backend is Target.cuda:
             return build_kernels(loaded, precision.value, baseline, device, force, progress)
         from crispseg.engines.tensorrt.build import BuildOptions, parse_profile
@@ -137,6 +145,28 @@ def layer_table(
                           environment=environment())  # fmt: skip
 
     execute(work, json=json, title="profiling", report_file=report)
+
+
+def build_native(
+    bundle: Any, precision: Optional[str], deterministic: bool, force: bool, progress: Any
+) -> Dict[str, Any]:
+    """Pack the refiner's weights and choose an algorithm for each layer (backend native)."""
+    from crispseg.engines import native_artefact
+    from crispseg.environment import environment
+    from crispseg.errors import InputError
+    from crispseg.report import new_report
+
+    if precision not in (None, "fp32"):
+        raise InputError(
+            f"--precision {precision}: native engines are compiled in fp32; run an int8 refiner without a build: "
+            f"crispseg run {bundle.path} INPUT --precision int8"
+        )
+    artefact = native_artefact.build(bundle, deterministic, force, progress)
+    facts = artefact.facts
+    row = {"part": "refiner", "key": artefact.identity.key[:16], "isa": artefact.identity.environment["isa"],
+           "mib": round(facts["bytes"] / 2**20, 1), "deterministic": facts["deterministic"]}  # fmt: skip
+    return new_report("build", bundle=str(bundle.path), backend="native", engines=[row],
+                      plan=facts["plan"], environment=environment())  # fmt: skip
 
 
 def build_kernels(
