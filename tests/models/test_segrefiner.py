@@ -32,6 +32,7 @@ from crispseg.models.refiners.segrefiner import (  # noqa: E402
     load_segrefiner,
     random_segrefiner,
 )
+from crispseg.runtime.mask_resize import nearest_index, paste_bilinear, resize_bilinear, resize_nearest  # noqa: E402
 
 torch.set_num_threads(1)
 DATA = Path(__file__).parents[1] / "data" / "segrefiner"
@@ -183,3 +184,29 @@ def test_the_native_engine_refuses_other_files(small_onnx, tmp_path):
     for path in (damaged, renamed):
         with pytest.raises(BundleError, match="export it again"):
             engine.load(path, EngineSpec("native", threads=1))
+
+
+@pytest.mark.parametrize(("given", "wanted"), [((7, 11), (64, 32)), ((90, 201), (64, 64)), ((1, 1), (4, 4))])
+def test_resizing_is_pytorchs(given, wanted):
+    array = np.random.default_rng(0).random((*given, 3), np.float32)
+    tensor = torch.from_numpy(array.transpose(2, 0, 1)[None])
+    for mode, found in (
+        ("bilinear", resize_bilinear(array, *wanted)),
+        ("nearest", resize_nearest(array, *wanted)),
+    ):
+        expected = torch.nn.functional.interpolate(tensor, wanted, mode=mode)[0].numpy().transpose(1, 2, 0)
+        assert np.abs(found - expected).max() < 2e-6
+    assert nearest_index(5, 3).tolist() == [0, 1, 3]
+
+
+def test_pasting_is_grid_sample_with_zeros_around():
+    patch, box = np.random.default_rng(1).random((16, 16), np.float32), (3, 5, 40, 28)
+    x = (torch.arange(50) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
+    y = (torch.arange(40) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]
+    sampled = torch.nn.functional.grid_sample(torch.from_numpy(patch)[None, None], grid, align_corners=False)[0, 0]
+    found = paste_bilinear(patch, box)
+    assert np.abs(found - sampled[box[1] : box[3], box[0] : box[2]].numpy()).max() < 2e-6
+    outside = sampled.numpy().copy()
+    outside[box[1] : box[3], box[0] : box[2]] = 0
+    assert outside.max() < 0.5  # why pasting into the box alone is enough
