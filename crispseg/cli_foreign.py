@@ -21,6 +21,11 @@ CHANNELS = typer.Option(None, "--channels", help="rgb or bgr (--module, --onnx);
 UPSAMPLE = typer.Option(
     None, "--base-upsample", help="bilinear, bilinear_corners or nearest (--module, --onnx); default: bilinear"
 )
+PAD = typer.Option(
+    1, "--pad", min=1, help="sides must be multiples of it: the graph pads the image, crops the logits (--module)"
+)
+#: Prefixes of names that an installed library knows.
+LIBRARIES = ("torchvision:", "smp:")
 
 
 def chosen_base(
@@ -34,6 +39,7 @@ def chosen_base(
     std: Optional[str],
     channels: Optional[str],
     upsample: Optional[str],
+    pad: int = 1,
 ) -> Any:
     """The base of an export: a name of the catalog, or a ``Foreign``.
 
@@ -44,7 +50,7 @@ def chosen_base(
     if len(given) != 1:
         raise InputError(
             f"expected one of BASE, --module and --onnx, found {' and '.join(given) or 'none'}; "
-            "crispseg bases lists the names"
+            "crispseg bases lists the names; torchvision:NAME and smp:ARCHITECTURE:ENCODER are names, too"
         )
     extra = (
         ("--module-args", arguments),
@@ -54,19 +60,22 @@ def chosen_base(
         ("--std", std),
         ("--channels", channels),
         ("--base-upsample", upsample),
+        ("--pad", pad > 1),
     )
-    if name is not None:
+    library = name if name is not None and name.startswith(LIBRARIES) else None
+    if name is not None and library is None:
         wrong = [option for option, value in extra if value]
         if wrong:
             raise InputError(f"{', '.join(wrong)}: only with --module or --onnx; {name} says all that itself")
         return name
-    if module is None and (arguments or drop):
-        raise InputError("--module-args and --drop: only with --module")
+    if onnx is not None and (arguments or drop or pad > 1):
+        raise InputError("--module-args, --drop and --pad: only with --module")
     from crispseg.export.sources import Foreign
 
     return Foreign(
         module=module,
         onnx=onnx,
+        library=library,
         arguments=_arguments(arguments),
         output=output,
         mean=_three(mean, "--mean"),
@@ -74,6 +83,7 @@ def chosen_base(
         channel_order=channels,
         upsample=upsample,
         droppable=tuple(drop),
+        pad_to=pad,
     )
 
 

@@ -18,6 +18,7 @@ from crispseg.cli_foreign import (
     MODULE,
     ONNX,
     OUTPUT,
+    PAD,
     STD,
     UPSAMPLE,
     chosen_base,
@@ -33,7 +34,12 @@ class What(str, Enum):
     base = "base"
 
 
-BASE = typer.Argument(None, metavar="[BASE]", help="a base that crispseg bases lists", show_default=False)
+BASE = typer.Argument(
+    None,
+    metavar="[BASE]",
+    help="a base that crispseg bases lists, torchvision:NAME or smp:ARCHITECTURE:ENCODER",
+    show_default=False,
+)
 WEIGHTS = typer.Option(None, "--weights", help="checkpoint of the base or of --module", show_default=False)
 REFINER = typer.Option("sparserefine", "--refiner", help="sparserefine, or none: the base alone")
 REFINER_WEIGHTS = typer.Option(None, "--refiner-weights", help="checkpoint of the refiner", show_default=False)
@@ -133,6 +139,7 @@ def export(
     std: Optional[str] = STD,
     channels: Optional[str] = CHANNELS,
     base_upsample: Optional[str] = UPSAMPLE,
+    pad: int = PAD,
     window: Optional[int] = WINDOW,
     mode: Optional[str] = MASK_MODE,
     force: bool = FORCE,
@@ -177,7 +184,7 @@ def export(
         if window is not None or mode is not None:
             raise InputError("--window and --mode belong to crispseg export segrefiner; leave them out")
         settings = levels(planes, repeats, 2)
-        chosen = chosen_base(base, module, onnx, module_args, drop, output, mean, std, channels, base_upsample)
+        chosen = chosen_base(base, module, onnx, module_args, drop, output, mean, std, channels, base_upsample, pad)
         from crispseg.export.project import export_bundle
         from crispseg.runtime.describe import describe
 

@@ -37,3 +37,9 @@ class AccuracyGate(CrispsegError):
     """A measured loss of accuracy is above the allowed one. Exit code 3."""
 
     exit_code = 3
+
+
+class ParityError(AccuracyGate):
+    """An exported file does not compute what its source computes: a wrong export, not a loss. Exit code 2."""
+
+    exit_code = 2

@@ -7,23 +7,26 @@ What it leaves behind (shape arithmetic, numbered names) is folded and renamed h
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import io
 import logging
 import re
 import warnings
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import onnx
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from crispseg import __version__
 from crispseg.errors import InputError, UnsupportedOp
 from crispseg.export.fold import drop_unused, fold_constants, infer_light, merge_equal, rename_readably
+from crispseg.models.bases.blocks import adaptive_average_pool
 
 OPSET = 17
 IR_VERSION = 8
@@ -83,7 +86,7 @@ def export_dense(
     buffer = io.BytesIO()
     try:
         wrapper.eval()
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _exact_pools():
             warnings.simplefilter("ignore")
             logits = wrapper(image)  # also fills the size caches of the network, outside the trace
             _check_logits(logits)
@@ -102,6 +105,26 @@ def export_dense(
             m.training = training
     model = onnx.load_model_from_string(buffer.getvalue())
     return _finish(model, tuple(image.shape), tuple(logits.shape), getattr(module, "float32_nodes", ()))
+
+
+@contextlib.contextmanager
+def _exact_pools() -> Iterator[None]:
+    """While a network is traced, its adaptive average pools are products with constant matrices.
+
+    The exporter cannot write them when the bins do not divide the map.
+    """
+    given = F.adaptive_avg_pool2d
+
+    def pool(x: torch.Tensor, output_size: Any) -> torch.Tensor:
+        rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+        bins = (int(rows or x.shape[-2]), int(columns or x.shape[-1]))
+        return given(x, 1) if bins == (1, 1) or x.dim() != 4 else adaptive_average_pool(x, bins)
+
+    setattr(F, "adaptive_avg_pool2d", pool)  # noqa: B010  the module's own functions call it by this name
+    try:
+        yield
+    finally:
+        setattr(F, "adaptive_avg_pool2d", given)  # noqa: B010
 
 
 def _probe(channels: int, height: int, width: int) -> torch.Tensor:
@@ -159,19 +182,39 @@ def _finish(
         helper.set_model_props(model, {FLOAT32_NODES: "\n".join(kept)})
     onnx.checker.check_model(model)
     inferred = infer_light(model, strict_mode=True)
+    _check_ranks(inferred)
     shape = tuple(d.dim_value for d in inferred.graph.output[0].type.tensor_type.shape.dim)
     if shape != logits:
         raise UnsupportedOp(f"exported graph: expected logits {logits} as torch computes, found {shape}")
     return model
 
 
+def _check_ranks(inferred: onnx.ModelProto) -> None:
+    graph = inferred.graph
+    values = [*graph.value_info, *graph.input, *graph.output]
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    for node in graph.node:
+        if node.op_type in ("GridSample", "Resize") and ranks.get(node.input[0], 4) != 4:
+            raise UnsupportedOp(
+                f"node {node.name} ({node.op_type}) takes a tensor of {ranks[node.input[0]]} dimensions: expected "
+                "4, all that TensorRT takes; reshape it to [N,C,h,w] in the network"
+            )
+
+
 def check_operators(model: onnx.ModelProto) -> None:
     """Refuse what a base must not hold.
 
     Raises:
-        UnsupportedOp: names the first node that computes shapes, depends on data, or is no standard operator.
+        UnsupportedOp: names the first node that computes shapes, depends on data, is no standard operator, or resizes
+            to a size that is no constant.
     """
+    known = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
+        if node.op_type == "Resize" and not known.issuperset(name for name in node.input[1:] if name):
+            raise UnsupportedOp(
+                f"node {node.name} (Resize) is left with a size that is computed: expected constants; give it a "
+                "size of Python integers in the network"
+            )
         if node.domain not in ("", "ai.onnx") or node.op_type in _BANNED:
             kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             raise UnsupportedOp(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from crispseg.errors import InputError
 from crispseg.export.networks import checkpoint_notes
 from crispseg.export.sources import Foreign, Torch, foreign_info
+from crispseg.models.bases.padding import padded
 from crispseg.models.checkpoints import load_checkpoint, load_strict
 
 _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes")
@@ -53,11 +54,32 @@ def open_module(base: Foreign, num_classes: int, weights: str | Path | None, siz
     else:
         dropped = load_strict(module, load_checkpoint(weights), base.droppable, str(weights))
         notes.update(checkpoint_notes(weights, dropped))
-    key, shape = _logits(module, num_classes, size, base.output, assumed)
-    stride = max(1, round(size[0] / shape[2]))
+    net, stride = choose_logits(module, base, num_classes, size, assumed)
     info = foreign_info(base, spec.rpartition(":")[2], stride, assumed)
     notes.update(stride=stride, assumed=assumed)
-    return Torch(module if key is None else Picked(module, key).eval(), info, False, notes)
+    return Torch(padded(net, info).eval(), info, False, notes)
+
+
+def choose_logits(
+    module: nn.Module, base: Foreign, num_classes: int, size: tuple[int, int], assumed: list[str]
+) -> tuple[nn.Module, int]:
+    """(the module, or one that picks the logits out of what it returns; stride of the logits).
+
+    Args:
+        module: the network in evaluation mode.
+        base: what its user says of it: which output, and what sides it wants.
+        num_classes: of the logits.
+        size: of the image.
+        assumed: sentences are added about what was not said.
+
+    Raises:
+        InputError: nothing, or several things, that the module returns could be the logits.
+    """
+    if base.pad_to < 1:
+        raise InputError(f"--pad {base.pad_to}: expected 1 or more")
+    height, width = (-(-side // base.pad_to) * base.pad_to for side in size)
+    key, shape = _logits(module, num_classes, (height, width), base.output, assumed)
+    return (module if key is None else Picked(module, key).eval()), max(1, round(height / shape[2]))
 
 
 def _call(spec: str, num_classes: int, arguments: dict[str, Any], assumed: list[str]) -> nn.Module:
@@ -115,7 +137,7 @@ def _logits(
         text = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise InputError(
             f"network on an image 1x3x{size[0]}x{size[1]}: {type(error).__name__}: {text}; "
-            "if it needs other sides, change --size or --scale"
+            "if it needs other sides, change --size or --scale, or give --pad with the number that divides them"
         ) from error
     items = _items(found)
     listing = "; ".join(f"{k}: {_describe(v)}" for k, v in items.items()) or _describe(found)

@@ -19,8 +19,9 @@ import torch
 import crispseg
 from crispseg.bundle import CONTRACT, Bundle, NetInfo, RefinerInfo, check_target, write_bundle
 from crispseg.classes import ClassInfo, check_classes, load_classes
+from crispseg.engines.tensorrt.operators import advice
 from crispseg.environment import commit, package_version
-from crispseg.errors import AccuracyGate, InputError
+from crispseg.errors import InputError, ParityError
 from crispseg.export import dense
 from crispseg.export.networks import Network, refiner_network
 from crispseg.export.refiner import export_refiner
@@ -96,16 +97,16 @@ def export_bundle(
         InputError: an argument that cannot be used, or ``out`` cannot be written.
         CheckpointError: a checkpoint of another network.
         UnsupportedOp: a network that cannot be exported.
-        AccuracyGate: an exported file does not compute what torch computes.
+        ParityError: an exported file does not compute what torch computes.
     """
     say = progress or (lambda _: None)
     table = load_classes(classes) if isinstance(classes, (str, Path)) else check_classes(classes)
     _check(height, width, scale, logits, refiner, refiner_weights, capacity, threshold)
-    brings = isinstance(base, Foreign)  # a foreign network may bring its weights along
+    brings = isinstance(base, Foreign) and base.library is None  # a foreign network may bring its weights along
     _check_weights(weights, brings, refiner, refiner_weights, random_weights)
     check_target(out)  # now, not after minutes of export
     low = (max(1, round(height * scale)), max(1, round(width * scale)))
-    say(f"load {base.module or base.onnx if isinstance(base, Foreign) else base}")
+    say(f"load {base.name if isinstance(base, Foreign) else base}")
     source = open_source(base, len(table), weights, low, seed)
     info = source.info
     for text in source.notes.get("assumed", ()):
@@ -128,6 +129,9 @@ def export_bundle(
         gaps = tensorrt_gaps(model)
         if gaps:
             notes[role]["tensorrt_unsupported"] = gaps
+            for release, nodes in gaps.items():
+                for text in advice(release, nodes):
+                    say(text)
         infos[role] = _net_info(role, size, model, info, source.random)
     files: dict[str, bytes | Path] = {}
     if baseline:
@@ -226,7 +230,7 @@ def _gate(wrong: str, force: bool, say: Progress) -> dict[str, str]:
     if not wrong:
         return {}
     if not force:
-        raise AccuracyGate(f"{wrong}; the export is wrong, nothing was written (--force writes it nevertheless)")
+        raise ParityError(f"{wrong}; the export is wrong, nothing was written (--force writes it nevertheless)")
     say(f"FORCED: {wrong}")
     return {"forced": wrong}
 

@@ -24,22 +24,25 @@ from crispseg.plugins.ops import UPSAMPLES
 
 @dataclass(frozen=True)
 class Foreign:
-    """A base outside the catalog, as its user describes it. Exactly one of ``module`` and ``onnx`` is given.
+    """A base outside the catalog, as its user describes it. One of ``module``, ``onnx`` and ``library`` is given.
 
     Attributes:
         module: "package.module:factory"; the factory is called and returns an ``nn.Module``.
         onnx: path of an ONNX file.
-        arguments: keyword arguments of the factory.
+        library: "torchvision:NAME" or "smp:ARCHITECTURE:ENCODER", a network that an installed library builds.
+        arguments: keyword arguments of the factory, or of the library's builder.
         output: key, index or name of the logits when the network returns several things.
         mean: normalisation, units of 0..255; None assumes ImageNet's. So do std and channel_order (RGB).
         std: divides the image after the mean is taken off.
         channel_order: "rgb" or "bgr".
         upsample: how the logits are brought to the image's size; None assumes "bilinear".
         droppable: regular expressions of checkpoint keys that the module may lack.
+        pad_to: the module wants sides that are multiples of it; the graph pads the image and crops the logits.
     """
 
     module: str | None = None
     onnx: str | Path | None = None
+    library: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     output: str | None = None
     mean: tuple[float, float, float] | None = None
@@ -47,6 +50,12 @@ class Foreign:
     channel_order: str | None = None
     upsample: str | None = None
     droppable: tuple[str, ...] = ()
+    pad_to: int = 1
+
+    @property
+    def name(self) -> str:
+        """What the user named."""
+        return str(self.library or self.module or self.onnx)
 
 
 class Source(Protocol):
@@ -115,9 +124,15 @@ def open_source(
     if isinstance(base, str):
         net, info = base_network(base, num_classes, weights, seed)
         return Torch(net.module, info, net.random, dict(net.source))
-    if (base.module is None) == (base.onnx is None):
+    if sum(given is not None for given in (base.module, base.onnx, base.library)) != 1:
         raise InputError("base: expected one of a name, --module and --onnx")
+    if base.library is not None:
+        from crispseg.export.library_models import open_library
+
+        return open_library(base, num_classes, weights, size, seed)
     if base.onnx is not None:
+        if base.pad_to != 1:
+            raise InputError("--pad with --onnx: a file has its own sides; export it with the padding inside")
         if weights is not None:
             raise InputError("--weights with --onnx: the file holds its weights already; leave --weights out")
         from crispseg.export.foreign_onnx import open_onnx
@@ -156,6 +171,7 @@ def foreign_info(base: Foreign, name: str, stride: int, assumed: list[str]) -> B
         mean=base.mean or standard.mean,
         std=base.std or standard.std,
         upsample=base.upsample or standard.upsample,
+        pad_to=base.pad_to,
     )
 
 

@@ -153,6 +153,41 @@ def _torch_reason(random: bool) -> str:
     return "no checkpoint given: --weights, --refiner-weights"
 
 
+def _foreign_reason(bundle: Bundle) -> str:
+    """Of a base made with --module or --onnx: why it is not compared again. Empty for one that can be built."""
+    notes = bundle.provenance.get("base")
+    notes = notes if isinstance(notes, dict) else {}
+    for kind in ("module", "onnx"):
+        if notes.get(kind):
+            parity = notes.get("parity")
+            error = parity.get("max_error_std") if isinstance(parity, dict) else None
+            then = f" (logits within {error} of their standard deviation)" if error is not None else ""
+            return f"made with --{kind} {notes[kind]}, which verify does not run: it was compared at export{then}"
+    return ""
+
+
+def _rebuilt(bundle: Bundle, net: NetInfo, weights: str | Path) -> Any:
+    """The base as a torch module with the weights of a checkpoint.
+
+    Raises:
+        InputError: it was made with --module or --onnx. CheckpointError: the weights are those of another network.
+    """
+    reason = _foreign_reason(bundle)
+    if reason:
+        raise InputError(f"--weights: expected a base that crispseg can build, found one {reason}; leave --weights out")
+    notes = bundle.provenance.get("base")
+    if isinstance(notes, dict) and isinstance(notes.get("library"), str):
+        from crispseg.export.sources import Foreign, open_source
+
+        arguments = notes.get("arguments")
+        base = Foreign(library=notes["library"], arguments=arguments if isinstance(arguments, dict) else {})
+        source = open_source(base, len(bundle.classes), weights, (net.height, net.width))
+        return source.module  # type: ignore[attr-defined]
+    from crispseg.export.networks import base_network
+
+    return base_network(net.architecture, len(bundle.classes), weights)[0].module
+
+
 class _Base:
     """Hop torch -> ONNX Runtime of the base; gives the logits that the refiner's hops start from."""
 
@@ -163,11 +198,9 @@ class _Base:
         self.hop = _torch_hop(bundle, "base", net.file, tolerance)
         self.hops = [self.hop]
         if weights is None:
-            self.hop.skipped = _torch_reason(net.random_weights)
+            self.hop.skipped = _foreign_reason(bundle) or _torch_reason(net.random_weights)
         elif isinstance(weights, (str, Path)):
-            from crispseg.export.networks import base_network
-
-            self.module = base_network(net.architecture, len(bundle.classes), weights)[0].module
+            self.module = _rebuilt(bundle, net, weights)
 
     def compare(self, canvas: np.ndarray, index: int) -> np.ndarray:
         x = _normalised(canvas, self.net)

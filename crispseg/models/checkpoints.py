@@ -34,7 +34,7 @@ def _allow_numpy_scalar(enabled: bool) -> Iterator[None]:
         yield
         return
     scalar = np.float64(0).__reduce__()[0]
-    kinds = (np.float64, np.float32, np.int64, np.int32)
+    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_)
     allowed: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
     allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     with torch.serialization.safe_globals(allowed):
@@ -113,10 +113,19 @@ def _read(path: Path, allow_numpy_scalar: bool) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # the unpickler and zip reader raise almost any type on damaged bytes
         reason = str(error).strip().splitlines()
-        blocked = re.search(r"Unsupported (?:global|class|operand)[^\n]*|GLOBAL [\w.]+", str(error))
+        blocked = re.search(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)|GLOBAL ([\w.]+)", str(error))
         if blocked:
+            name = blocked.group(1) or blocked.group(2)
+            what = f"{name} (MMEngine's record of the training)" if name.startswith("mmengine.") else name
             raise CheckpointError(
-                f"{path}: expected only tensors, numbers and containers, found {blocked.group(0).strip()}; "
+                f"{path}: expected only tensors, numbers and containers, found {what}, which only code can rebuild; "
+                'where you trust the file, keep its weights alone: python -c "import torch; '
+                f"c = torch.load('{path.name}', map_location='cpu', weights_only=False); "
+                "torch.save({'state_dict': c.get('state_dict', c)}, 'weights.pth')\""
+            ) from error
+        if "Unsupported operand" in str(error):
+            raise CheckpointError(
+                f"{path}: expected only tensors, numbers and containers, found other objects; "
                 "save the bare state dict (torch.save(model.state_dict(), ...)) and use that file"
             ) from error
         detail = reason[0][:160] if reason else type(error).__name__

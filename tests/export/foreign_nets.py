@@ -38,6 +38,20 @@ def plain(width=8):
     return Net(5, width)
 
 
+def normalised():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.LayerNorm([5, 11, 17]))
+
+
+class Strict(Net):
+    """Refuses sides that 16 does not divide."""
+
+    def forward(self, x):
+        if x.shape[2] % 16 or x.shape[3] % 16:
+            raise ValueError(f"sides {tuple(x.shape[2:])} are no multiples of 16")
+        return super().forward(x)
+
+
 def broken():
     raise RuntimeError("no such backbone")
 

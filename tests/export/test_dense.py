@@ -176,10 +176,55 @@ def test_data_dependent_shape_is_refused_by_node():
 def test_what_the_exporter_cannot_write_is_a_clear_error():
     class Odd(nn.Module):
         def forward(self, x):
-            return F.adaptive_avg_pool2d(x, (3, 3))
+            return F.adaptive_max_pool2d(x, (3, 3))
 
     with pytest.raises(UnsupportedOp, match="Odd at 16x16"):
         dense.export_dense(Odd(), height=16, width=16)
+
+
+@pytest.mark.parametrize("bins", [(3, 3), 2, (None, 5), (4, None), 1, (1, 3)])
+def test_adaptive_average_pools_of_any_network(bins):
+    """Bins that do not divide the map: products with constants, without a change of the network."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(bins))
+    exported = dense.export_dense(net, height=16, width=13)
+    assert dense.parity(net, exported)["max_error_std"] < 1e-5
+    kinds = [n.op_type for n in exported.graph.node]
+    assert kinds == ["Conv", "GlobalAveragePool"] if bins == 1 else ["Conv", "MatMul", "MatMul"]
+    assert F.adaptive_avg_pool2d is torch.nn.functional.adaptive_avg_pool2d
+    assert F.adaptive_avg_pool2d.__module__ == "torch.nn.functional"
+
+
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-10, 1e-12])
+def test_small_epsilons_are_kept(epsilon):
+    """Some exporters take x + c for x when c is 1e-8 or less."""
+
+    class Root(nn.Module):
+        def forward(self, x):
+            return (x * 0 + epsilon) ** 0.5
+
+    exported = dense.export_dense(Root(), height=2, width=3)
+    session = ort.InferenceSession(dense.to_bytes(exported), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": torch.randn(1, 3, 2, 3).numpy()})
+    assert found.min() == found.max() == pytest.approx(epsilon**0.5, rel=1e-3)
+
+
+def test_tensors_of_five_dimensions_are_refused_by_node():
+    class Volume(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x[:, None], scale_factor=2.0, mode="nearest")[:, 0]
+
+    with pytest.raises(UnsupportedOp, match=r"\(Resize\) takes a tensor of 5 dimensions: expected 4"):
+        dense.export_dense(Volume(), height=6, width=8)
+
+
+def test_a_resize_to_a_computed_size_is_refused_by_node(model):
+    broken = dense._copy(model)
+    (node,) = [n for n in broken.graph.node if n.op_type == "Resize"][:1]
+    sizes = next(t for t in broken.graph.initializer if t.name == node.input[-1])
+    sizes.name = "given"
+    broken.graph.node.insert(0, onnx.helper.make_node("Abs", ["given"], [node.input[-1]], name="sizes"))
+    with pytest.raises(UnsupportedOp, match=f"node {node.name} .*size that is computed.*Python integers"):
+        dense.check_operators(broken)
 
 
 @pytest.mark.parametrize("size", [(0, 8), (8, -1)])

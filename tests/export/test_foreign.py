@@ -131,6 +131,20 @@ class TestModule:
         source = open_source(module(droppable=(r"decoder\.",)), C, tmp_path / "w.pth", SIZE)
         assert source.notes["dropped"]["keys"] == 1
 
+    def test_sides_that_the_module_refuses_are_padded_in_the_graph(self, tmp_path):
+        base = Foreign(module="foreign_nets:Strict")
+        with pytest.raises(InputError, match="sides .* are no multiples of 16; .* give --pad"):
+            bundle(tmp_path, base)
+        made, _ = bundle(tmp_path, Foreign(module="foreign_nets:Strict", pad_to=16))
+        x = torch.from_numpy(image())
+        with torch.no_grad():
+            logits = foreign_nets.Net(C).eval()(torch.nn.functional.pad(x, (0, 14, 0, 10)))
+        wanted = torch.nn.functional.interpolate(logits, size=(32, 48), mode="bilinear")[:, :, :22, :34]
+        np.testing.assert_allclose(run(made, image()), wanted.numpy(), atol=1e-5)
+        assert "multiples of 16 (22x34 -> 32x48)" in made.provenance["base"]["padding"]
+        with pytest.raises(InputError, match="expected 1 or more"):
+            bundle(tmp_path, Foreign(module="foreign_nets:Strict", pad_to=0))
+
     def test_logits_at_the_size_of_the_input_must_be_there(self, tmp_path):
         with pytest.raises(InputError, match="ends at 11x17 for an image of 22x34"):
             bundle(tmp_path, module(), logits="input")
@@ -377,6 +391,22 @@ def test_operators_that_tensorrt_lacks_are_named():
     assert gaps["8.5"] == ["tail (Det)"]
 
 
+def test_operators_that_tensorrt_lacks_come_with_a_remedy(tmp_path):
+    from crispseg.engines.tensorrt.operators import REMEDIES, advice, table
+
+    assert not set(REMEDIES) & set(table("8.5")["operators"])
+    (text,) = advice("8.5", ["a/LayerNormalization (LayerNormalization)", "b (LayerNormalization)"])
+    assert text.startswith(
+        "TensorRT 8.5 does not list LayerNormalization (node a/LayerNormalization and 1 more): write it as"
+    )
+    assert "--backend cuda" in text
+    assert advice("8.5", ["opset 18 (TensorRT 8.5 reads up to 17)"])[0].endswith("export it at an older opset")
+    made, said = bundle(tmp_path, Foreign(module="foreign_nets:normalised"))
+    (node,) = [n.name for n in onnx.load(str(made.file("base.onnx"))).graph.node if n.op_type == "LayerNormalization"]
+    assert made.provenance["base"]["tensorrt_unsupported"] == {"8.5": [f"{node} (LayerNormalization)"]}
+    assert [t for t in said if t.startswith(f"TensorRT 8.5 does not list LayerNormalization (node {node}): write")]
+
+
 class TestCommand:
     def test_module(self, tmp_path, monkeypatch, capsys):
         from crispseg.cli import main
@@ -397,6 +427,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "match"),
         [
+            (["small", "--pad", "32"], "--pad: only with --module or --onnx"),
+            (["--onnx", "a.onnx", "--pad", "32"], "--pad: only with --module"),
             ([], "expected one of BASE, --module and --onnx, found none"),
             (["small", "--onnx", "a.onnx"], "found BASE and --onnx"),
             (["small", "--mean", "1,2,3"], "--mean: only with --module or --onnx"),

@@ -320,6 +320,35 @@ def test_a_refiner_that_computes_something_else_is_refused(folder, tmp_path, mon
         export(folder, tmp_path / "out")
 
 
+def test_the_command_prints_and_stores_parity_and_refuses_by_exit_code(folder, tmp_path, monkeypatch, capsys):
+    from crispseg.cli import main
+
+    arguments = [
+        "export",
+        "small",
+        "--weights",
+        str(folder / "base.pt"),
+        "--refiner-weights",
+        str(folder / "refiner.pt"),
+    ]
+    arguments += ["--size", "50x70", "--classes", "camvid", "--capacity", "3000", "-o", str(tmp_path / "b")]
+    assert main(arguments) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "base, torch -> onnxruntime: input standard normal, seed 0; gate 0.001; max_error" in text
+    assert "refiner, torch -> onnxruntime (portable bodies): input 96x128 noise, seed 0; active" in text
+    stored = json.loads((tmp_path / "b" / "bundle.json").read_text())["provenance"]
+    assert stored["base"]["parity"]["max_error_std"] < 1e-4
+    assert stored["refiner"]["parity"]["labels_agreement"] > 0.999
+
+    monkeypatch.setattr(project, "GATE", 1e-12)
+    arguments[-1] = str(tmp_path / "refused")
+    assert main(arguments) == 2
+    assert "base.onnx: expected logits within 1e-12" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "refused").exists()
+    assert main([*arguments, "--force"]) == 0
+    assert "FORCED: base.onnx: expected logits within 1e-12" in " ".join(capsys.readouterr().out.split())
+
+
 def test_altered_weight_file_is_noticed(bundle, tmp_path):
     import shutil
 

@@ -199,6 +199,32 @@ def test_pictures_of_another_size(made, tmp_path, monkeypatch):
     assert [frame["frame"] for frame in report["frames_compared"]] == ["p0", "p1"]
 
 
+@pytest.mark.parametrize("kind", ["module", "onnx"])
+def test_a_base_from_outside_is_not_compared_again(made, tmp_path, monkeypatch, kind):
+    import foreign_nets
+
+    from crispseg.classes import ClassInfo
+    from crispseg.cli import main
+    from crispseg.export.sources import Foreign
+
+    base = Foreign(module="foreign_nets:Net")
+    if kind == "onnx":
+        net = foreign_nets.Net(5).eval()
+        torch.onnx.export(net, (torch.zeros(1, 3, 24, 32),), str(tmp_path / "net.onnx"), dynamo=False, opset_version=17)
+        base = Foreign(onnx=tmp_path / "net.onnx")
+    classes = [ClassInfo(f"c{i}", (i, i, i)) for i in range(5)]
+    export_bundle(base, tmp_path / "b", refiner=None, height=48, width=64, classes=classes)
+    (hop,) = hops(verify(made, path=tmp_path / "b", weights=None, refiner_weights=None, frames=1)).values()
+    name = {"module": "foreign_nets:Net", "onnx": "net.onnx"}[kind]
+    assert hop["reason"].startswith(f"made with --{kind} {name}, which verify does not run: it was compared at export")
+    assert "logits within" in hop["reason"]
+    monkeypatch.setattr(sys, "stderr", lines := __import__("io").StringIO())
+    assert main(["verify", str(tmp_path / "b"), "--weights", str(made / "base.pt")]) == 2
+    text = " ".join(lines.getvalue().split())
+    assert "--weights: expected a base that crispseg can build, found one made with --" in text
+    assert "leave --weights out" in text
+
+
 def test_wrong_inputs(made, tmp_path):
     with pytest.raises(InputError):
         verify(made, frames=0)

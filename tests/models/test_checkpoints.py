@@ -123,3 +123,41 @@ def test_droppable_keys_are_returned():
     assert load_strict(_net(), state, droppable=(r"aux\.",)) == ["aux.head"]
     del state["1.num_batches_tracked"]
     load_strict(_net(), state, droppable=(r"aux\.",))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.bool_, np.int8, np.uint8, np.int32, np.int64])
+def test_numpy_scalars_beside_the_weights(tmp_path, kind):
+    path = tmp_path / "net.pth"
+    torch.save({"meta": {"best": kind(1)}, "state_dict": _net().state_dict()}, path)
+    assert "0.weight" in load_checkpoint(path)
+
+
+class HistoryBuffer:
+    """Stands for the class of that name in MMEngine."""
+
+    def __init__(self):
+        self.values = np.zeros(3)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_training_logs_of_mmengine_are_refused_with_a_way_out(tmp_path, monkeypatch, legacy):
+    import sys
+    import types
+
+    name = "mmengine.logging.history_buffer"
+    for end in (8, 16, len(name)):  # "mmengine", "mmengine.logging", all of it
+        monkeypatch.setitem(sys.modules, name[:end], types.ModuleType(name[:end]))
+    sys.modules[name].HistoryBuffer = HistoryBuffer
+    monkeypatch.setattr(HistoryBuffer, "__module__", name)
+    path = tmp_path / "iter_160000.pth"
+    content = {"meta": {}, "state_dict": _net().state_dict(), "message_hub": {"log_scalars": {"loss": HistoryBuffer()}}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    text = str(caught.value)
+    assert f"found {name}.HistoryBuffer (MMEngine's record of the training)" in text
+    assert "\n" not in text
+    # What the message says does work.
+    monkeypatch.chdir(tmp_path)
+    exec(text.partition('python -c "')[2].rstrip('"'), {})
+    assert list(load_checkpoint(tmp_path / "weights.pth")) == list(_net().state_dict())

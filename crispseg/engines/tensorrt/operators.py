@@ -6,10 +6,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, List
 
 RELEASES = ("8.5", "10.0")
+#: Operator -> what computes the same with operators that TensorRT 8.5 lists.
+REMEDIES = {
+    "LayerNormalization": "write it as ReduceMean, Sub, Mul, ReduceMean, Add, Sqrt, Div, Mul, Add",
+    "GroupNormalization": "write it as Reshape, InstanceNormalization, Reshape, Mul, Add",
+    "Gelu": "write it as Div, Erf, Add, Mul, Mul",
+    "Mish": "write it as Mul(x, Tanh(Softplus(x)))",
+    "Bernoulli": "leave random layers out: export the network in evaluation mode",
+    "AffineGrid": "compute the grid as a constant of the network",
+    "CenterCropPad": "write it as Slice and Pad with constant sizes",
+    "Unique": "compute it outside the network",
+}
 
 
 def table(release: str) -> Dict[str, Any]:
@@ -39,3 +51,19 @@ def unsupported(model: Any, release: str) -> List[str]:
         if node.domain not in ("", "ai.onnx") or node.op_type not in listed["operators"]:
             found.append("%s (%s)" % (node.name or node.output[0], node.op_type))
     return found
+
+
+def advice(release: str, gaps: List[str]) -> List[str]:
+    """A sentence for every operator of ``gaps`` (what ``unsupported`` found): its nodes, and what to do."""
+    by_op: Dict[str, List[str]] = {}
+    for gap in gaps:
+        found = re.match(r"(.*) \((\w+)\)$", gap)
+        if found:
+            by_op.setdefault(found.group(2), []).append(found.group(1))
+    said = ["TensorRT %s: %s; export it at an older opset" % (release, gap) for gap in gaps if gap.startswith("opset")]
+    for op, nodes in by_op.items():
+        remedy = REMEDIES.get(op, "rewrite it with listed operators")
+        more = " and %d more" % (len(nodes) - 1) if len(nodes) > 1 else ""
+        text = "TensorRT %s does not list %s (node %s%s): %s, or run this base in ONNX Runtime (--backend cuda)"
+        said.append(text % (release, op, nodes[0], more, remedy))
+    return said
