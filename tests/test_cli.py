@@ -16,7 +16,7 @@ from crispseg import cli, cli_output
 from crispseg.cli import main
 from crispseg.errors import AccuracyGate, BundleError, InputError
 
-COMMANDS = ("bases", "export", "run", "latency", "eval", "fit", "scenes", "verify", "inspect", "doctor")
+COMMANDS = ("bases", "export", "run", "refine", "latency", "eval", "fit", "scenes", "verify", "inspect", "doctor")
 
 
 @pytest.fixture
