@@ -4,7 +4,7 @@ Weights are random and the picture is noise: this measures time and memory, whic
 this process in turns (A B A B), process CPU time, 1 thread each by default. The peak resident set of each side is
 measured in a process of its own.
 
-    python benchmarks/crm.py [--size 1024] [--runs 2] [--threads 1] [--memory] [--json out.json]
+    python benchmarks/crm.py [--size 1024] [--runs 2] [--threads 1] [--scales 1.0] [--memory] [--json out.json]
     python benchmarks/crm.py --only crispseg --size 6000 --scales 1.0        # one side alone: time and peak memory
 """
 
@@ -34,11 +34,11 @@ def picture(size: int) -> tuple[np.ndarray, np.ndarray]:
     return image, mask
 
 
-def eager(size: int, threads: int) -> Callable[[], Any]:
+def eager(size: int, threads: int, scales: tuple[float, ...] | None) -> Callable[[], Any]:
     """The published inference in PyTorch, with stage 4 computed and thrown away."""
     import torch
 
-    from crispseg.models.refiners.crm import CRM, refine_reference, stage
+    from crispseg.models.refiners.crm import CRM, SCALES, refine_reference, stage
 
     class WithStage4(CRM):
         def __init__(self) -> None:
@@ -57,13 +57,13 @@ def eager(size: int, threads: int) -> Callable[[], Any]:
 
     def run() -> Any:
         with torch.inference_mode():
-            return refine_reference(model, image, mask)[-1].numpy()
+            return refine_reference(model, image, mask, scales=scales or SCALES)[-1].numpy()
 
     return run
 
 
 def crispseg(size: int, threads: int, bundle: str, scales: tuple[float, ...] | None) -> Callable[[], Any]:
-    """A bundle behind ONNX Runtime; other scales than the bundle's on request."""
+    """A bundle behind ONNX Runtime; other turns than the bundle's on request."""
     import dataclasses
 
     from crispseg.bundle_masks import CrmInfo, load_mask_bundle
@@ -88,6 +88,8 @@ def alone(side: str, arguments: argparse.Namespace, bundle: str) -> dict[str, fl
     """Time of one call and peak memory of a process that does nothing else."""
     command = [sys.executable, __file__, "--only", side, "--bundle", bundle]
     command += ["--size", str(arguments.size), "--threads", str(arguments.threads)]
+    if arguments.scales:
+        command += ["--scales", ",".join(str(scale) for scale in arguments.scales)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
@@ -101,7 +103,9 @@ def main() -> None:
     parser.add_argument("--bundle", help="CRM bundle; default: one with random weights is made")
     parser.add_argument("--memory", action="store_true", help="also the peak memory of each side")
     parser.add_argument("--only", choices=SIDES, help="one call of one side in this process")
-    parser.add_argument("--scales", type=lambda text: tuple(float(s) for s in text.split(",")))
+    parser.add_argument(
+        "--scales", type=lambda text: tuple(float(s) for s in text.split(",")), help="of the turns; default: all four"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +116,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-c", make], check=True)  # not here: it would count as memory
         sides = {
             "crispseg": lambda: crispseg(arguments.size, arguments.threads, bundle, arguments.scales),
-            "eager": lambda: eager(arguments.size, arguments.threads),
+            "eager": lambda: eager(arguments.size, arguments.threads, arguments.scales),
         }
         if arguments.only:
             cpu = seconds(sides[arguments.only]())
@@ -128,6 +132,7 @@ def main() -> None:
         result: dict[str, Any] = {
             "size": arguments.size,
             "threads": arguments.threads,
+            "scales": arguments.scales,
             "cpu_s": {name: round(statistics.median(values), 3) for name, values in times.items()},
             "speedup": {"p50": round(statistics.median(ratios), 3), "low": min(ratios), "high": max(ratios)},
         }

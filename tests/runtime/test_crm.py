@@ -175,15 +175,15 @@ def test_small_pictures(engine, size):
 
 
 def test_tiles_change_nothing(bundle):
-    image, mask = scene(500, 200)
+    image, mask = scene(460, 100)
     one = at_scales(bundle, 1.0)
-    with open_crm(one, threads=1) as whole, open_crm(one, threads=1, tile_area=125_000) as tiled:
+    with open_crm(one, threads=1) as whole, open_crm(one, threads=1, tile_area=78_000) as tiled:
         calls = []
         run = tiled._networks["backbone"].run
         tiled._networks["backbone"].run = lambda inputs: calls.append(inputs["picture"].shape) or run(inputs)
         wanted, found = (refine(e, image, mask) for e in (whole, tiled))
     assert len(calls) > 1
-    assert max(h * w for _, _, h, w in calls) <= 125_000
+    assert max(h * w for _, _, h, w in calls) <= 78_000
     assert wanted.std() > 0.003
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 

@@ -11,7 +11,7 @@ where an exported graph is cut: the first layer of the MLP is linear, so that it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +187,9 @@ def normalise(image: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([colours, (mask.float() * 2.0 - 1.0)[None]])[None]
 
 
-def refine_reference(model: CRM, image: Tensor, mask: Tensor, chunk: int = 802_816) -> Tensor:
+def refine_reference(
+    model: CRM, image: Tensor, mask: Tensor, chunk: int = 802_816, scales: Sequence[float] = SCALES
+) -> Tensor:
     """Published inference in plain torch: reflected border, four sizes, every pixel a query. Slow and large.
 
     Args:
@@ -195,9 +197,10 @@ def refine_reference(model: CRM, image: Tensor, mask: Tensor, chunk: int = 802_8
         image: uint8 [H,W,3] RGB. (The published code needs sides above 32.)
         mask: float [H,W], 0..1.
         chunk: queries at a time.
+        scales: sizes of the turns.
 
     Returns:
-        Probability float32 [4,H,W], one map a size; the last one is the answer.
+        Probability float32 [len(scales),H,W], one map a size; the last one is the answer.
     """
     # torch refuses a border that is longer than the side; numpy reflects again.
     bordered = np.pad(normalise(image, mask).numpy(), ((0, 0), (0, 0), (PAD, PAD), (PAD, PAD)), mode="reflect")
@@ -205,7 +208,7 @@ def refine_reference(model: CRM, image: Tensor, mask: Tensor, chunk: int = 802_8
     height, width = spatial(x)
     points, cell = query_grid(height, width)
     results = []
-    for scale in SCALES:
+    for scale in scales:
         if float((x[:, 3] + 1).sum()) < 2:  # an empty mask stays empty
             probability = torch.zeros(height, width)
         else:
