@@ -85,6 +85,19 @@ def test_fp16_around_it(opened):
     assert types == {"fp32", "fp16", "int8"}, "logits, float rows, int8 rows"
 
 
+def test_agrees_with_the_native_engine(opened, tmp_path):
+    from crispseg.engines import native
+
+    for exclude, edges in (((), False), (("skip", "t"), True)):
+        model = int8_unet(exclude, edges, GIVEN)
+        path = tmp_path / "native.onnx"
+        onnx.save(model, str(path))
+        engine = opened(model)
+        with native.load(path, EngineSpec(threads=1, precision="int8")) as other:
+            for seed in (6, 7):
+                agree(engine.run(frame(seed)), other.run(frame(seed)), 1e-5)
+
+
 def test_every_pixel_active(opened):
     model, feeds = int8_unet(extra=GIVEN), frame(2, level=0.0)
     agree(opened(model).run(feeds), interpret(model, feeds), 2e-5)
