@@ -215,6 +215,8 @@ def show_bundle(result: Dict[str, Any]) -> Any:
 
 def _notes(part: str, note: Dict[str, Any]) -> List[Tuple[str, str]]:
     """(line, style) of what the export compared, assumed, and was forced to keep. Provenance may hold anything."""
+    from crispseg.engines.tensorrt.operators import advice
+
     lines = []
     parity = note.get("parity")
     if isinstance(parity, dict):
@@ -222,10 +224,12 @@ def _notes(part: str, note: Dict[str, Any]) -> List[Tuple[str, str]]:
         lines.append((f"{part}, {parity.get('hop', 'compared')}: {figures}", ""))
     if part == "base" and isinstance(note.get("assumed"), list):
         lines += [(f"assumed: {text}", "yellow") for text in note["assumed"]]
+    if isinstance(note.get("padding"), str):
+        lines.append((f"{part}, padding {note['padding']}", ""))
     gaps = note.get("tensorrt_unsupported")
     for release, nodes in gaps.items() if part == "base" and isinstance(gaps, dict) else ():
-        named = ", ".join(map(str, nodes[:4])) if isinstance(nodes, list) else str(nodes)
-        lines.append((f"TensorRT {release} does not list: {named}; use another backend, or rewrite them", "yellow"))
+        named = [str(node) for node in nodes] if isinstance(nodes, list) else []
+        lines += [(text, "yellow") for text in advice(str(release), named)]
     if note.get("forced"):
         lines.append((f"FORCED: {note['forced']}", "bold red"))
     return lines

@@ -13,6 +13,8 @@ _DEFINITIONS = {
     "gmac": "multiply-accumulates of convolutions and matrix products at 1024x2048 with 19 classes, in 1e9; resizing, "
     "pooling, warping and BatchNorm are not counted",
     "stride": "of the logits that an exported base gives; 1 = it ends at the size of its input",
+    "pad_to": "sides of the image that the network sees are multiples of it; the exported graph pads with zeros after "
+    "normalisation, right and bottom, and crops the logits",
     "classes": "of the published weights; a base can be built with any number from 2 to 255",
     "figures": "what the authors publish (source), not measured here: mIoU in percent, frames/s by device; null where "
     "the source says nothing",
