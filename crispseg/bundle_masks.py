@@ -118,8 +118,11 @@ def load_mask_bundle(path: Union[str, Path], verify: bool = True) -> MaskBundle:
 
 
 def is_mask_bundle(path: Union[str, Path]) -> bool:
-    """Whether the manifest in ``path`` says so; its content is unchecked. Raises BundleError when there is none."""
-    data = read_manifest(path)[1]
+    """Whether the manifest in ``path`` says so; its content is unchecked. False when it cannot be read."""
+    try:
+        data = read_manifest(path)[1]
+    except BundleError:
+        return False
     return isinstance(data, dict) and data.get("kind") == MASK_REFINER
 
 
