@@ -53,6 +53,7 @@ def calibrate_bundle(
     from crispseg.calibration import gate, provenance
     from crispseg.environment import environment, peak_memory_mib
     from crispseg.report import new_report
+    from crispseg.runtime.accuracy import pair_files
 
     start = time.perf_counter()
     if out is None:
@@ -63,6 +64,8 @@ def calibrate_bundle(
     loaded = load_bundle(path)
     roles = networks_of(loaded, choices.networks)
     chosen = image_set(loaded, images, choices)
+    if choices.labels is not None:
+        pair_files(choices.gate_images or images, choices.labels)  # before minutes of work
     when = provenance.date()
     made: Dict[str, bytes] = {}
     records: Dict[str, NetCalibration] = dict(loaded.calibration.networks) if loaded.calibration else {}

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from crispseg import bundle_calibration
 from crispseg.errors import BundleError
 from crispseg.report import new_report
 
@@ -40,6 +41,19 @@ def describe(path: object, verify: bool = True) -> dict:
             **graph_facts(bundle.path / info.file),
         }
         networks.append(row)
+    for role, entry in (bundle.calibration.networks if bundle.calibration else {}).items():
+        info = getattr(bundle, role)
+        networks.append(
+            {
+                "part": f"{role}, int8",
+                "architecture": getattr(info, "architecture", None) or info.kind,
+                "file": entry.file,
+                "size": f"{getattr(info, 'height', bundle.height)}x{getattr(info, 'width', bundle.width)}",
+                **graph_facts(bundle.path / entry.file),
+            }
+        )
+        if entry.synthetic:
+            warnings.append(f"the int8 {role} was calibrated on random data (--synthetic): not for use")
     return new_report(
         "inspect",
         bundle={
@@ -65,6 +79,7 @@ def describe(path: object, verify: bool = True) -> dict:
             for name, info in bundle.files.items()
         ],
         provenance=dict(bundle.provenance),
+        calibration=bundle_calibration.facts(bundle, "int8"),
         warnings=warnings,
     )
 

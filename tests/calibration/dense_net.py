@@ -7,10 +7,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def dense_net(path, seed=0):
+def dense_net(path, seed=0, height=32, width=48):
     """Stem, max pool, two residual blocks (one with a shortcut convolution), resize and concat, two-layer head.
 
-    Input image [1,3,32,48], output logits [1,5,16,24]. Weights are random; the file is written to ``path``.
+    Input image [1,3,h,w], output logits [1,5,h/2,w/2]. Weights are random; the file is written to ``path``.
     """
     random = np.random.default_rng(seed)
     tensors, nodes = [], []
@@ -46,8 +46,8 @@ def dense_net(path, seed=0):
         helper.make_graph(
             nodes,
             "dense",
-            [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 32, 48])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 5, 16, 24])],
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, height, width])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 5, height // 2, width // 2])],
             tensors,
         ),
         opset_imports=[helper.make_opsetid("", 17)],
@@ -56,6 +56,23 @@ def dense_net(path, seed=0):
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return path
+
+
+def tiny_bundle(target):
+    """A bundle of that network at 32x48 for frames of 64x96, with a baseline and no refiner."""
+    from crispseg.bundle import NetInfo, write_bundle
+    from crispseg.classes import ClassInfo
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nets, files = [], {}
+    for role, height, width in (("base", 32, 48), ("baseline", 64, 96)):
+        files[role + ".onnx"] = dense_net(target.parent / (role + ".onnx"), height=height, width=width)
+        nets.append(NetInfo(role + ".onnx", "tiny", height, width, "rgb", (120.0, 110.0, 100.0), (60.0, 60.0, 60.0),
+                            "antialias", height // 2, width // 2, "bilinear"))  # fmt: skip
+    return write_bundle(
+        target, name="tiny", height=64, width=96, base=nets[0], baseline=nets[1], files=files,
+        classes=[ClassInfo("class %d" % i, (i, 0, 0)) for i in range(5)],
+    )  # fmt: skip
 
 
 def inputs(count=4, seed=1):
