@@ -190,8 +190,8 @@ def test_lowered_integers_are_equal_where_nothing_is_added(net):
     placement = place(part, head=True)
     made = base.quantise(part, placement, base.collect(part, placement.watched, inputs(), threads=1), "percentile")
     for value in inputs(2, seed=4):
-        # The bias is rounded to an integer of the sum, so what is nearly a tie may round the other way; behind the second
-        # product such a difference has spread over its window.
+        # The bias is rounded to an integer of the sum, so what is nearly a tie may round the other way; behind the
+        # second product such a difference has spread over its window.
         for name, differ in (("stem.relu.int8", 1e-3), ("a1.relu.int8", 1e-2)):
             want = run(with_output(made.model, name, TensorProto.INT8), value, False).astype(int)
             got = run(with_output(lower(made.model), name, TensorProto.UINT8), value).astype(int) - 128
