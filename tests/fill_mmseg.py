@@ -12,6 +12,8 @@ import numpy as np
 DATA = Path(__file__).parent / "data" / "bases_mmseg"
 #: Golden architecture -> base.
 NAMES = {"segnext_l": "segnext-l", "fcn_hr48": "hrnet-w48", "segformer_b5": "segformer-b5"}
+#: The same, of networks without logits, which have their own tests.
+QUERIES = {"mask2former_swin_t": "mask2former-swin-t", "mask2former_swin_l": "mask2former-swin-l"}
 
 
 def manifest(arch):
@@ -91,7 +93,7 @@ def network(arch):
     from crispseg.models.checkpoints import load_strict
 
     state = {key: torch.from_numpy(value) for key, value in fill(arch).items()}
-    info = base_info(NAMES[arch])
+    info = base_info({**NAMES, **QUERIES}[arch])
     net = build_base(info.name, 19)
     load_strict(net, state, info.droppable, arch)
     return net.eval(), info, state

@@ -25,17 +25,8 @@ torch.set_num_threads(1)
 
 GATE = 2e-4  # of the output's standard deviation; float32 noise is 6e-6
 TINY = "mask2former_swin_t"
-NAMES = {TINY: "mask2former-swin-t", "mask2former_swin_l": "mask2former-swin-l"}
+NAMES = fill_mmseg.QUERIES
 INDEX = "relative_position_index"
-
-
-def load(arch):
-    """(base with the golden weights, state of the file)."""
-    state = {key: torch.from_numpy(value) for key, value in fill_mmseg.fill(arch).items()}
-    info = base_info(NAMES[arch])
-    net = build_base(info.name, 19)
-    load_strict(net, state, info.droppable, arch, info.refused)
-    return net.eval(), state
 
 
 def outputs(net, size):
@@ -60,7 +51,8 @@ def errors(net, size=(72, 104)):
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load(TINY)
+    net, _, state = fill_mmseg.network(TINY)
+    return net, state
 
 
 @pytest.fixture
@@ -244,7 +236,7 @@ def test_names_and_operations_equal_the_official_ones(arch):
 @pytest.mark.slow
 def test_large():
     """Of Swin-L there are mean, deviation and largest value alone."""
-    net, state = load("mask2former_swin_l")
+    net, _, state = fill_mmseg.network("mask2former_swin_l")
     facts = fill_mmseg.manifest("mask2former_swin_l")
     assert fill_mmseg.digest({k: v.numpy() for k, v in state.items()}) == facts["weights_sha256"]
     for name, y in zip(("cls", "mask", "seg"), outputs(net, (72, 104))):
