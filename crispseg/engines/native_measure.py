@@ -77,12 +77,12 @@ def measured(native: Native, graph: Graph, progress: Optional[Progress] = None) 
 
 
 def bands(height: int, width: int, density: float = DENSITY) -> np.ndarray:
-    """int32 [N, 2]: sites in bands, ``density`` of all; the same for the same size."""
+    """int32 [N, 2]: sites in bands some pixels wide, ``density`` of all; the same for the same size."""
     rng = np.random.default_rng(0)
     y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None]
     field = np.zeros((height, width), np.float32)
     for _ in range(12):
-        angle, length, phase = rng.uniform(0, np.pi), rng.uniform(0.09, 0.4) * height, rng.uniform(0, 2 * np.pi)
+        angle, length, phase = rng.uniform(0, np.pi), rng.uniform(90, 420), rng.uniform(0, 2 * np.pi)
         turn = np.float32(2 * np.pi / length)
         field += np.float32(length) * np.cos((x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))) * turn
                                              + np.float32(phase))  # fmt: skip

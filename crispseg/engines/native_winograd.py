@@ -27,8 +27,9 @@ SITES_PER_TILE = 2.75
 for every neighbour that a site has. Measured break-even on noise and bands, 32..256 channels: 2.6 to 2.8."""
 
 
-def candidates(graph: Graph, least: int = MIN_CHANNELS) -> Dict[int, str]:
-    """Node index -> kernel map of every 3x3 submanifold convolution of at least so many channels."""
+def candidates(graph: Graph, least: int = 0) -> Dict[int, str]:
+    """Node index -> kernel map of every 3x3 submanifold convolution of at least so many channels (0 = MIN_CHANNELS)."""
+    least = least or MIN_CHANNELS
     tables = {node.outputs["map"] for node in graph.nodes if node.op == "SubmanifoldMap"}
     found = {}
     for index, node in enumerate(graph.nodes):
@@ -54,7 +55,7 @@ def choose(graph: Graph, algorithms: Optional[Mapping[str, str]] = None) -> Dict
     mode = forced()
     if mode == "0":
         return {}
-    return candidates(graph, 1 if mode == "1" else MIN_CHANNELS)
+    return candidates(graph, 1 if mode == "1" else 0)
 
 
 def forced() -> str:

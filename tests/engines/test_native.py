@@ -38,9 +38,9 @@ def saved(tmp_path):
     return lambda net: save(net.model(), tmp_path / "refiner.onnx")
 
 
-def one_active(seed=0):
-    """Exactly one pixel above the threshold (its neighbours' shares of it are below)."""
-    feeds = frame(seed, **NONE)
+def four_active(seed=0):
+    """Four pixels above the threshold around one low-resolution pixel, each in another 2x2 tile."""
+    feeds = frame(seed, level=12.0, share=1.1)
     feeds["logits"][0, :, 3, 4] = 0
     return feeds
 
@@ -72,14 +72,16 @@ def check(found, exact, matrices=()):
         ("xy,rgb", "gated", {"upsample": "bilinear_corners", "capacity": 150}),
     ],
 )
-@pytest.mark.parametrize("case", ["some", "all", "none", "one"])
+@pytest.mark.parametrize("case", ["some", "all", "none", "four"])
 def test_agrees_with_the_definition(saved, isa, features, mode, head, case):
     net = unet(features=features, mode=mode, **head)
     net.extra = list(MATRICES)
-    feeds = {"some": frame(1), "all": frame(2, **ALL), "none": frame(3, **NONE), "one": one_active()}[case]
+    feeds = {"some": frame(1), "all": frame(2, **ALL), "none": frame(3, **NONE), "four": four_active()}[case]
     exact = interpret(net.model(), feeds)
     if case == "none":
         assert exact["count"] == [0]
+    if case == "four":
+        assert exact["count"] == [16 if head.get("upsample") == "nearest" else 4]
     with native.load(saved(net), EngineSpec(threads=1), isa=isa) as engine:
         assert engine.describe()["isa"] == isa
         check(engine.run(feeds), exact, MATRICES)
@@ -104,7 +106,7 @@ def test_one_pixel(saved):
 def test_frames_do_not_touch_each_other(saved):
     """One engine over frames of very different numbers of sites gives what a fresh engine gives, bit for bit."""
     path = saved(unet())
-    cases = [frame(1), frame(2, **ALL), frame(3, **NONE), one_active(), frame(4, share=0.9), frame(2, **ALL), frame(1)]
+    cases = [frame(1), frame(2, **ALL), frame(3, **NONE), four_active(), frame(4, share=0.9), frame(2, **ALL), frame(1)]
     with native.load(path, EngineSpec(threads=1)) as engine, native.load(path, EngineSpec(threads=3)) as threads:
         for feeds in cases:
             with native.load(path, EngineSpec(threads=1)) as fresh:
@@ -270,7 +272,7 @@ def test_winograd_follows_the_frame(saved, monkeypatch):
     monkeypatch.setattr(native_winograd, "MIN_CHANNELS", 8)
     monkeypatch.delenv("CRISPSEG_WINOGRAD", raising=False)
     path = saved(unet(0))
-    single, full = one_active(), frame(1, **ALL)
+    single, full = four_active(), frame(1, **ALL)
     with native.load(path) as engine:
         got = engine.run(full), engine.run(single)
         assert [len(tiles.weights) for tiles in engine._nodes._tiles.values()] == [4, 1]
