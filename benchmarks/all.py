@@ -9,7 +9,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # name -> arguments; in the order of what a reader wants to know first.
-BENCHMARKS = ("native_ops", "front_end", "refiner_native_vs_ort", "hrnet_sized", "footprint")
+BENCHMARKS = (
+    *("front_end", "refiner_native_vs_ort", "hrnet_sized", "native", "density_sweep"),
+    *("native_ops", "footprint"),
+)
 
 
 def main() -> int:
