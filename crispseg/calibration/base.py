@@ -87,23 +87,16 @@ def collect(
 
     from crispseg.environment import usable_cpus
 
-    shapes = _shapes(model)
-    exposed = ModelProto.FromString(model.SerializeToString())
-    name = exposed.graph.input[0].name
-    outputs = {value.name for value in exposed.graph.output}
+    name = model.graph.input[0].name
     inner = [item for item in watched if item != name]
-    exposed.graph.output.extend(
-        helper.make_tensor_value_info(item, onnx.TensorProto.FLOAT, None) for item in inner if item not in outputs
-    )
+    parts = _parts(inner, _shapes(model))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or usable_cpus()
     session = onnxruntime.InferenceSession(
-        exposed.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
+        _exposed(model, inner), sess_options=options, providers=["CPUExecutionProvider"]
     )
-    del exposed
     found = {item: Histogram() for item in watched}
-    parts = _parts(inner, shapes)
     for done, value in enumerate(inputs):
         if progress:
             progress(done, total)
@@ -115,6 +108,19 @@ def collect(
     if progress:
         progress(total, total)
     return found
+
+
+def _exposed(model: ModelProto, names: Sequence[str]) -> bytes:
+    """The model with more outputs; ``model`` is as before afterwards, and never copied: weights may be large."""
+    outputs = {value.name for value in model.graph.output}
+    count = len(outputs)
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in outputs
+    )
+    try:
+        return bytes(model.SerializeToString())
+    finally:
+        del model.graph.output[count:]
 
 
 def _parts(names: Sequence[str], shapes: Mapping[str, int]) -> list[list[str]]:
