@@ -99,9 +99,9 @@ typedef struct {
 } cs_conv;
 CS_API int cs_sparse_conv(cs_context *ctx, const cs_conv *conv);
 
-/* int8: the sum is one of integers, everything after it float32, one rounding an operation: every instruction set gives the
- * same bits. x holds bytes zero + q, q = clamp(round_half_even(v / step), -127, 127): zero = 128, or 0 for v >= 0 (q in
- * 0..127), the faster form. Row -1 of x holds `zero` in every byte; strides of bytes are multiples of 4; up to 3 bytes
+/* int8: the sum is one of integers, everything after it float32, one rounding an operation: every instruction set gives
+ * the same bits. x holds bytes zero + q, q = clamp(round_half_even(v / step), -127, 127): zero = 128, or 0 for v >= 0 (q
+ * in 0..127), the faster form. Row -1 of x holds `zero` in every byte; strides of bytes are multiples of 4; up to 3 bytes
  * after column cin may be read (and count for nothing). K * cin <= 66000, so that no sum overflows. */
 typedef struct {
   cs_conv conv;         /* as for cs_sparse_conv, but x, and y or z that have a step, point to bytes, and their strides

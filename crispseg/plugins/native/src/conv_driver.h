@@ -1,4 +1,4 @@
-// What the drivers of the direct (conv.cpp), the int8 (conv_int8.cpp) and the Winograd (winograd.cpp) convolution share.
+// What the drivers of the direct (conv.cpp), int8 (conv_int8.cpp) and Winograd (winograd.cpp) convolutions share.
 #ifndef CRISPSEG_CONV_DRIVER_H
 #define CRISPSEG_CONV_DRIVER_H
 #include <unistd.h>

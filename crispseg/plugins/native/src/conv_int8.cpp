@@ -1,5 +1,5 @@
-// cs_sparse_conv_int8 and what goes with it: checks, weight packing, quantisation of rows. The work is cut as that of the
-// float32 convolution; all of that counts in words, here of four channels.
+// cs_sparse_conv_int8 and what goes with it: checks, weight packing, quantisation of rows. The work is cut as that of
+// the float32 convolution; all of that counts in words, here of four channels.
 #include <cmath>
 #include <cstring>
 
@@ -58,9 +58,10 @@ extern "C" size_t cs_packed_bytes_int8(const cs_context *ctx, int K, int cin, in
   return columns * K * (quads(cin) + 1) * sizeof(int32_t);
 }
 
-// Packed: [panel][tap][quad][panel width][4 channels], then [panel][tap][panel width] int32, the sums of the weights of a
-// tap and column. The last panel is padded with zeros to whole vectors, the last quad to four channels.
-extern "C" int cs_pack_weight_int8(const cs_context *ctx, const int8_t *weight, int K, int cin, int cout, void *packed) {
+// Packed: [panel][tap][quad][panel width][4 channels], then [panel][tap][panel width] int32, the sums of the weights of
+// a tap and column. The last panel is padded with zeros to whole vectors, the last quad to four channels.
+extern "C" int cs_pack_weight_int8(const cs_context *ctx, const int8_t *weight, int K, int cin, int cout,
+                                   void *packed) {
   using namespace crispseg;
   if (!ctx || !weight || !packed || bad_int8_shape(K, cin, cout))
     return fail(CS_BAD_ARGUMENT, "cs_pack_weight_int8: missing pointer, or K = %d (1..%d), cin = %d, cout = %d out of "
@@ -103,8 +104,8 @@ extern "C" int cs_quantise_rows(cs_context *ctx, const float *x, int64_t ldx, in
   using namespace crispseg;
   if (!ctx || n < 0 || c < 1 || (n > 0 && (!x || !q || ldx < c || ldq < c)) || !(step > 0) || std::isinf(step) ||
       bad_zero(zero))
-    return fail(CS_BAD_ARGUMENT, "cs_quantise_rows: missing pointer, or n = %d, c = %d, step = %g, zero = %d or a stride "
-                "out of range", n, c, static_cast<double>(step), zero);
+    return fail(CS_BAD_ARGUMENT, "cs_quantise_rows: missing pointer, or n = %d, c = %d, step = %g, zero = %d or a "
+                "stride out of range", n, c, static_cast<double>(step), zero);
   constexpr int64_t rows = 512;
   const int64_t padded_c = round_up(c, kQuad), fill = (padded_c < ldq ? padded_c : ldq) - c;
   const ConvInt8Kernels &k = kernels(ctx);

@@ -1,10 +1,11 @@
 // The int8 convolution's inner loops: the indirect matrix product of conv.isa.cpp with dot products of four channels a
 // lane (conv_int8_dot.h), and an epilogue that ends in float32 or in bytes again.
 //
-// Tile: kRows rows by kVectors vectors of output columns, as in float32. Registers with AVX-512 VNNI: 24 sums, 2 weights, 1
-// input word spread over the lanes, of 32. A step reads 2 vectors of weights and 12 words and does 24 vpdpbusd, which is
-// 12 cycles of two units against 7 of two loads. Blocking is that of float32, as everything counts in words: a chunk of
-// kMaxSteps words (1152 channels times taps) keeps a panel's weights in 36 KB.
+// Tile: kRows rows by kVectors vectors of output columns, as in float32. Registers with AVX-512 VNNI: 24 sums, 2
+// weights, 1 input word spread over the lanes, of 32. A step reads 2 vectors of weights and 12 words and does 24
+// vpdpbusd: 12 cycles of two units against 7 of two loads. With AVX2 and vpmaddubsw: 12 sums, 1 input, 1 product, the
+// ones, of 16; weights are read by vpmaddubsw itself. Blocking is that of float32, as everything counts in words: a
+// chunk of kMaxSteps words (1152 channels times taps) keeps a panel's weights in 36 KB.
 //
 // Bytes are `zero` + q. With zero = 128 a sum over taps T has 128 * sum_T w too much: the sums of a tile begin with
 // minus that (missing neighbours inside T read the row of zeros, bytes of 128, and are covered).
@@ -58,65 +59,92 @@ __attribute__((noinline)) void accumulate_int8(const float *const *rows, uint32_
     for (int v = 0; v < NV; ++v) *reinterpret_cast<veci *>(sums + r * width + v * kLanes) = s[r][v];
 }
 
-// ---- epilogue: one text for a vector of columns and for the single columns at the end -------------------------------
+// ---- epilogue: kWhole = a whole vector of columns, else its first n ------------------------------------------------
 
-inline float at_least(float v, float low) { return v > low ? v : low; }  // NaN becomes low
-inline float at_most(float v, float high) { return v < high ? v : high; }
-inline vecf at_least(vecf v, vecf low) { return v > low ? v : low; }
-inline vecf at_most(vecf v, vecf high) { return v < high ? v : high; }
-inline float relu(float v) { return v < 0.0f ? 0.0f : v; }
+typedef uint8_t ByteRow __attribute__((vector_size(kLanes), aligned(1), may_alias));
 
-// A store of values as bytes zero + round(v / step).
+#if defined(CS_ISA_AVX512)
+inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+inline vecf load_first(const float *p, int n) { return reinterpret_cast<vecf>(_mm512_maskz_loadu_ps(first(n), p)); }
+inline void store_first(float *p, vecf v, int n) { _mm512_mask_storeu_ps(p, first(n), reinterpret_cast<__m512>(v)); }
+inline void store_first(uint8_t *p, ByteRow v, int n) {
+  _mm_mask_storeu_epi8(p, first(n), reinterpret_cast<__m128i>(v));
+}
+#else
+inline vecf load_first(const float *p, int n) {
+  vecf v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+inline void store_first(float *p, vecf v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+inline void store_first(uint8_t *p, ByteRow v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
+template <bool kWhole>
+inline vecf get(const float *p, int n) {
+  return kWhole ? load(p) : load_first(p, n);
+}
+template <bool kWhole>
+inline void put(float *p, vecf v, int n) {
+  if (kWhole) store(p, v);
+  else store_first(p, v, n);
+}
+template <bool kWhole>
+inline void put(uint8_t *p, ByteRow v, int n) {
+  if (kWhole) *reinterpret_cast<ByteRow *>(p) = v;
+  else store_first(p, v, n);
+}
+
+// Turns values into bytes zero + clamp(round(v / step)).
 class Bytes {
  public:
   Bytes(float step, int32_t zero)
       : step_(step), inverse_(1.0f / step), high_(127.0f * step), low_(zero ? -high_ : 0.0f), zero_(zero) {}
 
-  inline void put(uint8_t *to, vecf v) const {
-    typedef uint8_t Row __attribute__((vector_size(kLanes), aligned(1), may_alias));
+  inline ByteRow of(vecf v) const {
     v = at_most(at_least(v, low_ - vecf{}), high_ - vecf{});
     const veci q = reinterpret_cast<veci>(quotient(v) + kRound) - kRoundBits + zero_;
-    *reinterpret_cast<Row *>(to) = __builtin_convertvector(q, Row);
-  }
-  inline void put(uint8_t *to, float v) const {
-    v = at_most(at_least(v, low_), high_) / step_ + kRound;
-    int32_t bits;
-    memcpy(&bits, &v, sizeof bits);
-    *to = static_cast<uint8_t>(bits - kRoundBits + zero_);
+    return __builtin_convertvector(q, ByteRow);
   }
 
  private:
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
   static constexpr int32_t kRoundBits = 0x4b400000;
 
-  // v / step. Where there are fused multiply-adds: the product with the reciprocal, off by at most 2 units in the last
-  // place, and one step of Newton's from the exact remainder, which a division would take four times as long for.
-  inline vecf quotient(vecf v) const {
+  // v / step, and the larger or smaller of two, where NaN becomes the second. A division has a fourth of the throughput
+  // of what stands for it where there are fused multiply-adds: the product with the reciprocal, off by at most 2 units
+  // in the last place, and one step of Newton's from the exact remainder.
+#if defined(CS_ISA_AVX512) || defined(CS_ISA_AVX2)
 #if defined(CS_ISA_AVX512)
-    const __m512 step = _mm512_set1_ps(step_), inverse = _mm512_set1_ps(inverse_), x = reinterpret_cast<__m512>(v);
-    const __m512 q = _mm512_mul_ps(x, inverse);
-    return reinterpret_cast<vecf>(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, step, x), inverse, q));
-#elif defined(CS_ISA_AVX2)
-    const __m256 step = _mm256_set1_ps(step_), inverse = _mm256_set1_ps(inverse_), x = reinterpret_cast<__m256>(v);
-    const __m256 q = _mm256_mul_ps(x, inverse);
-    return reinterpret_cast<vecf>(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, step, x), inverse, q));
+  typedef __m512 Floats;
 #else
-    return v / step_;
+  typedef __m256 Floats;
 #endif
+  static inline Floats raw_floats(vecf v) { return reinterpret_cast<Floats>(v); }
+  static inline vecf at_least(vecf v, vecf low) {
+    return reinterpret_cast<vecf>(CS_X86(max_ps)(raw_floats(v), raw_floats(low)));
   }
+  static inline vecf at_most(vecf v, vecf high) {
+    return reinterpret_cast<vecf>(CS_X86(min_ps)(raw_floats(v), raw_floats(high)));
+  }
+  inline vecf quotient(vecf v) const {
+    const Floats step = CS_X86(set1_ps)(step_), inverse = CS_X86(set1_ps)(inverse_), x = raw_floats(v);
+    const Floats q = CS_X86(mul_ps)(x, inverse);
+    return reinterpret_cast<vecf>(CS_X86(fmadd_ps)(CS_X86(fnmadd_ps)(q, step, x), inverse, q));
+  }
+#else
+  static inline vecf at_least(vecf v, vecf low) { return v > low ? v : low; }
+  static inline vecf at_most(vecf v, vecf high) { return v < high ? v : high; }
+  inline vecf quotient(vecf v) const { return v / step_; }
+#endif
 
   float step_, inverse_, high_, low_;
   int32_t zero_;
 };
-
-inline vecf get(const float *p, vecf) { return load(p); }
-inline float get(const float *p, float) { return *p; }
-inline vecf converted(const int32_t *p, vecf) {
-  return __builtin_convertvector(*reinterpret_cast<const veci_u *>(p), vecf);
-}
-inline float converted(const int32_t *p, float) { return static_cast<float>(*p); }
-inline void put(float *p, vecf v) { store(p, v); }
-inline void put(float *p, float v) { *p = v; }
 
 // One output of an epilogue: rows of floats or of bytes.
 struct Output {
@@ -128,11 +156,11 @@ struct Output {
   Output(void *p, int64_t ld, float step, int32_t zero)
       : at(static_cast<char *>(p)), stride(step > 0 ? ld : ld * static_cast<int64_t>(sizeof(float))), bytes(step > 0),
         quantiser(step > 0 ? step : 1.0f, zero) {}
-  template <class V>
-  inline void write(int64_t row, int64_t column, V v) const {
+  template <bool kWhole>
+  inline void write(int64_t row, int64_t column, vecf v, int n) const {
     char *const to = at + row * stride;
-    if (bytes) quantiser.put(reinterpret_cast<uint8_t *>(to) + column, v);
-    else put(reinterpret_cast<float *>(to) + column, v);
+    if (bytes) put<kWhole>(reinterpret_cast<uint8_t *>(to) + column, quantiser.of(v), n);
+    else put<kWhole>(reinterpret_cast<float *>(to) + column, v, n);
   }
 };
 
@@ -177,16 +205,18 @@ struct Int8Kernel {
       for (int v = 0; v < NV; ++v) *reinterpret_cast<veci *>(sums + r * width + v * kLanes) = total[v] * 128;
   }
 
-  template <class V>
-  inline void columns(const int32_t *sums, int64_t row, const float *residual, int64_t c) const {
+  // Columns [c, c + n) of one row. The sums are padded to whole vectors.
+  template <bool kWhole>
+  inline void columns(const int32_t *sums, int64_t row, const float *residual, int64_t c, int n) const {
     const cs_conv &conv = a.conv;
-    V v = converted(sums, V{}) * get(a.scale + c, V{});
-    if (conv.bias) v = v + get(conv.bias + c, V{});
-    if (residual) v = v + get(residual + c, V{});
+    vecf v = __builtin_convertvector(*reinterpret_cast<const veci *>(sums), vecf) * get<kWhole>(a.scale + c, n);
+    if (conv.bias) v = v + get<kWhole>(conv.bias + c, n);
+    if (residual) v = v + get<kWhole>(residual + c, n);
     if (conv.relu) v = relu(v);
-    if (conv.y) y.write(row, c, v);
+    if (conv.y) y.write<kWhole>(row, c, v, n);
     for (int i = 0; i < 2; ++i)
-      if (conv.z[i]) z[i].write(row, c, relu(v * get(conv.scale[i] + c, V{}) + get(conv.shift[i] + c, V{})));
+      if (conv.z[i])
+        z[i].write<kWhole>(row, c, relu(v * get<kWhole>(conv.scale[i] + c, n) + get<kWhole>(conv.shift[i] + c, n)), n);
   }
 
   void finish(const int32_t *out, const int32_t *sums, int width, int col, int cols) const {
@@ -194,8 +224,8 @@ struct Int8Kernel {
       const int64_t row = out[r];
       const float *residual = a.conv.residual ? a.conv.residual + row * a.conv.ldr : nullptr;
       int c = 0;
-      for (; c + kLanes <= cols; c += kLanes) columns<vecf>(sums + c, row, residual, col + c);
-      for (; c < cols; ++c) columns<float>(sums + c, row, residual, col + c);
+      for (; c + kLanes <= cols; c += kLanes) columns<true>(sums + c, row, residual, col + c, kLanes);
+      if (c < cols) columns<false>(sums + c, row, residual, col + c, cols - c);
     }
   }
 };
@@ -205,8 +235,8 @@ void run_block(const ConvBlock &block, const cs_conv_int8 &conv) { walk(Int8Kern
 void quantise(const float *x, int c, float step, int32_t zero, uint8_t *q) {
   const Bytes to(step, zero);
   int i = 0;
-  for (; i + kLanes <= c; i += kLanes) to.put(q + i, load(x + i));
-  for (; i < c; ++i) to.put(q + i, x[i]);
+  for (; i + kLanes <= c; i += kLanes) put<true>(q + i, to.of(load(x + i)), kLanes);
+  if (i < c) put<false>(q + i, to.of(load_first(x + i, c - i)), c - i);
 }
 
 }  // namespace

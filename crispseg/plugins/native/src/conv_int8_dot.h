@@ -44,7 +44,8 @@ struct DotWords {
     return {CS_X86(srai_epi16)(CS_X86(slli_epi16)(raw(w), 8), 8), CS_X86(srai_epi16)(raw(w), 8)};
   }
   static inline Input input(int32_t word) {
-    return {raw(all_lanes(word & 0x00ff00ff)), raw(all_lanes(static_cast<int32_t>(static_cast<uint32_t>(word) >> 8) & 0x00ff00ff))};
+    const int32_t odd = static_cast<int32_t>(static_cast<uint32_t>(word) >> 8) & 0x00ff00ff;
+    return {raw(all_lanes(word & 0x00ff00ff)), raw(all_lanes(odd))};
   }
   static inline veci add(veci sum, const Input &a, const Weight &w) {
     return sum + lanes(CS_X86(madd_epi16)(a.even, w.even)) + lanes(CS_X86(madd_epi16)(a.odd, w.odd));
@@ -98,7 +99,10 @@ struct DotLanes {
   static inline Weight weight(veci w) { return w; }
   static inline Input input(int32_t word) { return word; }
   static inline veci add(veci sum, Input a, Weight w) {
-    for (int i = 0; i < 4; ++i) sum += (static_cast<int32_t>(static_cast<uint32_t>(a) >> (8 * i)) & 255) * ((w << (24 - 8 * i)) >> 24);
+    for (int i = 0; i < 4; ++i) {
+      const int32_t byte = static_cast<int32_t>(static_cast<uint32_t>(a) >> (8 * i)) & 255;
+      sum += byte * ((w << (24 - 8 * i)) >> 24);
+    }
     return sum;
   }
 };

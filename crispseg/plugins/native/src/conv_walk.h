@@ -1,8 +1,8 @@
 // How a block of rows is walked: chunks of the sum, panels of columns, tiles of rows. One text for every kind of
 // arithmetic; for *.isa.cpp files only, everything has internal linkage.
 //
-// Everything counts in words of 4 bytes: a step of the sum is one word of an input row (a float, or four int8 channels) and
-// one vector lane of weights. A Kernel has:
+// Everything counts in words of 4 bytes: a step of the sum is one word of an input row (a float, or four int8 channels)
+// and one vector lane of weights. A Kernel has:
 //   Sum                                 type of the sums, 4 bytes
 //   steps()                             words of an input row
 //   accumulate<NV>(rows, now, taps, chunk, panel, w, sums, fresh)
