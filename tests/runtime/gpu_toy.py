@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from int8_net import int8_unet
 from native_net import CLASSES, FRAME, LOW, unet
 from onnx import TensorProto, helper, numpy_helper
 
 from crispseg.bundle import NetInfo, RefinerInfo, write_bundle
+from crispseg.bundle_calibration import Calibration, NetCalibration, preprocessing_hash
 from crispseg.classes import ClassInfo
 from crispseg.engines import cache, cuda, cuda_kernels
 
@@ -49,6 +51,21 @@ def write(target, refiner=True, order="rgb"):
     return write_bundle(
         target, name="toy", height=FRAME[0], width=FRAME[1], classes=classes, base=net("base.onnx", *INPUT, order),
         baseline=net("baseline.onnx", *FRAME, order), refiner=info, provenance={}, files=files,
+    )  # fmt: skip
+
+
+def calibrated(bundle, target):
+    """The bundle with an int8 form of its refiner."""
+    refiner = "refiner.int8.onnx"
+    record = NetCalibration(
+        refiner, {"refiner.onnx": bundle.files["refiner.onnx"].sha256}, "minmax", "0" * 64, 2,
+        preprocessing_hash(bundle, "refiner"), 0, False, (), 0.9,
+    )  # fmt: skip
+    files = {name: bundle.file(name) for name in bundle.files}
+    files[refiner] = int8_unet().SerializeToString()
+    return write_bundle(
+        target, name=bundle.name, height=bundle.height, width=bundle.width, classes=bundle.classes, base=bundle.base,
+        baseline=bundle.baseline, refiner=bundle.refiner, files=files, calibration=Calibration({"refiner": record}),
     )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 from crispseg.bundle import load_bundle
 from crispseg.cli_build import to_precision
-from crispseg.engines import cuda, cuda_base, cuda_kernels, nvrtc, ort_cuda
+from crispseg.engines import cuda, cuda_base, cuda_kernels, native, nvrtc, ort_cuda
+from crispseg.engines.spec import EngineSpec
 from crispseg.engines.tensorrt import run as tensorrt_run
-from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.runtime import gpu_open
 from crispseg.runtime.frames import Frame
 from crispseg.runtime.latency import measure
@@ -99,8 +100,29 @@ def test_fp16_agrees_with_the_cpu_pipeline(bundles, on_host):
 def test_a_base_that_was_not_converted_names_the_command(bundles, on_host):
     with pytest.raises(EnvironmentMismatch, match=r"crispseg build .* --backend cuda --precision fp16"):
         open_pipeline(bundles["bgr"], backend="cuda")
-    with pytest.raises(UnsupportedOp, match="int8.*--backend tensorrt"):
+    with pytest.raises(EnvironmentMismatch, match=r"crispseg build .* --backend cuda --precision fp16"):
         open_pipeline(bundles["bgr"], backend="cuda", precision="int8")
+    with pytest.raises(BundleError, match="expected a calibration of the refiner"):
+        open_pipeline(bundles["rgb"], backend="cuda", precision="int8")
+
+
+def test_int8_refiner_agrees_with_the_native_engine(on_host, tmp_path, kernel_image):
+    bundle = gpu_toy.calibrated(gpu_toy.write(tmp_path / "float"), tmp_path / "int8")
+    gpu_toy.store_kernels(bundle, kernel_image)
+    cuda_base.build(bundle, "base", to_precision)
+    frame = picture(2, 48, 80)
+    with native.load(bundle.file("refiner.int8.onnx"), EngineSpec(threads=1, precision="int8")) as other:
+        with open_pipeline(bundle, backend="cuda", precision="int8") as pipe:
+            facts = pipe.describe()["refiner"]
+            assert (facts["precision"], facts["file"]) == ("int8", "refiner.int8.onnx")
+            assert facts["int8_convolutions"] == 9
+            found = pipe.run(frame)
+        with open_pipeline(bundle, threads=1) as pipe:
+            pipe._refiner.close()
+            pipe._refiner = other
+            exact = pipe.run(frame)
+    assert abs(found.count - exact.count) <= 0.01 * exact.count
+    assert (found.labels == exact.labels).mean() >= 0.99
 
 
 def test_a_damaged_copy_is_refused_and_made_again(bundles, on_host, tmp_path, kernel_image):
