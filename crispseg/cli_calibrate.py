@@ -41,6 +41,7 @@ SCAN_FRAMES = typer.Option(16, "--scan-frames", min=1, help="scan: frames to mea
 SCAN_BLOCKS = typer.Option(False, "--scan-blocks", help="scan: blocks of layers instead of single ones; faster")
 SCAN_STATE = typer.Option(None, "--scan-state", help="scan: file of the measurements; default: scan-NAME-KEY.json here")
 PLOT = typer.Option(None, "--plot", help="scan: also draw it, FILE.svg", show_default=False)
+CHECK_HALF = typer.Option(False, "--check-fp16", help="only measure what float16 costs in the base, with this gate")
 OUT = typer.Option(None, "-o", "--out", metavar="BUNDLE", help="directory to write", show_default=False)
 
 
@@ -67,6 +68,7 @@ def calibrate(
     scan_blocks: bool = SCAN_BLOCKS,
     scan_state: Optional[Path] = SCAN_STATE,
     plot: Optional[Path] = PLOT,
+    check_fp16: bool = CHECK_HALF,
     threads: int = THREADS,
     out: Path = OUT,
     report: Optional[Path] = REPORT,
@@ -109,6 +111,12 @@ def calibrate(
                 raise InputError("--scan: expected no -o and no --trt-cache, found one: a scan writes no bundle")
             options = ScanChoices(scan_frames, scan_blocks, scan_state, plot)
             return scan_bundle(bundle, images, choices, options, progress)
+        if check_fp16:
+            from crispseg.cli_half import check_half
+
+            if out is not None or trt_cache is not None:
+                raise InputError("--check-fp16: expected no -o and no --trt-cache, found one: it writes no bundle")
+            return check_half(bundle, images, choices, progress)
         if plot is not None or scan_state is not None:
             raise InputError("--plot, --scan-state: expected --scan with them, found none")
         return calibrate_bundle(bundle, images, out, choices, progress)

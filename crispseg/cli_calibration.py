@@ -243,9 +243,15 @@ def for_role(exclude: Tuple[str, ...], role: str) -> List[str]:
 
 
 def measure_gate(
-    before: Bundle, after: Bundle, images: Optional[Path], chosen: Any, choices: Choices, progress: Progress
+    before: Bundle,
+    after: Bundle,
+    images: Optional[Path],
+    chosen: Any,
+    choices: Choices,
+    progress: Progress,
+    precision: str = "int8",
 ) -> Dict[str, Any]:
-    """Accuracy of the float and the int8 pipeline on the same frames."""
+    """Accuracy of the pipeline before, in fp32, and after, at ``precision``, on the same frames."""
     from crispseg.calibration import gate
     from crispseg.runtime.accuracy import evaluate
     from crispseg.runtime.pipeline import open_pipeline
@@ -259,16 +265,16 @@ def measure_gate(
                 choices.labels,
                 threads=choices.threads,
                 limit=choices.gate_frames,
-                precision=precision,
-                progress=partial(_tell, progress, "gate, %s" % precision),
+                precision=how,
+                progress=partial(_tell, progress, "gate"),
             )
-            for bundle, precision in ((before, "fp32"), (after, "int8"))
+            for bundle, how in ((before, "fp32"), (after, precision))
         ]
         return gate.compare(reports[0], reports[1], choices.gate)
     matches = []
     total = min(AGREEMENT_FRAMES, chosen.count, choices.gate_frames)
     with open_pipeline(before, threads=choices.threads) as old, open_pipeline(
-        after, threads=choices.threads, precision="int8"
+        after, threads=choices.threads, precision=precision
     ) as new:
         for done, frame in zip(range(total), frames_of(before, chosen)):
             progress(done, total, "gate")

@@ -42,6 +42,7 @@ ALLOWED = {
     "cli_calibrate": {"cli", "cli_calibration", "cli_make", "cli_output"},
     "cli_calibration": set(),
     "cli_eval_masks": {"cli", "cli_output"},
+    "cli_half": {"cli_calibration"},
     "cli_make": {"cli", "cli_foreign", "cli_masks", "cli_output"},
     "cli_masks": {"cli", "cli_output"},
     "cli_foreign": set(),

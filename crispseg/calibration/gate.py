@@ -14,6 +14,7 @@ LEVERS = (
     "another --method, more --count images like those of the product, --exclude LAYER for the layers that "
     "`crispseg calibrate --scan` names, a larger --gate, or --force to write it all the same"
 )
+LEVERS_HALF = "--exclude NODE and --keep-fp32 OPERATOR for what should stay float32, or a larger --gate"
 PARTS = ("refined", "base")
 
 
@@ -73,7 +74,7 @@ def agreement(matches: Sequence[tuple[int, int]], limit: float = LIMIT) -> dict[
     }
 
 
-def require(result: Mapping[str, Any]) -> None:
+def require(result: Mapping[str, Any], what: str = "int8") -> None:
     """Raise AccuracyGate unless the gate was passed; the message names the levers."""
     if result["passed"]:
         return
@@ -88,7 +89,8 @@ def require(result: Mapping[str, Any]) -> None:
             for name, row in failed.items()
         )
         expected = f"drops within --gate {result['limit']:g}"
-    raise AccuracyGate(f"int8: expected {expected}, found {found}; nothing was written; levers: {LEVERS}")
+    levers = LEVERS if what == "int8" else LEVERS_HALF
+    raise AccuracyGate(f"{what}: expected {expected}, found {found}; nothing was written; levers: {levers}")
 
 
 def _row(before: float, after: float, allowed: float) -> dict[str, Any]:

@@ -231,3 +231,20 @@ def test_refused(arguments, message, tiny, frames, tmp_path, capsys):
     assert code == 2
     assert message in document["error"]["message"]
     assert not (tmp_path / "out").exists()
+
+
+def test_check_fp16_measures_and_writes_nothing(tiny, frames, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["calibrate", str(tiny), str(frames), "--count", "32", "--threads", "1", "--check-fp16", "--json"]
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["precision"] == "fp16"
+    assert report["nodes_in_half"] > 10
+    assert 99.5 < report["gate"]["agreement"] < 100  # float16 was really used
+    assert main([*arguments, "--gate", "0"]) == 3
+    message = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert message.startswith("fp16:")
+    assert "--keep-fp32" in message
+    assert main([*arguments, "--exclude", "nothing"]) == 2
+    assert main([*arguments, "-o", "b"]) == 2
+    assert list(tmp_path.iterdir()) == []
