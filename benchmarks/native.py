@@ -27,6 +27,7 @@ from typing import Any, Callable, Dict, List, Optional
 import native_peers as peers
 import numpy as np
 from density_sweep import medians
+from int8_conv import forms as int8_forms
 from native_ops import CHANNELS, HEIGHT, WIDTH, Layer, contour_mask
 
 from crispseg.engines.spec import EngineSpec
@@ -93,7 +94,7 @@ def convolutions(table: Table, native: loader.Native, passes: int) -> None:
         if c in SPCONV:
             wanted["spconv"] = peers.spconv(direct, level.coords, level.height, level.width)
             wanted["portable"] = peers.portable(direct)
-        wanted["int8"] = int8_job(native, direct)
+        wanted["int8"] = int8_forms(native, level.table, level.tiles, c)["int8"]
         jobs = {name: job for name, job in wanted.items() if not isinstance(job, str)}
         ms = medians(jobs, passes)
         notes = {name: job for name, job in wanted.items() if isinstance(job, str)}
@@ -118,18 +119,7 @@ def convolutions(table: Table, native: loader.Native, passes: int) -> None:
             errors = [float(np.abs(layer.y[: len(want)] - want).max()) for layer in (direct, winograd)]
             table.add(f"F(2x2) {where}: over direct", 1.25, ms["direct"] / ms["winograd"])
             table.add(f"F(2x2) {where}: largest error over direct's", 1.0, errors[1] / errors[0], most=True)
-        gain = ms["direct"] / ms["int8"] if "int8" in ms else None
-        table.add(f"INT8 {where}: over direct fp32", 2.2, gain, notes.get("int8", ""))
-
-
-def int8_job(native: loader.Native, layer: Layer) -> peers.Job:
-    """The same layer with int8 weights and inputs, when this build has the kernel."""
-    try:
-        from native_int8 import layer_job
-    except ImportError:
-        return "this build has no int8 convolution"
-    job: peers.Job = layer_job(native, layer)
-    return job
+        table.add(f"INT8 {where}: over direct fp32", 2.2, ms["direct"] / ms["int8"], "bytes in, bytes out")
 
 
 def whole_refiner(table: Table, rounds: int) -> None:
