@@ -203,7 +203,7 @@ def _refiner(
     record = provenance.describe(
         bundle, role, images, choices.method, excluded=made.kept, macs_share=made.share, options=options
     )
-    return record, refiner.save_model(made.model), None
+    return record, refiner.save_model(made.model, dataclasses.asdict(record)), None
 
 
 def refiner_frames(bundle: Bundle, images: Any, dense: Any) -> Iterator[Tuple[np.ndarray, np.ndarray]]:

@@ -6,6 +6,7 @@ for each output channel (op contract, docs/bundle.md). Everything else, and what
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
+from crispseg.bundle_calibration import METADATA
 from crispseg.calibration.histogram import LEVELS, PERCENTILE, Histogram
 from crispseg.calibration.refiner_graph import Conv, choose, constants, convolutions
 from crispseg.errors import InputError
@@ -227,8 +229,14 @@ def _write(model: ModelProto, chosen: Sequence[Conv], scales: Mapping[str, float
     attach_bodies(model)
 
 
-def save_model(model: ModelProto) -> bytes:
-    """Bytes of a model: the same model gives the same bytes."""
+def save_model(model: ModelProto, facts: Mapping[str, Any] | None = None) -> bytes:
+    """Bytes of a model: the same model and facts give the same bytes.
+
+    ``facts``: provenance, plain JSON, written into the file's metadata.
+    """
+    if facts is not None:
+        model = ModelProto.FromString(model.SerializeToString())
+        model.metadata_props.add(key=METADATA, value=json.dumps(dict(facts), sort_keys=True))
     return bytes(model.SerializeToString(deterministic=True))
 
 

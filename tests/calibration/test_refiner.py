@@ -123,6 +123,9 @@ def test_the_int8_graph(model, ranges):
     assert "stem.w" in arrays
     assert not {"low2.w.half", "low2.w"} & set(arrays)
     assert save_model(quantise_refiner(model, ranges, "minmax").model) == save_model(made.model)
+    noted = onnx.load_from_string(save_model(made.model, {"seed": 3}))
+    assert {p.key: p.value for p in noted.metadata_props}["crispseg.calibration"] == '{"seed": 3}'
+    assert len(made.model.metadata_props) == len(model.metadata_props)
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse"])
