@@ -19,7 +19,6 @@ from onnx import helper, numpy_helper  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import fill_mmseg  # noqa: E402
 
-from crispseg.classes import CITYSCAPES  # noqa: E402
 from crispseg.errors import CheckpointError  # noqa: E402
 from crispseg.export import dense  # noqa: E402
 from crispseg.export.networks import base_network  # noqa: E402
@@ -49,12 +48,51 @@ def built():
         net = build_base(NAME, 19).eval()
         state = {key: torch.from_numpy(value) for key, value in fill_mmseg.fill(ARCH, net.state_dict()).items()}
         net.load_state_dict(state)
+        spread(net)
         yield net
 
 
+def spread(net):
+    """Masks about 0 and four times as large: else one class takes nearly all pixels."""
+    head = net.decode_head.pixel_decoder
+    with torch.no_grad():
+        fine, _ = head(net.backbone(torch.from_numpy(fill_mmseg.image(72, 104))))
+        head.mask_feature.weight *= 4
+        head.mask_feature.bias.copy_(-head.mask_feature.weight.flatten(1) @ fine[0].mean((1, 2)))
+
+
 @pytest.fixture(scope="module")
-def graph(built):
-    return dense.export_dense(built, height=72, width=104)
+def made(built, tmp_path_factory):
+    """Its bundle for frames of 90x150: the base sees 45x75, and 64x96 inside."""
+    folder = tmp_path_factory.mktemp("mask2former")
+    torch.save({"meta": {}, "state_dict": built.state_dict()}, folder / "w.pth")
+    return export_bundle(NAME, folder / "b", weights=folder / "w.pth", refiner=None, height=90, width=150, scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def graph(made):
+    return onnx.load(made.path / "base.onnx")
+
+
+@pytest.fixture(scope="module")
+def frame():
+    coarse = np.random.default_rng(5).integers(0, 256, (9, 15, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((150, 90), Image.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def image(frame):
+    """The frame as the base sees it: [1,3,45,75]."""
+    small = np.asarray(Image.fromarray(frame).resize((75, 45), Image.BILINEAR)).astype(np.float32)
+    x = (small - np.float32([123.675, 116.28, 103.53])) / np.float32([58.395, 57.12, 57.375])
+    return torch.from_numpy(x).permute(2, 0, 1)[None].contiguous()
+
+
+@pytest.fixture(scope="module")
+def scores(built, image):
+    """Class scores of torch for the image, which is padded and cut again here."""
+    with torch.no_grad():
+        return built.class_scores(F.pad(image, (0, 21, 0, 19)))[:, :, :45, :75]
 
 
 def run(model, x):
@@ -68,14 +106,14 @@ def nodes(model, kind):
     return [n for n in model.graph.node if n.op_type == kind]
 
 
-def test_graph(built, graph):
+def test_graph(graph, image, scores):
     assert {n.op_type for n in graph.graph.node} <= OPERATORS
     assert [(o.domain, o.version) for o in graph.opset_import] == [("", 17)]
     assert tensorrt_gaps(graph) == {}
-    x = fill_mmseg.image(72, 104)
-    with torch.no_grad():
-        wanted = built.forward_logits(torch.from_numpy(x)).numpy()
-    assert np.abs(run(graph, x) - wanted).max() < 2e-5 * wanted.std()
+    wanted = torch.log(scores).numpy()
+    found = run(graph, image.numpy())
+    assert found.shape == (1, 19, 45, 75)
+    assert np.abs(found - wanted).max() < 5e-5 * wanted.std()
 
 
 def test_sampling_by_names_and_ranks_before_opset_20(graph):
@@ -85,11 +123,11 @@ def test_sampling_by_names_and_ranks_before_opset_20(graph):
     }
     found = nodes(graph, "GridSample")
     assert len(found) == 3
-    for node, size in zip(found, ([3, 4], [5, 7], [9, 13])):
+    for node, size in zip(found, ([2, 3], [4, 6], [8, 12])):
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         assert attributes == {"mode": b"bilinear", "padding_mode": b"zeros", "align_corners": 0}
         assert shapes[node.input[0]] == [8, 32, *size]
-        assert shapes[node.input[1]] == [8, 4, 12 + 35 + 117, 2]
+        assert shapes[node.input[1]] == [8, 4, 6 + 24 + 96, 2]
 
 
 def test_tables_are_constants_and_windows_are_selected_once(graph):
@@ -133,52 +171,25 @@ def test_faint_masks_keep_their_logarithm():
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
-def test_half_precision(built, graph):
+def test_half_precision(graph, image):
     half = dense._copy(graph)
     kept = to_fp16(half).kept
     for part in ("scores/Exp", "logarithm/Clip", "logarithm/Log", "backbone.norm0/Mul"):
         assert any(name.startswith(part) for name in kept), part
-    x = fill_mmseg.image(72, 104)
-    wanted, found = run(graph, x), run(half, x)
+    wanted, found = run(graph, image.numpy()), run(half, image.numpy())
     error = np.abs(found - wanted) / wanted.std()
     assert error.max() < 0.05
     assert error.mean() < 0.005
 
 
-def decided(net, x):
-    """State with masks about 0 and four times as large, else one class takes nearly all pixels."""
-    head = net.decode_head.pixel_decoder
-    with torch.no_grad():
-        fine, _ = head(net.backbone(x))
-        weight = 4 * head.mask_feature.weight
-        bias = -weight.flatten(1) @ fine[0].mean((1, 2))
-    name = "decode_head.pixel_decoder.mask_feature."
-    return {**net.state_dict(), name + "weight": weight, name + "bias": bias}
-
-
-def test_bundle(built, tmp_path):
-    """The image is padded inside; the labels are those of the class scores, read at the nearest pixel."""
-    rng = np.random.default_rng(5)
-    frame = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 15, 3), np.uint8)).resize((150, 90), Image.BICUBIC))
-    small = np.asarray(Image.fromarray(frame).resize((75, 45), Image.BILINEAR)).astype(np.float32)
-    x = (small - np.float32([123.675, 116.28, 103.53])) / np.float32([58.395, 57.12, 57.375])
-    x = torch.from_numpy(x).permute(2, 0, 1)[None].contiguous()
-    padded = F.pad(x, (0, 21, 0, 19))
-    state = decided(built, padded)
-    torch.save({"meta": {}, "state_dict": state}, tmp_path / "w.pth")
-    options = {"refiner": None, "height": 90, "width": 150, "scale": 0.5}
-    made = export_bundle(NAME, tmp_path / "b", weights=tmp_path / "w.pth", **options)
+def test_bundle(made, frame, scores):
+    """The labels are those of the class scores, read at the nearest pixel."""
     assert (made.base.logits_height, made.base.logits_width, made.base.upsample) == (45, 75, "nearest")
-    assert made.provenance["base"]["parity"]["max_error_std"] < 2e-5
-    net = build_base(NAME, len(CITYSCAPES)).eval()
-    net.load_state_dict(state)
-    with torch.no_grad():
-        scores = net.class_scores(padded)[:, :, :45, :75]
-    logits = torch.log(scores).numpy()
-    assert np.abs(run(str(tmp_path / "b" / "base.onnx"), x.numpy()) - logits).max() < 2e-5 * logits.std()
+    assert made.provenance["base"]["parity"]["max_error_std"] < 5e-5
+    assert "to multiples of 32 (45x75 -> 64x96)" in made.provenance["base"]["padding"]
     wanted = F.interpolate(scores, (90, 150), mode="nearest").argmax(1)[0].numpy()
     found = open_pipeline(made, backend="onnxruntime", threads=1).run(frame).labels
-    assert (np.bincount(wanted.reshape(-1)) > 100).sum() >= 5
+    assert (np.bincount(wanted.reshape(-1)) > 50).sum() >= 5
     assert (found == wanted).mean() > 0.999
 
 
