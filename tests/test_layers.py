@@ -47,6 +47,7 @@ ALLOWED = {
     "cli_masks": {"cli", "cli_output"},
     "cli_foreign": set(),
     "cli_output": set(),
+    "cli_scan": {"cli_calibration"},
     "__main__": {"cli"},
     "environment": {"plugins"},  # which instruction set the native library takes
 }
