@@ -58,6 +58,7 @@ WINDOW = typer.Option(None, "--window", min=32, help="segrefiner: side of its in
 MASK_MODE = typer.Option(None, "--mode", help="segrefiner: instance (LR checkpoint, default) or semantic (HR)")
 BUNDLE_OUT = typer.Option(..., "-o", "--out", metavar="BUNDLE", help="directory to write", show_default=False)
 VERIFY_IMAGES = typer.Option(None, "--images", help="folder of real frames; else rendered scenes")
+VERIFY_PRECISION = typer.Option("", "--precision", help="fp32 (default), or int8: the files of crispseg calibrate")
 FRAMES = typer.Option(2, "--frames", min=1, help="number of frames to compare on")
 
 WHAT = typer.Argument(..., metavar="refiner|base", help="network to train", show_default=False)
@@ -221,15 +222,14 @@ def verify(
     weights: Optional[Path] = WEIGHTS,
     refiner_weights: Optional[Path] = REFINER_WEIGHTS,
     frames: int = FRAMES,
+    precision: str = VERIFY_PRECISION,
     threads: int = THREADS,
     report: Optional[Path] = REPORT,
     json: bool = JSON,
 ) -> None:
     """Compare PyTorch, ONNX Runtime and the native engine on frames; name the first op that differs.
 
-    Exit code 3 when they do not agree.
-
-    Example: crispseg verify demo/bundle --images val/images
+    Exit code 3 when they do not agree. Example: crispseg verify demo/bundle --images val/images
     """
     from crispseg.cli_output import execute
 
@@ -244,6 +244,7 @@ def verify(
             refiner_weights=refiner_weights,
             frames=frames,
             threads=threads,
+            precision=precision,
             progress=progress,
         )
 

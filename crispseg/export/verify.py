@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from crispseg.bundle import Bundle, NetInfo, load_bundle
+from crispseg.bundle_calibration import calibrated, network_file
 from crispseg.engines import ort
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, CrispsegError, EnvironmentMismatch, InputError
@@ -22,6 +23,8 @@ from crispseg.export.compare import Hop, Made, expose, tensors_of, undecided_sit
 TOLERANCE = 1e-4
 # float16 weights against the float32 weights of a checkpoint.
 TOLERANCE_HALF, AGREEMENT_HALF = 5e-2, 0.97
+# int8: sums differ in their last bit, so a near-tie may round to the next integer.
+TOLERANCE_INT8, AGREEMENT_INT8 = 5e-2, 0.98
 
 DEFINITIONS = {
     "hop": "two engines that compute the same network from the same inputs",
@@ -46,6 +49,7 @@ def verify_bundle(
     frames: int = 2,
     threads: int = 0,
     tolerance: float = TOLERANCE,
+    precision: str = "",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compare the engines that can run a bundle.
@@ -58,6 +62,8 @@ def verify_bundle(
         frames: how many frames to compare on.
         threads: of every engine, 0 = all usable CPUs.
         tolerance: largest allowed relative error of a tensor.
+        precision: "int8" compares the calibrated files instead: the Q/DQ base as it stands with its integer form, and
+            the refiner's portable bodies with the int8 kernels. Roundings may differ there: ``TOLERANCE_INT8``.
         progress: called with (done, total, text).
 
     Returns:
@@ -77,9 +83,15 @@ def verify_bundle(
     bundle = load_bundle(path)
     say = progress or (lambda *_, **__: None)
     say(0, frames, "open engines")
-    checks: list[Any] = [_Base(bundle, bundle.base, weights, threads, tolerance)]
+    if precision not in ("", "fp32", "int8"):
+        raise InputError(f"--precision {precision}: expected fp32 or int8")
+    if precision == "int8" and (weights is not None or refiner_weights is not None):
+        raise InputError("--precision int8: expected no checkpoints: PyTorch is compared with the float files")
+    checks: list[Any] = [
+        _Int8Base(bundle, threads) if precision == "int8" else _Base(bundle, bundle.base, weights, threads, tolerance)
+    ]
     if bundle.refiner is not None:
-        checks.append(_Refiner(bundle, refiner_weights, threads, tolerance))
+        checks.append(_Refiner(bundle, refiner_weights, threads, tolerance, precision))
     listed = []
     for done, (label, canvas) in enumerate(_frames(bundle, images, frames)):
         say(done, frames, label)
@@ -219,14 +231,35 @@ class _Base:
         return logits
 
 
+class _Int8Base:
+    """Hop from the Q/DQ file as it stands to the integer operators that ONNX Runtime gets."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        path = bundle.file(network_file(bundle, "base", "int8"))
+        self.net = bundle.base
+        self.plain = ort.load(path, EngineSpec("onnxruntime", threads=threads))
+        self.engine = ort.load(path, EngineSpec("onnxruntime", threads=threads, precision="int8"))
+        self.hop = Hop("base, int8", "Q/DQ file -> integer form", TOLERANCE_INT8, AGREEMENT_INT8)
+        self.hops = [self.hop]
+
+    def compare(self, canvas: np.ndarray, index: int) -> np.ndarray:
+        x = _normalised(canvas, self.net)
+        wanted, logits = (engine.run({"image": x}, ["logits"])["logits"] for engine in (self.plain, self.engine))
+        self.hop.frames += 1
+        self.hop.tensors([Made("logits", "logits", "base", "float32")], {"logits": logits}, {"logits": wanted})
+        self.hop.classes(logits.argmax(1), wanted.argmax(1))
+        return logits
+
+
 class _Refiner:
     """Hops torch -> ONNX Runtime and ONNX Runtime -> native of the refiner."""
 
-    def __init__(self, bundle: Bundle, weights: Any, threads: int, tolerance: float) -> None:
+    def __init__(self, bundle: Bundle, weights: Any, threads: int, tolerance: float, precision: str = "") -> None:
         info = bundle.refiner
         assert info is not None
         self.bundle, self.info, self.threads, self.module = bundle, info, threads, weights
-        self.path = bundle.file(info.file)
+        self.path = bundle.file(network_file(bundle, "refiner", precision))
+        low = precision == "int8" and calibrated(bundle, "refiner")
         try:
             self.model = onnx.load(str(self.path))
             self.order = tensors_of(self.model)
@@ -236,6 +269,8 @@ class _Refiner:
             raise BundleError(f"{self.path}: expected a refiner in ONNX, found {error}; export it again") from None
         self.torch_hop = _torch_hop(bundle, "refiner", info.file, tolerance)
         self.native_hop = Hop("refiner", "onnxruntime -> native", tolerance)
+        if low:
+            self.native_hop = Hop("refiner, int8", "onnxruntime -> native", TOLERANCE_INT8, AGREEMENT_INT8)
         self.hops = [self.torch_hop, self.native_hop]
         if weights is None:
             self.torch_hop.skipped = _torch_reason(info.random_weights)

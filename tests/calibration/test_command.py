@@ -248,3 +248,16 @@ def test_check_fp16_measures_and_writes_nothing(tiny, frames, tmp_path, capsys, 
     assert main([*arguments, "--exclude", "nothing"]) == 2
     assert main([*arguments, "-o", "b"]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_compares_the_calibrated_files(demo8, tiny, capsys):
+    assert main(["verify", str(demo8), "--precision", "int8", "--frames", "1", "--threads", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(row["network"], row["hop"]) for row in report["hops"]] == [
+        ("base, int8", "Q/DQ file -> integer form"), ("refiner", "onnxruntime -> native")
+    ]  # fmt: skip
+    assert 0 < report["hops"][0]["error"] < 0.05
+    assert main(["verify", str(tiny), "--precision", "int8", "--json"]) == 2
+    assert "crispseg calibrate" in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert main(["verify", str(demo8), "--precision", "fp16", "--json"]) == 2
+    capsys.readouterr()
