@@ -107,13 +107,22 @@ class Bytes {
 
   inline ByteRow of(vecf v) const {
     v = at_most(at_least(v, low_ - vecf{}), high_ - vecf{});
-    const veci q = reinterpret_cast<veci>(quotient(v) + kRound) - kRoundBits + zero_;
-    return __builtin_convertvector(q, ByteRow);
+    return low_bytes(reinterpret_cast<veci>(quotient(v) + kRound) - kRoundBits + zero_);
   }
 
  private:
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer, ties to even
   static constexpr int32_t kRoundBits = 0x4b400000;
+
+  static inline ByteRow low_bytes(veci q) {
+#if defined(CS_ISA_AVX2)  // GCC goes through scalars
+    const __m256i order = _mm256_set1_epi64x(0x0c080400), halves = _mm256_shuffle_epi8(raw(q), order);
+    const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    return reinterpret_cast<ByteRow>(_mm_cvtsi128_si64(both));
+#else
+    return __builtin_convertvector(q, ByteRow);
+#endif
+  }
 
   // v / step, and the larger or smaller of two, where NaN becomes the second. A division has a fourth of the throughput
   // of what stands for it where there are fused multiply-adds: the product with the reciprocal, off by at most 2 units
