@@ -94,7 +94,8 @@ def convolutions(table: Table, native: loader.Native, passes: int) -> None:
         if c in SPCONV:
             wanted["spconv"] = peers.spconv(direct, level.coords, level.height, level.width)
             wanted["portable"] = peers.portable(direct)
-        wanted["int8"] = int8_forms(native, level.table, level.tiles, c)["int8"]
+        forms = int8_forms(native, level.table, level.tiles, c)  # they share their arrays: kept while one of them runs
+        wanted["int8"] = forms["int8"]
         jobs = {name: job for name, job in wanted.items() if not isinstance(job, str)}
         ms = medians(jobs, passes)
         notes = {name: job for name, job in wanted.items() if isinstance(job, str)}
