@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 # name -> arguments; in the order of what a reader wants to know first.
 BENCHMARKS = (
-    *("front_end", "refiner_native_vs_ort", "hrnet_sized", "native", "density_sweep"),
+    *("front_end", "refiner_native_vs_ort", "hrnet_sized", "bases_ort_vs_eager", "native", "density_sweep"),
     *("native_ops", "footprint"),
 )
 

@@ -101,7 +101,7 @@ def main() -> None:
         rows.append(row)
         print(
             f"{name:18} {size[0]}x{size[1]:<5} {row['nodes']:5} nodes  eager {row['cpu_ms']['eager']:8.1f}  "
-            f"onnxruntime {row['cpu_ms']['onnxruntime']:8.1f} ms  {row['ratio']:.2f}x  error {row['max_error_std']:.1e}",
+            f"onnxruntime {row['cpu_ms']['onnxruntime']:8.1f} ms  {row['ratio']:.2f}x error {row['max_error_std']:.0e}",
             flush=True,
         )
     report = {
