@@ -65,7 +65,12 @@ def scan_bundle(
         return found
 
     with _Bench(loaded, parts, images, chosen, choices, options.frames) as bench:
-        result = scan(layers, lambda names: bench.measure(expand(names)), state, progress)
+        try:
+            result = scan(layers, lambda names: bench.measure(expand(names)), state, progress)
+        except KeyboardInterrupt:
+            from crispseg.cli_output import Interrupted
+
+            raise Interrupted(f"interrupted; the same command goes on from {state_file}") from None
     rows = _rows(result)
     report = new_report(
         "scan",

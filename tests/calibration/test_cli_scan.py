@@ -79,6 +79,27 @@ def _excluded(tmp_path, role):
     return manifest["calibration"]["networks"][role]["excluded"]
 
 
+def test_an_interrupted_scan_says_how_to_go_on(scan, monkeypatch, tmp_path):
+    from crispseg import cli_scan
+
+    real, calls = cli_scan._Bench.measure, []
+
+    def measure(self, int8):
+        calls.append(int8)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, int8)
+
+    monkeypatch.setattr(cli_scan._Bench, "measure", measure)
+    code, _, error = scan("--gate", "100", "--scan-frames", "2", "--networks", "refiner", "--scan-state", "s.json")
+    assert code == 130
+    assert "goes on from s.json" in error
+    code, report, _ = scan("--gate", "100", "--scan-frames", "2", "--networks", "refiner", "--scan-state", "s.json")
+    assert code == 0
+    assert report["resumed_measurements"] == 2 + 1
+    assert all(row["layer"].startswith("refiner:") for row in report["layers"])
+
+
 def test_labels_blocks_and_a_bundle_without_a_refiner(scan, data):
     labels = str(data[0] / "data" / "labels")
     code, report, _ = scan("--labels", labels, "--gate", "100", "--scan-frames", "2", "--scan-blocks", bundle="dense")
