@@ -154,3 +154,29 @@ def test_what_cannot_be_calibrated_is_refused(model, ranges, opened):
     sure = frame(3, level=30.0, share=1.1)
     with pytest.raises(InputError, match="found 1 frames with 0"):
         collect_ranges(model, lambda: [(sure["image"], sure["logits"])], opened)
+
+
+def test_the_demo_refiner_keeps_its_labels(opened, tmp_path):
+    """Calibrated on three scenes, the int8 refiner gives the labels of the float one on a fourth."""
+    from crispseg.bundle import load_bundle
+    from crispseg.runtime.prepare import prepare
+    from crispseg.scenes import render
+
+    bundle = load_bundle(Path(__file__).parents[2] / "demo" / "bundle")
+    path = bundle.file("refiner.onnx")
+    with ort.load(bundle.file("base.onnx"), EngineSpec("onnxruntime", threads=1)) as base:
+        scenes = []
+        for seed in range(4):
+            canvas, value = prepare(render(seed, 0.0, bundle.height, bundle.width)[0], bundle, bundle.base)
+            scenes.append((canvas, base.run({"image": value}, ("logits",))["logits"]))
+    demo = refiner.load_model(path)
+    made = quantise_refiner(demo, collect_ranges(demo, lambda: scenes[:3], opened))
+    assert set(made.kept) == {"stem", "yo"}
+    assert 0.85 < made.share < 0.88
+    (tmp_path / refiner.FILE).write_bytes(save_model(made.model))
+    feeds = {"image": scenes[3][0], "logits": scenes[3][1]}
+    labels = []
+    for file, precision in ((path, "fp32"), (tmp_path / refiner.FILE, "int8")):
+        with native.load(file, EngineSpec(threads=1, precision=precision)) as engine:
+            labels.append(engine.run(feeds, ["labels"])["labels"])
+    assert (labels[0] == labels[1]).mean() > 0.997
