@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional
 import typer
 
 from crispseg.cli import BUNDLE, JSON, REPORT, app
+from crispseg.errors import InputError
 
 
 class Target(str, Enum):
@@ -89,8 +90,12 @@ def build(
 
     def work(progress):  # type: ignore[no-untyped-def]
         from crispseg.bundle import load_bundle
+        from crispseg.bundle_masks import is_mask_bundle
 
-        loaded = load_bundle(bundle)
+        mask = is_mask_bundle(bundle)
+        if mask and backend is not Target.tensorrt:
+            raise InputError(f"--backend {backend.value}: a mask refiner needs no build there; use crispseg refine")
+        loaded = None if mask else load_bundle(bundle)
         if backend is Target.native:
             return build_native(loaded, asked and asked.value, deterministic, force, progress)
         if backend is Target.cuda:
@@ -106,6 +111,8 @@ def build(
             dla=dla,
             calibration=calibration_cache,
         )
+        if mask:
+            return build_masks(bundle, options, device, force, progress)
         roles = ["base", "baseline"] if baseline else ["base"]
         return build_engines(loaded, options, roles, refiner_engine, capacity or 0, device, force, progress)
 
@@ -153,7 +160,6 @@ def build_native(
     """Pack the refiner's weights and choose an algorithm for each layer (backend native)."""
     from crispseg.engines import native_artefact
     from crispseg.environment import environment
-    from crispseg.errors import InputError
     from crispseg.report import new_report
 
     if precision not in (None, "fp32"):
@@ -224,6 +230,24 @@ def build_engines(
     )
     return new_report("build", bundle=str(bundle.path), backend="tensorrt", tensorrt=compat.version(trt),
                       device=context.info.name, engines=rows, notes=notes, environment=environment())  # fmt: skip
+
+
+def build_masks(bundle: Path, options: Any, device: int, force: bool, progress: Any) -> Dict[str, Any]:
+    """Build the TensorRT engine of a mask refiner."""
+    from crispseg.bundle_masks import load_mask_bundle
+    from crispseg.engines.tensorrt import compat
+    from crispseg.environment import environment
+    from crispseg.report import new_report
+
+    loaded = load_mask_bundle(bundle)
+    trt = compat.require()
+    from crispseg.engines.cuda import open_device
+    from crispseg.engines.tensorrt.masks import build_mask_engine
+
+    context = open_device(device)
+    rows = build_mask_engine(loaded, options, to_precision, context, trt=trt, force=force, progress=progress)
+    return new_report("build", bundle=str(loaded.path), backend="tensorrt", tensorrt=compat.version(trt),
+                      device=context.info.name, engines=rows, environment=environment())  # fmt: skip
 
 
 def to_precision(model: Any, precision: str) -> Any:

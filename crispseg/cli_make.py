@@ -155,28 +155,11 @@ def export(
     from crispseg.cli_output import execute, show_bundle
 
     if base in MASK_REFINERS:
-        from crispseg.runtime.describe_masks import show_masks
-
-        foreign = {
-            "--refiner-weights": refiner_weights,
-            "--threshold": threshold,
-            "--capacity": capacity,
-            "--planes": planes,
-            "--repeats": repeats,
-            "--baseline": baseline,
-            "--module": module,
-            "--onnx": onnx,
-            "--force": force,
-        }
-
-        def make(progress):  # type: ignore[no-untyped-def]
-            require_host_python("export")
-            return export_mask_refiner(
-                str(base), out, weights=weights, window=window, mode=mode, half=half, random_weights=random_weights,
-                name=name, foreign=foreign, progress=progress,
-            )  # fmt: skip
-
-        execute(make, json=json, title="exporting", show=show_masks)
+        require_host_python("export")
+        foreign = {"--refiner-weights": refiner_weights, "--threshold": threshold, "--capacity": capacity,
+                   "--planes": planes, "--repeats": repeats, "--baseline": baseline, "--module": module,
+                   "--onnx": onnx, "--force": force}  # fmt: skip
+        export_mask_refiner(str(base), out, weights, window, mode, half, random_weights, name, foreign, json)
         return
 
     def work(progress):  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ from typing import Any, Dict, Optional
 
 import typer
 
-from crispseg.cli import JSON, LIMIT, PROVIDER, REPORT, THREADS, app
+from crispseg.cli import DEVICE, JSON, LIMIT, PROVIDER, REPORT, THREADS, app
 from crispseg.errors import InputError
 
 #: First words of `crispseg export` that make a mask-refiner bundle.
@@ -29,6 +29,7 @@ class Engine(str, Enum):
     auto = "auto"
     native = "native"
     onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
 
 
 BUNDLE = typer.Argument(..., metavar="BUNDLE", help="mask-refiner bundle that crispseg export wrote")
@@ -46,6 +47,7 @@ ENGINE = typer.Option(
     "--backend",
     help="auto: native for SegRefiner on a CPU, else onnxruntime; a named one is never replaced",
 )
+PRECISION = typer.Option("", "--precision", help="tensorrt: fp16 or fp32, as built; default: fp16")
 LABELS = typer.Option(False, "--labels", help="the masks are label maps: refined class by class and joined")
 BACKGROUND = typer.Option(
     None, "--background", min=0, max=255, help="class id that is not refined and takes what no class claims (--labels)"
@@ -71,6 +73,8 @@ def refine(
     backend: Engine = ENGINE,
     provider: str = PROVIDER,
     threads: int = THREADS,
+    precision: str = PRECISION,
+    device: int = DEVICE,
     limit: Optional[int] = LIMIT,
     report: Optional[Path] = REPORT,
     json: bool = JSON,
@@ -87,7 +91,7 @@ def refine(
 
         chosen = "" if mode is Mode.auto else mode.value
         engine = "" if backend is Engine.auto else backend.value
-        options = RefineOptions(chosen, steps, seed, batch, engine, provider, threads)
+        options = RefineOptions(chosen, steps, seed, batch, engine, provider, threads, precision, device)
         return refine(
             bundle,
             images,
@@ -110,7 +114,6 @@ def refine(
 def export_mask_refiner(
     kind: str,
     out: Path,
-    *,
     weights: Optional[Path],
     window: Optional[int],
     mode: Optional[str],
@@ -118,41 +121,45 @@ def export_mask_refiner(
     random_weights: bool,
     name: Optional[str],
     foreign: Dict[str, Any],
-    progress: Any,
-) -> Dict[str, Any]:
-    """Write a SegRefiner or CRM bundle and return its report.
+    json: bool,
+) -> None:
+    """Write a SegRefiner or CRM bundle and print its report.
 
     ``foreign``: options of export by name that only belong to bundles that segment frames, with what was given.
 
     Raises:
         InputError: an option that the refiner has no use for.
     """
+    from crispseg.cli_output import execute
+    from crispseg.runtime.describe_masks import describe_masks, show_masks
+
     wrong = [option for option, value in foreign.items() if value]
     if kind == "crm":
         wrong += [f"--{item}" for item, value in (("window", window), ("mode", mode), ("half", half)) if value]
     if wrong:
         raise InputError(f"export {kind}: {', '.join(wrong)} does not belong to it; leave it out")
 
-    def say(text: str) -> None:
-        progress(text=text)
+    def work(progress):  # type: ignore[no-untyped-def]
+        def say(text: str) -> None:
+            progress(text=text)
 
-    from crispseg.runtime.describe_masks import describe_masks
+        if kind == "crm":
+            from crispseg.export.crm_bundle import export_crm
 
-    if kind == "crm":
-        from crispseg.export.crm_bundle import export_crm
+            export_crm(out, weights=weights, name=name or "crm", random_weights=random_weights, progress=say)
+        else:
+            from crispseg.export.segrefiner_bundle import export_segrefiner_bundle
 
-        export_crm(out, weights=weights, name=name or "crm", random_weights=random_weights, progress=say)
-    else:
-        from crispseg.export.segrefiner_bundle import export_segrefiner_bundle
+            export_segrefiner_bundle(
+                out,
+                weights=weights,
+                window=256 if window is None else window,
+                mode=mode or "instance",
+                half=half,
+                random_weights=random_weights,
+                name=name,
+                progress=say,
+            )
+        return {**describe_masks(out), "kind": "export"}
 
-        export_segrefiner_bundle(
-            out,
-            weights=weights,
-            window=256 if window is None else window,
-            mode=mode or "instance",
-            half=half,
-            random_weights=random_weights,
-            name=name,
-            progress=say,
-        )
-    return {**describe_masks(out), "kind": "export"}
+    execute(work, json=json, title="exporting", show=show_masks)

@@ -17,7 +17,7 @@ from crispseg.runtime.segrefiner_instance import Instance, refine_objects
 from crispseg.runtime.segrefiner_sampling import first_steps, seeded_draw
 from crispseg.runtime.segrefiner_semantic import refine_semantic
 
-BACKENDS = ("native", "onnxruntime")
+BACKENDS = ("native", "onnxruntime", "tensorrt")
 #: Objects or windows in one call on a CPU: more cost memory (about 0.25 GB each) and save nothing.
 CPU_BATCH = 2
 
@@ -31,7 +31,10 @@ class RefineOptions:
         steps: time steps in instance mode, 0 = all (SegRefiner).
         seed: of the draws (SegRefiner).
         batch: most objects or windows in one call; 0 = 2 on a CPU, else the bundle's (SegRefiner).
-        backend: "native" (SegRefiner), "onnxruntime", or "" = native for SegRefiner on a CPU, else onnxruntime.
+        backend: "native" or "tensorrt" (SegRefiner), "onnxruntime", or "" = native for SegRefiner on a CPU, else
+            onnxruntime.
+        precision: of the TensorRT engine, "fp16" or "fp32"; "" = fp16.
+        device: number of the GPU (tensorrt).
         provider: ONNX Runtime's execution provider, required.
         threads: 0 = all usable CPUs.
     """
@@ -43,6 +46,8 @@ class RefineOptions:
     backend: str = ""
     provider: str = "CPUExecutionProvider"
     threads: int = 0
+    precision: str = ""
+    device: int = 0
 
 
 @dataclass
@@ -92,18 +97,24 @@ class SegRefinerRuntime:
         if not 0 <= options.seed < 2**63:
             raise InputError("--seed %d: expected a number from 0 to 2^63 - 1" % options.seed)
         self.steps = first_steps(count, options.steps)
-        self.batch = options.batch or (CPU_BATCH if options.provider == "CPUExecutionProvider" else info.batch)
         self._draw = seeded_draw(options.seed)
         on_cpu = options.provider == "CPUExecutionProvider"
         self.backend = options.backend or ("native" if on_cpu else "onnxruntime")
-        if self.backend not in BACKENDS or (self.backend == "native" and not on_cpu):
+        if self.backend not in BACKENDS or (self.backend != "onnxruntime" and not on_cpu):
             raise InputError(
                 "--backend %s with --provider %s: expected %s; a provider belongs to onnxruntime"
                 % (self.backend, options.provider, " or ".join(BACKENDS))
             )
+        if options.precision and self.backend != "tensorrt":
+            raise InputError("--precision: expected --backend tensorrt with it; the others compute in fp32")
+        self.batch = options.batch or (CPU_BATCH if on_cpu and self.backend != "tensorrt" else info.batch)
         spec = EngineSpec(self.backend, provider=options.provider, threads=options.threads)
         path = bundle.file(info.file)
-        self._engine: Any = native_mask.load(path, spec) if self.backend == "native" else ort.load(path, spec)
+        self._engine: Any
+        if self.backend == "tensorrt":
+            self._engine = _tensorrt(bundle, options)
+        else:
+            self._engine = native_mask.load(path, spec) if self.backend == "native" else ort.load(path, spec)
         shape = self._engine.inputs.get("image", (None, ()))[1]
         if list(shape[1:]) != [4, info.size, info.size] or {"t", "logits"} - {
             *self._engine.inputs,
@@ -161,6 +172,16 @@ class SegRefinerRuntime:
     def close(self) -> None:
         """Free the network."""
         self._engine.close()
+
+
+def _tensorrt(bundle: MaskBundle, options: RefineOptions) -> Any:
+    from crispseg.engines.tensorrt import compat
+
+    trt = compat.require()  # before the device: without TensorRT its absence is the news
+    from crispseg.engines.cuda import open_device
+    from crispseg.engines.tensorrt.masks import load_mask_engine
+
+    return load_mask_engine(bundle, open_device(options.device), precision=options.precision or "fp16", trt=trt)
 
 
 class CrmRuntime:

@@ -328,7 +328,10 @@ class Behaviour:
         if value is not None:
             kind = value.type.tensor_type.elem_type
             sides = [d.dim_value or -1 for d in value.type.tensor_type.shape.dim]
-        return self.new("ITensor", name=name, dtype=getattr(self.module.DataType, _DTYPES[kind or 1]), shape=sides)
+        name_of = _DTYPES[kind or 1]
+        if name_of == "INT64" and not hasattr(self.module.DataType, name_of):
+            name_of = "INT32"  # parsers before 10 cast down
+        return self.new("ITensor", name=name, dtype=getattr(self.module.DataType, name_of), shape=sides)
 
     def do_OnnxParser_set_flag(self, state, flag):
         if flag.name == "ENABLE_PLUGIN_OVERRIDE":
@@ -473,7 +476,11 @@ class Behaviour:
         return True
 
     def do_IExecutionContext_get_tensor_shape(self, state, name):
-        return tuple(state["shapes"].get(name, [abs(s) for s in self.port(state["plan"], name)[3]]))
+        # An open side of an output is taken from the same axis of the first input whose shape was set.
+        known = next(iter(state["shapes"].values()), ())
+        own = [known[i] if side < 0 and i < len(known) else abs(side)
+               for i, side in enumerate(self.port(state["plan"], name)[3])]  # fmt: skip
+        return tuple(state["shapes"].get(name, own))
 
     def do_IExecutionContext_set_tensor_address(self, state, name, memory):
         state["addresses"][name] = memory

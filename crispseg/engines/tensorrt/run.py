@@ -99,13 +99,18 @@ class TensorRTEngine:
         for name, enters, dtype, shape in compat.io_tensors(trt, engine):
             (self.inputs if enters else self.outputs)[name] = (dtype, shape)
         self._own: Dict[str, Any] = {}
+        self._opened = dict(self.inputs)  # with -1 where a profile leaves a side open
         if not any(side < 0 for _, shape in self.inputs.values() for side in shape):
             self._settle()
 
     def set_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Shapes of the inputs that a profile left open. Raises InputError outside the profile."""
+        """Shapes of the inputs that a profile left open; may be set again. Raises InputError outside the profile."""
+        for buffer in self._own.values():
+            buffer.close()
+        self._own = {}
         for name, shape in shapes.items():
-            dtype, known = self._port(name)
+            self._port(name)
+            dtype, known = self._opened.get(name, self.outputs.get(name))  # type: ignore[misc]
             fits = len(known) == len(shape) and all(a < 0 or a == b for a, b in zip(known, shape))
             if not fits or not self._execution.set_input_shape(name, tuple(shape)):
                 raise InputError("%s: input %s: expected a shape inside the profile of %s, found %s"
