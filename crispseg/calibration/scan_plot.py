@@ -23,17 +23,18 @@ def svg(rows: Sequence[Mapping[str, Any]], title: str) -> str:
         title: text above.
     """
     top = max((float(row["changed"]) for row in rows), default=0.0) or 1.0
-    height = _ROW * len(rows) + 64
+    height = _ROW * len(rows) + 84
     width = _LEFT + _BAR + 160
+    proposed = "proposed to stay float" if any(row["exclude"] for row in rows) else "none has to stay float"
     parts = [
         f'<rect class="back" width="{width}" height="{height}"/>',
         f'<text x="12" y="22" style="font-weight:600">{escape(title)}</text>',
-        f'<text class="dim" x="12" y="40">pixels whose class changes when this layer alone is int8, percent; red: '
-        f"{'proposed to stay float' if any(row['exclude'] for row in rows) else 'none has to stay float'}; behind: "
-        "share of the multiply-adds</text>",
+        '<text class="dim" x="12" y="40">percent of the pixels whose class changes when this layer alone is int8; in '
+        "brackets its share of the multiply-adds</text>",
+        f'<text class="dim" x="12" y="56">red: {proposed}</text>',
     ]
     for index, row in enumerate(rows):
-        y = 54 + index * _ROW
+        y = 70 + index * _ROW
         name = str(row["layer"])
         shown = name if len(name) <= _LONGEST else name[: _LONGEST // 2 - 1] + ".." + name[1 - _LONGEST // 2 :]
         bar = max(0.5, _BAR * float(row["changed"]) / top)
