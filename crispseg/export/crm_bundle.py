@@ -21,7 +21,7 @@ from torch import Tensor
 import crispseg
 from crispseg.bundle_masks import CrmInfo, MaskBundle, write_mask_bundle
 from crispseg.environment import commit, package_version
-from crispseg.errors import AccuracyGate, InputError
+from crispseg.errors import ParityError, InputError
 from crispseg.export.crm import BACKBONE_FILE, BLOCK, DECODER_FILE, FUSION_FILE, crm_graphs, patch_size
 from crispseg.export.dense import to_bytes
 from crispseg.export.networks import checkpoint_notes
@@ -69,7 +69,7 @@ def export_crm(
     Raises:
         InputError: neither or both of weights and random weights, or the place cannot be written.
         CheckpointError: the file is not a CRM checkpoint.
-        AccuracyGate: a graph differs from the network.
+        ParityError: a graph differs from the network.
     """
     if (weights is None) != random_weights:
         raise InputError("export crm: expected --weights FILE or --random-weights, found both or neither; give one")
@@ -128,10 +128,10 @@ def _of_255(values: tuple[float, ...]) -> tuple[float, float, float]:
 
 
 def gate(parity: Mapping[str, Mapping[str, float]]) -> None:
-    """Raise AccuracyGate that names the first graph above the gate, or with a result that is not finite."""
+    """Raise ParityError that names the first graph above the gate, or with a result that is not finite."""
     for hop, figures in parity.items():
         if not figures["max_error_std"] <= GATE:  # also catches NaN
-            raise AccuracyGate(
+            raise ParityError(
                 f"CRM {hop}: expected at most {GATE} standard deviations from PyTorch, found "
                 f"{figures['max_error_std']:.3g}; nothing was written"
             )

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import fill_crm  # noqa: E402
 
 from crispseg.bundle_masks import CrmInfo  # noqa: E402
-from crispseg.errors import AccuracyGate, CheckpointError, InputError  # noqa: E402
+from crispseg.errors import ParityError, CheckpointError, InputError  # noqa: E402
 from crispseg.export import crm as graphs_of  # noqa: E402
 from crispseg.export.crm_bundle import compare, export_crm, gate  # noqa: E402
 from crispseg.export.dense import to_bytes  # noqa: E402
@@ -86,7 +86,7 @@ def change_first(graph, wanted, change):
 def test_gate_finds_a_wrong_graph(graphs, file, wanted, change):
     wrong = copy(graphs[file])
     change_first(wrong, wanted, change)
-    with pytest.raises(AccuracyGate, match=f"CRM {file[:-5]}"):
+    with pytest.raises(ParityError, match=f"CRM {file[:-5]}"):
         gate(compare(fill_crm.model(), {**graphs, file: wrong}))
 
 
