@@ -17,7 +17,7 @@ from crispseg.bundle import check_target
 from crispseg.bundle_masks import MODES, MaskBundle, SegRefinerInfo, write_mask_bundle
 from crispseg.engines.tensorrt.operators import RELEASES, unsupported
 from crispseg.environment import commit, package_version
-from crispseg.errors import AccuracyGate, InputError
+from crispseg.errors import ParityError, InputError
 from crispseg.export.dense import to_half_weights
 from crispseg.export.networks import checkpoint_notes
 from crispseg.export.segrefiner import export_segrefiner
@@ -70,7 +70,7 @@ def export_segrefiner_bundle(
     Raises:
         InputError: neither or both of weights and random weights, an unknown mode, or a place that cannot be written.
         CheckpointError: the file is not a SegRefiner checkpoint.
-        AccuracyGate: the file differs from the network.
+        ParityError: the file differs from the network.
     """
     if (weights is None) != random_weights:
         raise InputError(
@@ -101,7 +101,7 @@ def export_segrefiner_bundle(
         gate = GATE_HALF if half else GATE
         worst = parity["torch -> onnxruntime"]["max_probability_error"]
         if not worst <= gate:
-            raise AccuracyGate(
+            raise ParityError(
                 f"{FILE}: expected probabilities within {gate:g} of PyTorch's, found {worst:.3g}; the export is wrong, "
                 "nothing was written"
             )
