@@ -166,7 +166,7 @@ def _dense(
     histograms = base.collect(
         model,
         watched,
-        (prepare(frame, bundle, net)[1] for frame in frames_of(bundle, images)),
+        lambda: (prepare(frame, bundle, net)[1] for frame in frames_of(bundle, images)),
         threads=choices.threads,
         total=images.count,
         progress=partial(_tell, progress, role),

@@ -145,7 +145,7 @@ def _base(bundle: Bundle, images: Any, choices: Choices, state: Any, progress: P
         histograms = base.collect(
             model,
             whole.watched,
-            (prepare(frame, bundle, bundle.base)[1] for frame in frames_of(bundle, images)),
+            lambda: (prepare(frame, bundle, bundle.base)[1] for frame in frames_of(bundle, images)),
             threads=choices.threads,
             total=images.count,
             progress=lambda done, total: progress(done, total, "ranges of the base"),

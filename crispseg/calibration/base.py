@@ -25,9 +25,11 @@ from crispseg.export.passes.graph import Graph
 
 RANGES = "crispseg.ranges"  # metadata of the file: tensor -> range, for float results of int8 products
 LEAST_SCALE = 2.0**-60  # of a tensor that was zero on every frame
+LEAST_HALF = 2.0**-19  # below, float16 has fewer than five bits left
 MOST_OBSERVED = 512 << 20  # bytes of activations that are held at once
 
 Progress = Callable[[int, int], None]
+Inputs = Sequence[np.ndarray] | Callable[[], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def read_dense(path: Path) -> ModelProto:
 def collect(
     model: ModelProto,
     watched: Sequence[str],
-    inputs: Iterable[np.ndarray],
+    inputs: Inputs,
     *,
     threads: int = 0,
     total: int = 0,
@@ -75,7 +77,8 @@ def collect(
     Args:
         model: from :func:`read_dense`.
         watched: names of tensors, the graph's input among them where it is wanted.
-        inputs: network inputs, float32 [1,3,h,w], as the pipeline prepares them.
+        inputs: network inputs, float32 [1,3,h,w], as the pipeline prepares them: a sequence, or a function that gives
+            them from the start. A network with large activations takes several passes over them.
         threads: 0 = all usable CPUs.
         total: number of inputs, for ``progress``.
         progress: called with (done, total).
@@ -93,20 +96,23 @@ def collect(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or usable_cpus()
-    session = onnxruntime.InferenceSession(
-        _exposed(model, inner), sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # both keep far more than they use
     found = {item: Histogram() for item in watched}
-    for done, value in enumerate(inputs):
-        if progress:
-            progress(done, total)
-        if name in found:
-            found[name].add(value)
-        for part in parts:
-            for item, result in zip(part, session.run(part, {name: value}), strict=True):
+    for number, part in enumerate(parts):
+        # A session of its own for each part: ONNX Runtime holds every output of a graph until the end of a run.
+        session = onnxruntime.InferenceSession(
+            _exposed(model, part), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+        for done, value in enumerate(inputs() if callable(inputs) else inputs):
+            if progress:
+                progress(number * total + done, len(parts) * total)
+            if name in found and number == 0:
+                found[name].add(value)
+            for item, result in zip(part, session.run(part, {name: value}), strict=True) if part else ():
                 found[item].add(result)
+        del session
     if progress:
-        progress(total, total)
+        progress(len(parts) * total, len(parts) * total)
     return found
 
 
@@ -124,7 +130,7 @@ def _exposed(model: ModelProto, names: Sequence[str]) -> bytes:
 
 
 def _parts(names: Sequence[str], shapes: Mapping[str, int]) -> list[list[str]]:
-    """Tensors that are fetched together: a run of the network for each part, and no more memory than allowed."""
+    """Tensors that are watched in one pass over the inputs: no more memory than allowed."""
     parts: list[list[str]] = [[]]
     held = 0
     for name in names:
@@ -192,14 +198,25 @@ def to_bytes(model: ModelProto) -> bytes:
 
 def scale_of(threshold: float) -> np.float32:
     """Scale of an activation."""
-    return np.float32(max(threshold / LEVELS, LEAST_SCALE))
+    return np.float32(half_above(np.array([max(threshold / LEVELS, LEAST_SCALE)], np.float32))[0])
+
+
+def half_above(scale: np.ndarray) -> np.ndarray:
+    """The least float16 values not below these float32 ones, as float32; values beyond float16 stay as they are.
+
+    A strongly typed TensorRT gets the scales as float16: so nothing changes there. At most a thousandth is lost.
+    """
+    with np.errstate(over="ignore"):
+        half = scale.astype(np.float16)
+        half = np.where(half.astype(np.float32) < scale, np.nextafter(half, np.float16(np.inf)), half)
+    return np.where((scale > LEAST_HALF) & np.isfinite(half), half.astype(np.float32), scale)
 
 
 def quantise_weight(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """(int8 of the weight's shape, float32 scale of each channel). A channel of zeros has scale 1."""
     other = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=other)
-    scale = np.where(largest > 0, largest / np.float32(LEVELS), np.float32(1)).astype(np.float32)
+    scale = half_above(np.where(largest > 0, largest / np.float32(LEVELS), np.float32(1)).astype(np.float32))
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     q = np.clip(np.rint(weight / scale.reshape(shape)), -LEVELS, LEVELS)
     return q.astype(np.int8), scale

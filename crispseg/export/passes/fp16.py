@@ -166,8 +166,8 @@ class _Pass:
             return "operator"
         if node.op_type in PAIRS:
             scale = self.arrays.get(node.input[1])
-            small = scale is None or float(scale.min(initial=1.0)) < MIN_HALF
-            return "scale" if small else None
+            exact = scale is not None and np.array_equal(scale.astype(np.float16).astype(np.float32), scale)
+            return None if exact else "scale that float16 does not hold"
         if node.op_type not in HALF or node.domain not in ("", "ai.onnx"):
             return "operator not known to be safe"
         for name in self.data(node):
