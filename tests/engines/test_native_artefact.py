@@ -17,7 +17,7 @@ from crispseg.engines import cache, native, native_artefact, native_measure, nat
 from crispseg.engines.native_check import check_graph
 from crispseg.engines.native_graph import read_graph
 from crispseg.engines.spec import EngineSpec
-from crispseg.errors import BundleError, EnvironmentMismatch
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.plugins.loader import Native, available_isas
 
 try:
@@ -203,3 +203,33 @@ def test_bands():
         from crispseg.plugins.native_ops import submanifold_map
 
         assert (submanifold_map(context, sites, 96, 160) >= 0).sum(1).mean() > 5
+
+
+def test_command(tmp_path):
+    """build, then run from the artefact; int8 is no matter of a build."""
+    pytest.importorskip("onnxruntime")
+    from pathlib import Path
+
+    from typer.testing import CliRunner
+
+    from crispseg.cli import app
+    from crispseg.runtime.pipeline import open_pipeline
+
+    demo = Path(__file__).parents[2] / "demo" / "bundle"
+    copy = tmp_path / "bundle"
+    shutil.copytree(str(demo), str(copy), ignore=shutil.ignore_patterns("engines"))
+    result = CliRunner().invoke(app, ["build", str(copy), "--backend", "native", "--deterministic", "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["engines"][0]["deterministic"]
+    assert {row["algorithm"] for row in report["plan"]} == {"direct", "winograd"}
+    pipelines = [open_pipeline(path, threads=1) for path in (demo, copy)]
+    assert pipelines[1].describe()["refiner"]["compiled"].startswith(str(copy))
+    image = np.random.default_rng(0).integers(0, 256, (360, 480, 3), np.uint8)
+    labels = [pipeline.run(image, want=("labels",)).labels for pipeline in pipelines]
+    np.testing.assert_array_equal(*labels)
+    for pipeline in pipelines:
+        pipeline.close()
+    refused = CliRunner().invoke(app, ["build", str(copy), "--backend", "native", "--precision", "int8"])
+    assert isinstance(refused.exception, InputError)
+    assert "fp32" in str(refused.exception)
