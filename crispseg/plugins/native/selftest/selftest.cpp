@@ -1,6 +1,7 @@
 // Compares every function of the C ABI with plain loops in double precision, on every instruction set of this CPU, with
 // 1 and 3 threads, twice per context (warm scratch must change nothing). Needs the library only: for a new target.
 //   selftest [rounds] [seed]; exit status 1 when anything is wrong.
+#include "cases_int8.h"
 #include "cases_rows.h"
 #include "cases_winograd.h"
 
@@ -183,6 +184,7 @@ int main(int argc, char **argv) {
       {{"down_map", 0, 0, 0, 0, 0}, down_map, 2},
       {{"plan_map", 0, 0, 0, 0, 0}, plan_map, 2},
       {{"sparse_conv", 2e-6, 0, 0, 0, 0}, sparse_conv, 6},
+      {{"sparse_conv_int8", 2e-6, 0, 0, 0, 0}, int8_convolution, 6},
       {{"winograd", 2e-6, 0, 0, 0, 0}, winograd, 6},
       {{"ensemble_gated", 2e-6, 0, 0, 0, 0}, ensemble_gated, 2},
       {{"ensemble_entropy", 1e-5, 0, 0, 0, 0}, ensemble_entropy, 2},

@@ -3,9 +3,10 @@
 //
 // Tile: kRows rows by kVectors vectors of output columns, as in float32. Registers with AVX-512 VNNI: 24 sums, 2
 // weights, 1 input word spread over the lanes, of 32. A step reads 2 vectors of weights and 12 words and does 24
-// vpdpbusd: 12 cycles of two units against 7 of two loads. With AVX2 and vpmaddubsw: 12 sums, 1 input, 1 product, the
-// ones, of 16; weights are read by vpmaddubsw itself. Blocking is that of float32, as everything counts in words: a
-// chunk of kMaxSteps words (1152 channels times taps) keeps a panel's weights in 36 KB.
+// vpdpbusd: 12 cycles of two units against 7 of two loads. AVX2 with vpmaddubsw: 12 sums, 2 weights, 1 input, 1 product
+// and the ones, one more than the 16 there are; the sum that spills is lost among 36 operations a step. Blocking is that
+// of float32, as everything counts in words: a chunk of kMaxSteps words (1152 channels times taps) keeps a panel's
+// weights in 36 KB.
 //
 // Bytes are `zero` + q. With zero = 128 a sum over taps T has 128 * sum_T w too much: the sums of a tile begin with
 // minus that (missing neighbours inside T read the row of zeros, bytes of 128, and are covered).
