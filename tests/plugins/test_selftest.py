@@ -15,7 +15,7 @@ from native_cases import isas
 from crispseg.plugins import loader
 
 PLUGINS = Path(loader.__file__).parent
-OPS = 13
+OPS = 14
 needs = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not shutil.which("g++"), reason="needs Linux and g++ to build the self-test"
 )
