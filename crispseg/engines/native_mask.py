@@ -84,7 +84,7 @@ class NativeMaskUNet:
         for name in list(weights):
             if name.endswith((".gamma", ".beta", ".table")):
                 self._vectors[name] = np.ascontiguousarray(_flat(weights.pop(name), name), np.float32)
-        self._store = Store()
+        self._store, self._count = Store(), 0
         self._grids: Dict[Tuple[int, int], Grid] = {}
         self._steps = len(next(v for k, v in self._vectors.items() if k.endswith(".table")))
 
@@ -113,6 +113,9 @@ class NativeMaskUNet:
             )
         if t.dtype != np.int64 or t.min() < 0 or t.max() >= self._steps:
             raise InputError("t: expected int64 from 0 to %d, found others" % (self._steps - 1))
+        if count != self._count:  # memory of another batch fits nothing
+            self._store.clear()
+            self._count = count
         side = self.size
         x = Rows(self._store, count, side, 4)
         x.values[:] = image.transpose(0, 2, 3, 1).reshape(-1, 4)
