@@ -17,7 +17,7 @@ from crispseg.bundle import check_target
 from crispseg.bundle_masks import MODES, MaskBundle, SegRefinerInfo, write_mask_bundle
 from crispseg.engines.tensorrt.operators import RELEASES, unsupported
 from crispseg.environment import commit, package_version
-from crispseg.errors import ParityError, InputError
+from crispseg.errors import InputError, ParityError
 from crispseg.export.dense import to_half_weights
 from crispseg.export.networks import checkpoint_notes
 from crispseg.export.segrefiner import export_segrefiner
