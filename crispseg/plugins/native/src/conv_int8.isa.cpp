@@ -60,40 +60,20 @@ __attribute__((noinline)) void accumulate_int8(const float *const *rows, uint32_
     for (int v = 0; v < NV; ++v) *reinterpret_cast<veci *>(sums + r * width + v * kLanes) = s[r][v];
 }
 
-// ---- epilogue: kWhole = a whole vector of columns, else its first n ------------------------------------------------
+// ---- epilogue ------------------------------------------------------------------------------------------------------
 
 typedef uint8_t ByteRow __attribute__((vector_size(kLanes), aligned(1), may_alias));
 
 #if defined(CS_ISA_AVX512)
-inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
-inline vecf load_first(const float *p, int n) { return reinterpret_cast<vecf>(_mm512_maskz_loadu_ps(first(n), p)); }
-inline void store_first(float *p, vecf v, int n) { _mm512_mask_storeu_ps(p, first(n), reinterpret_cast<__m512>(v)); }
 inline void store_first(uint8_t *p, ByteRow v, int n) {
   _mm_mask_storeu_epi8(p, first(n), reinterpret_cast<__m128i>(v));
 }
 #else
-inline vecf load_first(const float *p, int n) {
-  vecf v = {};
-  for (int i = 0; i < n; ++i) v[i] = p[i];
-  return v;
-}
-inline void store_first(float *p, vecf v, int n) {
-  for (int i = 0; i < n; ++i) p[i] = v[i];
-}
 inline void store_first(uint8_t *p, ByteRow v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 #endif
 
-template <bool kWhole>
-inline vecf get(const float *p, int n) {
-  return kWhole ? load(p) : load_first(p, n);
-}
-template <bool kWhole>
-inline void put(float *p, vecf v, int n) {
-  if (kWhole) store(p, v);
-  else store_first(p, v, n);
-}
 template <bool kWhole>
 inline void put(uint8_t *p, ByteRow v, int n) {
   if (kWhole) *reinterpret_cast<ByteRow *>(p) = v;

@@ -2,6 +2,10 @@
 // by kVectors vectors of output columns, and the epilogue. For *.isa.cpp files only; everything has internal linkage.
 #ifndef CRISPSEG_CONV_TILE_H
 #define CRISPSEG_CONV_TILE_H
+#if defined(CS_ISA_AVX512)
+#include <immintrin.h>
+#endif
+
 #include "conv_kernels.h"
 
 namespace crispseg {
@@ -85,39 +89,54 @@ inline void store(float *p, vecf v) { *reinterpret_cast<vecf_u *>(p) = v; }
 // NaN stays NaN, so that a broken network shows.
 inline vecf relu(vecf v) { return v < 0.0f ? vecf{} : v; }
 
-// bias, residual, relu, then the outputs, for `cols` columns from `col` of up to `rows` rows (out = -1 ends them).
+// The first n < kLanes values of a vector.
+#if defined(CS_ISA_AVX512)
+inline __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+inline vecf load_first(const float *p, int n) { return reinterpret_cast<vecf>(_mm512_maskz_loadu_ps(first(n), p)); }
+inline void store_first(float *p, vecf v, int n) { _mm512_mask_storeu_ps(p, first(n), reinterpret_cast<__m512>(v)); }
+#else
+inline vecf load_first(const float *p, int n) {
+  vecf v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+inline void store_first(float *p, vecf v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+#endif
+
+// kWhole: a whole vector, else its first n.
+template <bool kWhole>
+inline vecf get(const float *p, int n) {
+  return kWhole ? load(p) : load_first(p, n);
+}
+template <bool kWhole>
+inline void put(float *p, vecf v, int n) {
+  if (kWhole) store(p, v);
+  else store_first(p, v, n);
+}
+
+// bias, residual, relu, then the outputs, for columns [c, c + n) of one row; the sums are padded to whole vectors.
+template <bool kWhole>
+inline void finish_columns(const cs_conv &conv, int64_t row, const float *sums, int64_t c, int n) {
+  vecf v = load(sums);
+  if (conv.bias) v += get<kWhole>(conv.bias + c, n);
+  if (conv.residual) v += get<kWhole>(conv.residual + row * conv.ldr + c, n);
+  if (conv.relu) v = relu(v);
+  if (conv.y) put<kWhole>(conv.y + row * conv.ldy + c, v, n);
+  for (int i = 0; i < 2; ++i)
+    if (conv.z[i]) {
+      const vecf z = relu(v * get<kWhole>(conv.scale[i] + c, n) + get<kWhole>(conv.shift[i] + c, n));
+      put<kWhole>(conv.z[i] + row * conv.ldz[i] + c, z, n);
+    }
+}
+
+// The epilogue of `cols` columns from `col` of up to `rows` rows (out = -1 ends them).
 inline void finish(const cs_conv &conv, const int32_t *out, int rows, const float *sums, int width, int col, int cols) {
-  const int whole = cols / kLanes * kLanes;
-  for (int r = 0; r < rows; ++r) {
-    const int64_t row = out[r];
-    if (row < 0) break;
-    const float *s = sums + r * width;
-    const float *residual = conv.residual ? conv.residual + row * conv.ldr + col : nullptr;
-    float *y = conv.y ? conv.y + row * conv.ldy + col : nullptr;
-    float *z[2];
-    for (int i = 0; i < 2; ++i) z[i] = conv.z[i] ? conv.z[i] + row * conv.ldz[i] + col : nullptr;
+  for (int r = 0; r < rows && out[r] >= 0; ++r, sums += width) {
     int c = 0;
-    for (; c < whole; c += kLanes) {
-      vecf v = load(s + c);
-      if (conv.bias) v += load(conv.bias + col + c);
-      if (residual) v += load(residual + c);
-      if (conv.relu) v = relu(v);
-      if (y) store(y + c, v);
-      for (int i = 0; i < 2; ++i)
-        if (z[i]) store(z[i] + c, relu(v * load(conv.scale[i] + col + c) + load(conv.shift[i] + col + c)));
-    }
-    for (; c < cols; ++c) {
-      float v = s[c];
-      if (conv.bias) v += conv.bias[col + c];
-      if (residual) v += residual[c];
-      if (conv.relu) v = v < 0.0f ? 0.0f : v;
-      if (y) y[c] = v;
-      for (int i = 0; i < 2; ++i)
-        if (z[i]) {
-          const float t = v * conv.scale[i][col + c] + conv.shift[i][col + c];
-          z[i][c] = t < 0.0f ? 0.0f : t;
-        }
-    }
+    for (; c + kLanes <= cols; c += kLanes) finish_columns<true>(conv, out[r], sums + c, col + c, kLanes);
+    if (c < cols) finish_columns<false>(conv, out[r], sums + c, col + c, cols - c);
   }
 }
 
