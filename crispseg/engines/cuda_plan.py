@@ -94,8 +94,8 @@ def plan_device(
         return column * ITEM_BYTES[types[name]] % _VECTOR_BYTES == 0 and not ragged(name)
 
     plan = plan_buffers(graph, Layout(stride, joins, size, group))
-    for place in {place.buffer for name, place in plan.places.items() if types[name] == "int8"}:
-        buffer = plan.buffers[place]  # all of its matrices are int8
+    for index in {place.buffer for name, place in plan.places.items() if types[name] == "int8"}:
+        buffer = plan.buffers[index]  # all of its matrices are int8
         buffer.width = -(-buffer.width // _DEPTH["int8"]) * _DEPTH["int8"]
     slots = 1 + max((buffer.slot for buffer in plan.buffers), default=-1)
     slot_bytes: List[int] = [0] * slots

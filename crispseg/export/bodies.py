@@ -46,7 +46,7 @@ def portable_body(node: NodeProto) -> FunctionProto:
         return bodies_maps.down_map(attributes["extent"], attributes)
     if node.op_type == "SparseConv2d":
         connected = [role for role, name in {**ins, **outs}.items() if name]
-        variant = [role for role in ("map", "bias", "residual", "z1", "z2") if role in connected]
+        variant: list[str] = [role for role in ("map", "bias", "residual", "z1", "z2") if role in connected]
         variant += (["relu"] if attributes["relu"] else []) + (["int8"] if attributes["x_scale"] else [])
         overload = "_".join(variant)
         return bodies_rows.sparse_conv2d(overload, attributes, connected)
