@@ -15,6 +15,16 @@ from crispseg.plugins.ops import BY_NAME, DOMAIN, ENTROPY_FLOOR
 ROUNDING = 1e-5
 
 
+def open_onnxruntime(source: str | bytes, threads: int = 1) -> Any:
+    """A CPU session of ONNX Runtime, silent, on a file or a serialised model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
 @dataclass(frozen=True)
 class Made:
     """A tensor of a refiner graph: its name, and the node and op that make it."""

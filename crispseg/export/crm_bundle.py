@@ -7,7 +7,6 @@ PyTorch, so that the tables of the runtime have something to agree with.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import crispseg
 from crispseg.bundle_masks import CrmInfo, MaskBundle, write_mask_bundle
-from crispseg.environment import commit, package_version
-from crispseg.errors import ParityError, InputError
+from crispseg.errors import InputError, ParityError
+from crispseg.export.compare import open_onnxruntime
 from crispseg.export.crm import BACKBONE_FILE, BLOCK, DECODER_FILE, FUSION_FILE, crm_graphs, patch_size
 from crispseg.export.dense import to_bytes
-from crispseg.export.networks import checkpoint_notes
+from crispseg.export.provenance import checkpoint_notes, origin
 from crispseg.models.bases.blocks import resize
 from crispseg.models.refiners.crm import (
     CRM,
@@ -64,7 +62,7 @@ def export_crm(
         progress: told what is being done.
 
     Returns:
-        The bundle; ``provenance["parity"]`` holds the measured differences.
+        The bundle; ``provenance["refiner"]["parity"]`` holds the measured differences.
 
     Raises:
         InputError: neither or both of weights and random weights, or the place cannot be written.
@@ -93,22 +91,11 @@ def export_crm(
         std=_of_255(STD),
         random_weights=random_weights,
     )
-    versions = {tool: package_version(tool) for tool in ("torch", "onnx", "onnxruntime", "numpy")}
-    provenance: dict[str, Any] = {
-        "tools": {
-            "crispseg": crispseg.__version__,
-            "commit": commit(),
-            "python": platform.python_version(),
-            **versions,
-        },
+    provenance = {
+        **origin(["refiner"] if random_weights else [], "masks"),
         "paper": PAPER,
-        "refiner": source,
-        "parity": parity,
+        "refiner": {**source, "parity": parity},
     }
-    if random_weights:
-        provenance["warning"] = (
-            "RANDOM WEIGHTS: the refiner is untrained. For speed studies only; its masks mean nothing."
-        )
     files = {file: to_bytes(graph) for file, graph in graphs.items()}
     return write_mask_bundle(target, name=name, refiner=info, files=files, provenance=provenance)
 
@@ -172,12 +159,7 @@ def compare(model: CRM, graphs: Mapping[str, onnx.ModelProto]) -> dict[str, dict
 
 
 def _run(graph: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(to_bytes(graph), options, providers=["CPUExecutionProvider"])
+    session = open_onnxruntime(to_bytes(graph))
     return session.run(None, {name: value.numpy() for name, value in inputs.items()})
 
 

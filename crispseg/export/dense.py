@@ -25,6 +25,7 @@ from torch import nn
 
 from crispseg import __version__
 from crispseg.errors import InputError, UnsupportedOp
+from crispseg.export.compare import open_onnxruntime
 from crispseg.export.fold import drop_unused, fold_constants, infer_light, merge_equal, rename_readably
 from crispseg.models.bases.blocks import adaptive_average_pool
 
@@ -333,13 +334,7 @@ def parity(
         ``max_error`` and ``max_error_std`` (largest absolute difference of logits, also divided by the logits'
         standard deviation), ``argmax_agreement`` (share of logit pixels with the same class), ``shape``.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    source = to_bytes(model) if isinstance(model, onnx.ModelProto) else str(model)
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    session = open_onnxruntime(to_bytes(model) if isinstance(model, onnx.ModelProto) else str(model), threads)
     entry = session.get_inputs()[0]
     if x is None:
         x = _probe(*entry.shape[1:])

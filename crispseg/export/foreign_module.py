@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from crispseg.errors import InputError
-from crispseg.export.networks import checkpoint_notes
+from crispseg.export.provenance import checkpoint_notes
 from crispseg.export.sources import Foreign, Torch, foreign_info
 from crispseg.models.bases.padding import padded
 from crispseg.models.checkpoints import load_checkpoint, load_strict

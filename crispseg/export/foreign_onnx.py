@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, version_converter
 from crispseg.engines.external_data import check_external_data
 from crispseg.errors import BundleError, InputError, UnsupportedOp
 from crispseg.export import dense
+from crispseg.export.compare import open_onnxruntime
 from crispseg.export.fold import drop_unused, fold_constants, merge_equal, rename_readably
 from crispseg.export.sources import Foreign, foreign_info
 from crispseg.models.bases import BaseInfo
@@ -335,9 +336,4 @@ def _has_external(path: Path) -> bool:
 
 
 def _run(source: str | bytes, feed: dict[str, np.ndarray], names: list[str], threads: int) -> list[np.ndarray]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(names, feed)
+    return open_onnxruntime(source, threads).run(names, feed)

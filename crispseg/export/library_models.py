@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from crispseg.errors import EnvironmentMismatch, InputError
 from crispseg.export.foreign_module import choose_logits
-from crispseg.export.networks import checkpoint_notes, seeded
+from crispseg.export.networks import seeded
+from crispseg.export.provenance import checkpoint_notes
 from crispseg.export.sources import Foreign, Torch, foreign_info
 from crispseg.models.bases.padding import padded
 from crispseg.models.checkpoints import load_checkpoint, load_strict

@@ -7,8 +7,6 @@ the shapes. Sizes in a config are never trusted beyond what the weights in the s
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from crispseg.errors import CheckpointError, InputError
+from crispseg.export.provenance import checkpoint_notes
 from crispseg.models.bases import BaseInfo, base_info, build_base
 from crispseg.models.bases.padding import padded
-from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict, load_training
+from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict
 from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
 
 _MAX_SETTING = 4096  # no width, depth or count of a base is larger
@@ -178,22 +177,6 @@ def _check_volume(empty: nn.Module, state: Mapping[str, Tensor], source: str | P
     found = sum(t.numel() for t in state.values())
     if wanted > 2 * found + 1000:
         raise CheckpointError(f"{source}: config asks for {wanted} numbers, the file holds {found}")
-
-
-def checkpoint_notes(path: str | Path, dropped: list[str]) -> dict[str, Any]:
-    """Name, SHA-256, dropped keys and training record of a checkpoint, for the provenance."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    groups = sorted({re.sub(r"\.\d.*", "", key) for key in dropped})
-    source: dict[str, Any] = {"checkpoint": Path(path).name, "sha256": digest.hexdigest()}
-    if dropped:
-        source["dropped"] = {"keys": len(dropped), "groups": groups}
-    training = load_training(path)
-    if training:
-        source["training"] = training
-    return source
 
 
 class seeded:  # noqa: N801  a context manager that reads like a function

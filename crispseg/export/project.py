@@ -7,7 +7,6 @@ the bundle's provenance.
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ import numpy as np
 import onnx
 import torch
 
-import crispseg
 from crispseg.bundle import CONTRACT, Bundle, NetInfo, RefinerInfo, check_target, write_bundle
 from crispseg.classes import ClassInfo, check_classes, load_classes
 from crispseg.engines.tensorrt.operators import advice
-from crispseg.environment import commit, package_version
 from crispseg.errors import InputError, ParityError
 from crispseg.export import dense
+from crispseg.export.compare import open_onnxruntime
 from crispseg.export.networks import Network, refiner_network
+from crispseg.export.provenance import origin
 from crispseg.export.refiner import export_refiner
 from crispseg.export.sources import Foreign, Source, open_source, tensorrt_gaps
 from crispseg.models.bases import BaseInfo
@@ -281,18 +280,13 @@ def _export_refiner(
 
 def _refiner_parity(net: Network, half: bool) -> tuple[dict[str, Any], str]:
     """Compare torch with the portable bodies in ONNX Runtime, on a small frame with about 12 % active pixels."""
-    import onnxruntime as ort
-
     height, width = _CHECK_SIZE
     count = net.module.config.num_classes
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     logits = _blobs(rng, count, height // 8, width // 8, net.module)
     model = _export_refiner(net, (height, width), (count, height // 8, width // 8), height * width, half)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(dense.to_bytes(model), options, providers=["CPUExecutionProvider"])
+    session = open_onnxruntime(dense.to_bytes(model), torch.get_num_threads())
     labels, active = session.run(["labels", "count"], {"image": image, "logits": logits})
     with torch.no_grad():
         refined = net.module.refine(torch.from_numpy(image)[None], torch.from_numpy(logits))
@@ -348,18 +342,7 @@ def _refiner_info(net: Network, capacity: int) -> RefinerInfo:
 def _provenance(
     notes: Mapping[str, Any], random: Sequence[str], info: BaseInfo, scale: float, half: bool
 ) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    if random:
-        out["warning"] = (
-            f"RANDOM WEIGHTS: {' and '.join(random)} untrained. For speed studies only; the labels mean nothing."
-        )
-    versions = {name: package_version(name) for name in ("torch", "onnx", "onnxruntime", "numpy")}
-    out["tools"] = {
-        "crispseg": crispseg.__version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        **versions,
-    }
+    out = origin(random, "labels")
     out["scale"] = scale
     out["weights_precision"] = "float16" if half else "float32"
     if info.paper:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 import onnx
 import torch
 
-import crispseg
 from crispseg.bundle import check_target
 from crispseg.bundle_masks import MODES, MaskBundle, SegRefinerInfo, write_mask_bundle
 from crispseg.engines.tensorrt.operators import RELEASES, unsupported
-from crispseg.environment import commit, package_version
 from crispseg.errors import InputError, ParityError
+from crispseg.export.compare import open_onnxruntime
 from crispseg.export.dense import to_half_weights
-from crispseg.export.networks import checkpoint_notes
+from crispseg.export.provenance import checkpoint_notes, origin
 from crispseg.export.segrefiner import export_segrefiner
 from crispseg.models.refiners.segrefiner import (
     FINE_LEFT,
@@ -65,7 +63,7 @@ def export_segrefiner_bundle(
         progress: told what is being done.
 
     Returns:
-        The bundle; ``provenance["parity"]`` holds the measured differences.
+        The bundle; ``provenance["refiner"]["parity"]`` holds the measured differences.
 
     Raises:
         InputError: neither or both of weights and random weights, an unknown mode, or a place that cannot be written.
@@ -118,22 +116,12 @@ def export_segrefiner_bundle(
         refiner: dict[str, Any] = {**source, "parity": parity, "gate": gate}
         if gaps:
             refiner["tensorrt_unsupported"] = gaps
-        versions = {tool: package_version(tool) for tool in ("torch", "onnx", "onnxruntime", "numpy")}
-        provenance: dict[str, Any] = {
-            "tools": {
-                "crispseg": crispseg.__version__,
-                "commit": commit(),
-                "python": platform.python_version(),
-                **versions,
-            },
+        provenance = {
+            **origin(["refiner"] if random_weights else [], "masks"),
             "paper": PAPER,
             "weights_precision": "float16" if half else "float32",
             "refiner": refiner,
         }
-        if random_weights:
-            provenance["warning"] = (
-                "RANDOM WEIGHTS: the refiner is untrained. For speed studies only; its masks mean nothing."
-            )
         tell("writing")
         title = name or f"segrefiner{' (random weights)' if random_weights else ''}"
         return write_mask_bundle(target, name=title, refiner=info, files={FILE: path}, provenance=provenance)
@@ -141,18 +129,13 @@ def export_segrefiner_bundle(
 
 def compare(module: SegRefiner, path: Path, window: int) -> dict[str, Any]:
     """Differences of logits and probabilities on a batch of two: noise with half a mask, at the first and last step."""
-    import onnxruntime
-
     rng = np.random.default_rng(0)
     image = rng.standard_normal((2, 4, window, window), np.float32)
     image[:, 3] = np.arange(window) < window // 2
     t = np.array([module.config.steps - 1, 0], np.int64)
     with torch.inference_mode():
         wanted = module(torch.from_numpy(image), torch.from_numpy(t))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_onnxruntime(str(path), torch.get_num_threads())
     found = torch.from_numpy(session.run(["logits"], {"image": image, "t": t})[0])
     return {
         "input": f"2 x {window} x {window} noise with half a mask, seed 0, steps {t[0]} and {t[1]}",

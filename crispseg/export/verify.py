@@ -14,11 +14,19 @@ import numpy as np
 import onnx
 
 from crispseg.bundle import Bundle, NetInfo, load_bundle
-from crispseg.bundle_calibration import calibrated, network_file
+from crispseg.bundle_calibration import network_file, runs_at
 from crispseg.engines import ort
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, CrispsegError, EnvironmentMismatch, InputError
-from crispseg.export.compare import Hop, Made, expose, tensors_of, undecided_sites, without_selection
+from crispseg.export.compare import (
+    Hop,
+    Made,
+    expose,
+    open_onnxruntime,
+    tensors_of,
+    undecided_sites,
+    without_selection,
+)
 
 TOLERANCE = 1e-4
 # float16 weights against the float32 weights of a checkpoint.
@@ -88,7 +96,9 @@ def verify_bundle(
     if precision == "int8" and (weights is not None or refiner_weights is not None):
         raise InputError("--precision int8: expected no checkpoints: PyTorch is compared with the float files")
     checks: list[Any] = [
-        _Int8Base(bundle, threads) if precision == "int8" else _Base(bundle, bundle.base, weights, threads, tolerance)
+        _Int8Base(bundle, threads)
+        if runs_at(bundle, "base", precision) == "int8"
+        else _Base(bundle, bundle.base, weights, threads, tolerance)
     ]
     if bundle.refiner is not None:
         checks.append(_Refiner(bundle, refiner_weights, threads, tolerance, precision))
@@ -259,7 +269,7 @@ class _Refiner:
         assert info is not None
         self.bundle, self.info, self.threads, self.module = bundle, info, threads, weights
         self.path = bundle.file(network_file(bundle, "refiner", precision))
-        low = precision == "int8" and calibrated(bundle, "refiner")
+        low = runs_at(bundle, "refiner", precision) == "int8"
         try:
             self.model = onnx.load(str(self.path))
             self.order = tensors_of(self.model)
@@ -307,12 +317,8 @@ class _Refiner:
             return None
 
     def _session(self, model: onnx.ModelProto) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = EngineSpec("onnxruntime", threads=self.threads).thread_count
-        options.log_severity_level = 4
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        threads = EngineSpec("onnxruntime", threads=self.threads).thread_count
+        return open_onnxruntime(model.SerializeToString(), threads)
 
     def _run(self, session: Any, feeds: dict[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
         known = {port.name for port in session.get_inputs()}

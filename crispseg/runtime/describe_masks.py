@@ -56,7 +56,7 @@ def show_masks(result: dict) -> Any:
     parts.append(table)
     parts.append(Text("; ".join(f"{key} {format_value(value)}" for key, value in result["settings"].items())))
     refiner = result["provenance"].get("refiner")
-    noted = refiner.get("parity") if isinstance(refiner, dict) else None
-    for hop, figures in (noted or result["provenance"].get("parity") or {}).items():
+    parity = refiner.get("parity") if isinstance(refiner, dict) else None
+    for hop, figures in (parity or {}).items():
         parts.append(Text(f"{hop}: {format_value(figures)}"))
     return Group(*parts)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import fill_crm  # noqa: E402
 
 from crispseg.bundle_masks import CrmInfo  # noqa: E402
-from crispseg.errors import ParityError, CheckpointError, InputError  # noqa: E402
+from crispseg.errors import CheckpointError, InputError, ParityError  # noqa: E402
 from crispseg.export import crm as graphs_of  # noqa: E402
 from crispseg.export.crm_bundle import compare, export_crm, gate  # noqa: E402
 from crispseg.export.dense import to_bytes  # noqa: E402
@@ -96,7 +96,7 @@ def test_bundle_of_an_official_file(tmp_path):
     assert isinstance(made.refiner, CrmInfo)
     assert not made.refiner.random_weights
     assert made.provenance["refiner"]["dropped"] == {"keys": 60, "groups": ["feats.layer4"]}
-    assert set(made.provenance["parity"]) == {"backbone", "fusion", "decoder"}
+    assert set(made.provenance["refiner"]["parity"]) == {"backbone", "fusion", "decoder"}
     assert made.refiner.mean == (123.675, 116.28, 103.53)
 
 
