@@ -8,8 +8,6 @@ import pytest
 from int8_net import int8_unet
 from native_net import frame, interpret, unet
 
-from crispseg.engines import cuda, cuda_refiner
-from crispseg.engines.cuda_kernels import Kernels
 from crispseg.engines.cuda_plan import ITEM_BYTES
 from crispseg.engines.int8_rows import CONVERT, int8_rows, with_conversions
 from crispseg.engines.native_check import check_graph
@@ -18,28 +16,6 @@ from crispseg.engines.spec import EngineSpec
 from crispseg.errors import UnsupportedOp
 
 GIVEN = ("low2", "t", "yo", "ye")
-
-
-@pytest.fixture(scope="module")
-def kernels(emulated_driver, kernel_image):
-    loaded = Kernels(cuda.open_device(0), kernel_image)
-    yield loaded
-    loaded.close()
-
-
-@pytest.fixture
-def opened(kernels, emulated, tmp_path):
-    engines = []
-
-    def load(model, precision="fp32"):
-        path = tmp_path / "refiner.int8.onnx"
-        onnx.save(model, str(path))
-        engines.append(cuda_refiner.load(path, kernels, EngineSpec("cuda", precision=precision)))
-        return engines[-1]
-
-    yield load
-    for engine in engines:
-        engine.close()
 
 
 def graph_of(model, tmp_path):

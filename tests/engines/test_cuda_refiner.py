@@ -9,42 +9,16 @@ import onnx
 import pytest
 from native_net import CLASSES, FRAME, LOW, Net, frame, interpret, unet
 
-from crispseg.engines import cuda, cuda_refiner
-from crispseg.engines.cuda_kernels import Kernels
+from crispseg.engines import cuda_refiner
 from crispseg.engines.cuda_plan import level_capacities, plan_device
 from crispseg.engines.native_check import check_graph
 from crispseg.engines.native_graph import read_graph
-from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, InputError, UnsupportedOp
 
 MATRICES = ("x", "yi", "cat", "wide", "twice", "low2", "dec.z0", "yo", "ye")
 ALL = dict(level=0.0)  # every pixel uncertain
 NONE = dict(level=30.0, share=1.1)
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3}
-
-
-@pytest.fixture(scope="module")
-def kernels(emulated_driver, kernel_image):
-    loaded = Kernels(cuda.open_device(0), kernel_image)
-    yield loaded
-    loaded.close()
-
-
-@pytest.fixture
-def opened(kernels, emulated, tmp_path):
-    """Opens a net; closed at the end of the test."""
-    engines = []
-
-    def load(net, precision="fp32", logits_type="fp32", **spec):
-        path = tmp_path / "refiner.onnx"
-        onnx.save(net.model() if isinstance(net, Net) else net, str(path))
-        spec = EngineSpec("cuda", precision=precision, **spec)
-        engines.append(cuda_refiner.load(path, kernels, spec, logits_type))
-        return engines[-1]
-
-    yield load
-    for engine in engines:
-        engine.close()
 
 
 def close_to(found, exact, tolerance, name):

@@ -11,18 +11,10 @@ from stripped import StrippedEngine
 from test_tensorrt_strip import core, library, real_pack, through_core  # noqa: F401  (fixtures)
 
 from crispseg.engines import cuda
-from crispseg.engines.cuda_kernels import Kernels
 from crispseg.engines.tensorrt.rows import INT8
 from crispseg.engines.tensorrt.strip import strip_refiner
 
 CASES = {"all": ((), False), "some": (("low2", "dec", "mix"), False), "first and last": ((), True)}
-
-
-@pytest.fixture(scope="module")
-def kernels(emulated_driver, kernel_image):
-    loaded = Kernels(cuda.open_device(0), kernel_image)
-    yield loaded
-    loaded.close()
 
 
 def convolutions(model):
