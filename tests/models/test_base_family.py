@@ -156,7 +156,7 @@ def test_operations_equal_the_official_ones(arch, monkeypatch):
 
 
 def test_the_whole_family_is_covered():
-    assert set(BASES) == {"small", *FAMILY, *fill_mmseg.NAMES.values()}
+    assert set(BASES) == {"small", *FAMILY, *fill_mmseg.NAMES.values(), *fill_mmseg.QUERIES.values()}
 
 
 class TestCheckpoints:

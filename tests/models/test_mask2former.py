@@ -239,6 +239,18 @@ def test_operations_equal_the_official_ones(arch):
 
 
 @pytest.mark.slow
+def test_exported_graph_gives_the_golden_scores(net):
+    ort = pytest.importorskip("onnxruntime")
+    from crispseg.export import dense
+
+    model = dense.export_dense(net, height=72, width=104).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    logits = session.run(None, {"image": fill_mmseg.image(72, 104)})[0]
+    golden, std = fill_mmseg.golden(TINY)["seg_72x104"], fill_mmseg.manifest(TINY)["std"]["seg_72x104"]
+    assert np.abs(np.exp(logits[0])[:, ::4, ::4] - golden).max() <= GATE * std
+
+
+@pytest.mark.slow
 def test_large():
     """Of Swin-L there are mean, deviation and largest value alone."""
     net, _, state = fill_mmseg.network("mask2former_swin_l")
