@@ -6,8 +6,9 @@ import os
 import re
 import stat
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
-from typing import List, Tuple, Union
+from typing import Any, Iterator, List, Tuple, Union
 
 import numpy as np
 
@@ -45,14 +46,23 @@ def require_regular(path: Union[str, Path], what: str) -> None:
 def read_image(path: Union[str, Path], upright: bool = True) -> np.ndarray:
     """Read a picture as uint8 [H, W, 3] RGB, upright.
 
-    The EXIF orientation is applied (not with ``upright=False``), grey becomes three equal channels, palettes are resolved, transparency is dropped
-    (the colours stand as stored), 16-bit grey is scaled to 8 bits. Raises InputError for anything that is no picture,
-    is damaged, has floating-point pixels, or is larger than 16384 a side.
+    The EXIF orientation is applied (not with ``upright=False``), grey becomes three equal channels, palettes are
+    resolved, transparency is dropped (the colours stand as stored), 16-bit grey is scaled to 8 bits. Raises InputError
+    for anything that is no picture, is damaged, has floating-point pixels, or is larger than 16384 a side.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     path = Path(path)
-    require_regular(path, "image")
+    with open_picture(path, "image") as image:
+        return _to_rgb(ImageOps.exif_transpose(image) if upright else image, path)
+
+
+@contextmanager
+def open_picture(path: Path, what: str) -> Iterator[Any]:
+    """The Pillow image at ``path``, its size checked; what goes wrong in the block is an InputError about ``what``."""
+    from PIL import Image
+
+    require_regular(path, what)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -60,29 +70,28 @@ def read_image(path: Union[str, Path], upright: bool = True) -> np.ndarray:
         with image:
             width, height = image.size
             if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
-                raise _too_large(path, "%d x %d" % (width, height))
-            array = _to_rgb(ImageOps.exif_transpose(image) if upright else image, path)
+                raise _too_large(path, what, "%d x %d" % (width, height))
+            yield image
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError("image %s: expected a file, found none" % path) from None
+        raise InputError("%s %s: expected a file, found none" % (what, path)) from None
     except Exception as error:  # decoders raise many types on damaged files
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if isinstance(error, Image.DecompressionBombError):
-            raise _too_large(path, "more") from None
+            raise _too_large(path, what, "more") from None
         if "cannot identify image file" in reason:
             reason = "not a picture"
         raise InputError(
-            "image %s: expected a readable picture (%s), found: %s; copy or convert it again"
-            % (path, ", ".join(item[1:] for item in IMAGE_SUFFIXES), " ".join(reason.split())[:200])
+            "%s %s: expected a readable picture (%s), found: %s; copy or convert it again"
+            % (what, path, ", ".join(item[1:] for item in IMAGE_SUFFIXES), " ".join(reason.split())[:200])
         ) from None
-    return array
 
 
-def _too_large(path: Path, found: str) -> InputError:
+def _too_large(path: Path, what: str, found: str) -> InputError:
     return InputError(
-        "image %s: expected at most %d pixels a side and %d in all, found %s; shrink it"
-        % (path, MAX_SIDE, MAX_PIXELS, found)
+        "%s %s: expected at most %d pixels a side and %d in all, found %s; shrink it"
+        % (what, path, MAX_SIDE, MAX_PIXELS, found)
     )
 
 

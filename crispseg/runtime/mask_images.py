@@ -7,14 +7,13 @@ the photo as stored has the mask's size, that is an error which names --ignore-e
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Union
 
 import numpy as np
 
 from crispseg.errors import InputError
-from crispseg.runtime.images import MAX_PIXELS, MAX_SIDE, is_image, natural_key, read_image, require_regular
+from crispseg.runtime.images import is_image, natural_key, open_picture, read_image
 
 FOREGROUND = 128  # of 255: the first grey level at or above one half
 _ENDINGS = re.compile(r"_(im|image|seg|mask|gt)\Z")
@@ -110,40 +109,22 @@ def read_label_map(path: Union[str, Path]) -> np.ndarray:
 
 
 def _read(path: Union[str, Path], palette: bool) -> np.ndarray:
-    from PIL import Image
-
     path = Path(path)
-    require_regular(path, "mask")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(str(path))
-        with image:
-            mode, (width, height) = image.mode, image.size
-            if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-                raise InputError("mask %s: expected at most %d pixels a side, found more; shrink it" % (path, MAX_SIDE))
-            if palette and mode not in ("L", "P", "1"):
-                raise InputError("label map %s: expected 8-bit class ids, found mode %s; convert it" % (path, mode))
-            if not palette and mode == "P":
-                raise InputError(
-                    "mask %s: expected grey levels, found a palette; give --labels for a map of class ids, or convert "
-                    "it to grey" % path
-                )
-            if mode.startswith("I") or mode == "F":
-                values = np.asarray(image).astype(np.float64)
-                if mode == "F" or values.min() < 0 or values.max() > 65535:
-                    raise InputError("mask %s: expected 8 or 16 bits, found more; convert it to 8 bits" % path)
-                return np.floor(values * 255 / 65535 + 0.5).astype(np.uint8)
-            values = np.array(image if mode in ("L", "P") else _grey(image, mode))
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError("mask %s: expected a file, found none" % path) from None
-    except Exception as error:  # decoders raise many types on damaged files
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(
-            "mask %s: expected a readable picture, found: %s; save it again" % (path, " ".join(reason.split())[:200])
-        ) from None
+    with open_picture(path, "mask") as image:
+        mode = image.mode
+        if palette and mode not in ("L", "P", "1"):
+            raise InputError("label map %s: expected 8-bit class ids, found mode %s; convert it" % (path, mode))
+        if not palette and mode == "P":
+            raise InputError(
+                "mask %s: expected grey levels, found a palette; give --labels for a map of class ids, or convert "
+                "it to grey" % path
+            )
+        if mode.startswith("I") or mode == "F":
+            values = np.asarray(image).astype(np.float64)
+            if mode == "F" or values.min() < 0 or values.max() > 65535:
+                raise InputError("mask %s: expected 8 or 16 bits, found more; convert it to 8 bits" % path)
+            return np.floor(values * 255 / 65535 + 0.5).astype(np.uint8)
+        values = np.array(image if mode in ("L", "P") else _grey(image, mode))
     if palette and mode == "1":
         values = (values > 0).astype(np.uint8)
     return np.ascontiguousarray(values, np.uint8)

@@ -10,7 +10,7 @@ import ctypes
 import ctypes.util
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence
 
 from crispseg.engines.tensorrt.compat import version
 from crispseg.errors import EnvironmentMismatch
@@ -155,11 +155,6 @@ def require_creators(trt: Any, names: Sequence[str]) -> None:
             "plugins %s: expected them in TensorRT's registry, found none; load the plugin library first (%s)"
             % (", ".join(missing), BUILD_COMMAND)
         )
-
-
-def loaded_libraries() -> Tuple[str, ...]:
-    """Paths of the plugin libraries that this process has registered."""
-    return tuple(_loaded)
 
 
 def require_fields(trt: Any, model: Any) -> None:

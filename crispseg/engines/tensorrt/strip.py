@@ -9,7 +9,7 @@ int8 ones; what their rows are is decided in ``rows.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from crispseg.engines.int8_weights import fold_dequantize
 from crispseg.engines.native_graph import RawNode
 from crispseg.engines.tensorrt.rows import FP16, FP32, INT8, Int8Rows, Rows, identity, plain_rows, plan_int8, spread
 from crispseg.errors import UnsupportedOp
-from crispseg.plugins.ops import BY_NAME, DOMAIN, PLUGIN_ATTRIBUTES, check_attributes, check_connections, feature_width
+from crispseg.plugins.ops import DOMAIN, PLUGIN_ATTRIBUTES, check_attributes, check_connections, feature_width
 from crispseg.plugins.quantise import quantise_weight
 
 TYPES = {"fp32": FP32, "fp16": FP16, "int8": FP16}
@@ -368,10 +368,3 @@ def _bits(names: Sequence[str]) -> int:
 
 def _title(node: NodeProto) -> str:
     return node.name or next((name for name in node.output if name), node.op_type)
-
-
-def contract_ops(model: Optional[ModelProto] = None) -> List[str]:
-    """Names of the ops that a model uses (all of the contract without one)."""
-    if model is None:
-        return sorted(BY_NAME)
-    return sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
