@@ -32,8 +32,8 @@ ALLOWED = {
     "plugins": set(),
     "models": {"sparse"},
     "engines": {"plugins"},
-    "export": {"models", "sparse", "plugins", "engines"},
-    "calibration": {"export", "models", "sparse", "plugins"},
+    "export": {"models", "plugins", "engines"},
+    "calibration": {"export", "plugins"},  # never an engine: the commands hand it frames and callables
     "fit": {"models", "sparse", "scenes"},
     "runtime": {"engines", "plugins", "scenes"},
     # The commands call every room, inside their functions.
@@ -54,12 +54,24 @@ ALLOWED = {
 # Comparing PyTorch with the engines on frames needs both sides; nothing imports it but the command line.
 EXCEPTIONS = {"export/verify.py": {"runtime", "scenes"}}
 HOST_ONLY = ("models", "sparse", "export", "fit", "calibration")
+DEVICE_FOLDER = "export/passes/"  # of a host room, but `crispseg build` converts on the device
+# folder -> folders of the same room that it must not import
+APART = {
+    "models/bases": {"models/refiners"},
+    "runtime/crm": {"runtime/segrefiner", "runtime/pipeline"},
+    "runtime/segrefiner": {"runtime/crm", "runtime/pipeline"},
+    "runtime/mask_": {"runtime/pipeline"},
+}
 HEAVY = {"torch", "onnx", "onnxruntime", "av", "cv2", "PIL", "tensorrt", "onnxscript"}
 
 
 def room_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return "" if parts == ("__init__",) else parts[0]
+
+
+def device_side(path: Path) -> bool:
+    return room_of(path) not in HOST_ONLY or path.relative_to(ROOT).as_posix().startswith(DEVICE_FOLDER)
 
 
 def imports(path: Path, everywhere: bool = True) -> set:
@@ -94,16 +106,25 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_device_side_parses_as_python_38(path):
-    room = room_of(path)
-    if room not in HOST_ONLY:
+    if device_side(path):
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_engines_and_runtime_never_import_torch(path):
+def test_device_side_never_imports_torch(path):
     names = {name.split(".")[0] for name in imports(path)}
-    if room_of(path) not in HOST_ONLY:
+    if device_side(path):
         assert "torch" not in names
+
+
+@pytest.mark.parametrize("start", APART)
+def test_neighbours_stay_apart(start):
+    """Refiners may use bases, not the other way round; the mask refiners know neither each other nor the pipeline."""
+    own = [path for path in FILES if path.relative_to(ROOT).as_posix().startswith(start)]
+    assert own
+    for path in own:
+        names = {name[len("crispseg.") :].replace(".", "/") for name in imports(path) if name.startswith("crispseg.")}
+        assert not [name for name in names if name.startswith(tuple(APART[start]))], path.relative_to(ROOT)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
