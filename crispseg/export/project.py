@@ -284,7 +284,7 @@ def _refiner_parity(net: Network, half: bool) -> tuple[dict[str, Any], str]:
     count = net.module.config.num_classes
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
-    logits = _blobs(rng, count, height // 8, width // 8, net.module)
+    logits = _blobs(rng, count, height // 8, width // 8)
     model = _export_refiner(net, (height, width), (count, height // 8, width // 8), height * width, half)
     session = open_onnxruntime(dense.to_bytes(model), torch.get_num_threads())
     labels, active = session.run(["labels", "count"], {"image": image, "logits": logits})
@@ -311,7 +311,7 @@ def _refiner_parity(net: Network, half: bool) -> tuple[dict[str, Any], str]:
     return figures, wrong
 
 
-def _blobs(rng: np.random.Generator, count: int, height: int, width: int, module: Any) -> np.ndarray:
+def _blobs(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
     # Confident logits, except where the leading class changes to its neighbour within a few cells.
     best = (np.arange(height)[:, None] * 3 // height + np.arange(width)[None] * 3 // width) % count
     logits = rng.standard_normal((1, count, height, width)).astype(np.float32)
