@@ -374,4 +374,5 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return report_failure(error, "--json" in given)
 
 
-from crispseg import cli_build, cli_calibrate, cli_eval_masks, cli_make, cli_masks  # noqa: E402, F401  (add their commands)
+# They add their commands.
+from crispseg import cli_build, cli_calibrate, cli_eval_masks, cli_fit, cli_make, cli_masks  # noqa: E402, F401

@@ -37,11 +37,12 @@ ALLOWED = {
     "fit": {"models", "sparse", "scenes"},
     "runtime": {"engines", "plugins", "scenes"},
     # The commands call every room, inside their functions.
-    "cli": {"cli_build", "cli_calibrate", "cli_eval_masks", "cli_make", "cli_masks", "cli_output"},
+    "cli": {"cli_build", "cli_calibrate", "cli_eval_masks", "cli_fit", "cli_make", "cli_masks", "cli_output"},
     "cli_build": {"cli", "cli_output"},
     "cli_calibrate": {"cli", "cli_calibration", "cli_make", "cli_output"},
     "cli_calibration": set(),
     "cli_eval_masks": {"cli", "cli_output"},
+    "cli_fit": {"cli", "cli_make"},
     "cli_half": {"cli_calibration"},
     "cli_make": {"cli", "cli_foreign", "cli_masks", "cli_output"},
     "cli_masks": {"cli", "cli_output"},
