@@ -127,17 +127,28 @@ def calibrated(bundle: Bundle, role: str) -> bool:
     return bundle.calibration is not None and role in bundle.calibration.networks
 
 
+def runs_at(bundle: Bundle, role: str, precision: str) -> str:
+    """The precision of a network in a pipeline at ``precision``.
+
+    "fp32" instead of int8 when only its partner (base and refiner are one pipeline) was calibrated; reports say so.
+    """
+    partner = {"base": "refiner", "refiner": "base"}.get(role)
+    if precision == "int8" and partner and calibrated(bundle, partner) and not calibrated(bundle, role):
+        return "fp32"
+    return precision
+
+
 def network_file(bundle: Bundle, role: str, precision: str) -> str:
     """Name of the file of a network ("base", "baseline", "refiner") at a precision.
 
-    fp32 and fp16 start from the fp32 file. int8 needs a calibration of the dense networks; a refiner that was not
-    calibrated keeps its float file (reports say so).
+    fp32 and fp16 start from the fp32 file. int8 needs a calibration; where base or refiner alone was calibrated, the
+    other keeps its float file (:func:`runs_at`).
 
     Raises:
         BundleError: int8, and the bundle was not calibrated, or its calibration belongs to another graph.
     """
     net = getattr(bundle, role)
-    if precision != "int8" or (role == "refiner" and bundle.calibration is not None and not calibrated(bundle, role)):
+    if runs_at(bundle, role, precision) != "int8":
         return str(net.file)
     if not calibrated(bundle, role):
         networks = "" if role == "base" else " --networks %s" % ",".join(("base", role))
@@ -147,6 +158,8 @@ def network_file(bundle: Bundle, role: str, precision: str) -> str:
         )
     assert bundle.calibration is not None
     entry = bundle.calibration.networks[role]
+    if entry.file in entry.sources:
+        raise _foreign(bundle, role, "an int8 file made from %s" % net.file, "that file itself")
     for name, digest in entry.sources.items():
         found = bundle.files[name].sha256 if name in bundle.files else "no such file"
         if found != digest:
@@ -214,8 +227,11 @@ def warnings(bundle: Bundle, precision: str) -> Tuple[str, ...]:
         for role, net in sorted(bundle.calibration.networks.items())
         if net.synthetic
     ]
-    if bundle.refiner is not None and not calibrated(bundle, "refiner"):
-        found.append("the refiner has no calibration: it runs in float")
+    found += [
+        "the %s has no calibration: it runs in float" % role
+        for role in ("base", "refiner")
+        if getattr(bundle, role) is not None and runs_at(bundle, role, "int8") != "int8"
+    ]
     return tuple(found)
 
 

@@ -163,10 +163,12 @@ def build_native(
     from crispseg.report import new_report
 
     if precision not in (None, "fp32"):
-        raise InputError(
-            f"--precision {precision}: native engines are compiled in fp32; run an int8 refiner without a build: "
-            f"crispseg run {bundle.path} INPUT --precision int8"
+        hint = (
+            ""
+            if precision != "int8"
+            else (f"; an int8 refiner runs without a build: crispseg run {bundle.path} INPUT --precision int8")
         )
+        raise InputError(f"--precision {precision}: native engines are compiled in fp32 alone{hint}")
     artefact = native_artefact.build(bundle, deterministic, force, progress)
     facts = artefact.facts
     row = {"part": "refiner", "key": artefact.identity.key[:16], "isa": artefact.identity.environment["isa"],
@@ -240,6 +242,10 @@ def build_masks(bundle: Path, options: Any, device: int, force: bool, progress: 
     from crispseg.report import new_report
 
     loaded = load_mask_bundle(bundle)
+    if loaded.kind != "segrefiner":  # before TensorRT, which would not help
+        raise InputError(
+            f"bundle {bundle}: expected SegRefiner, found CRM, which runs in ONNX Runtime; use it as it is"
+        )
     trt = compat.require()
     from crispseg.engines.cuda import open_device
     from crispseg.engines.tensorrt.masks import build_mask_engine

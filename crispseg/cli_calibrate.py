@@ -23,12 +23,19 @@ class Method(str, Enum):
 
 IMAGES = typer.Argument(None, metavar="[IMAGES]", help="folder of real frames, 32 or more", show_default=False)
 METHOD = typer.Option(Method.mse, "--method", help="how ranges are chosen from what was seen")
-COUNT = typer.Option(256, "--count", min=1, help="most images to use, drawn with --seed")
-SEED = typer.Option(0, "--seed", help="of the draw of images")
-EXCLUDE = typer.Option([], "--exclude", help="layer that stays float (name, or pattern with *); may be repeated")
+COUNT = typer.Option(256, "--count", min=1, help="most images to use, drawn with --seed; 32 or more of real ones")
+SEED = typer.Option(0, "--seed", min=0, help="of the draw of images")
+EXCLUDE = typer.Option(
+    [], "--exclude", help="layer that stays float: name or pattern with *, of the refiner refiner:NAME; may be repeated"
+)
 KEEP = typer.Option("", "--keep-fp32", help="operators that stay float: Conv,ConvTranspose,Gemm,MatMul")
 HEAD = typer.Option(False, "--head", help="also the last layer of the base, which stays float otherwise")
-GATE = typer.Option(0.5, "--gate", min=0.0, help="largest drop of mIoU, points; twice that of boundary IoU")
+GATE = typer.Option(
+    0.5,
+    "--gate",
+    min=0.0,
+    help="largest drop of mIoU, points (boundary IoU: twice that); without --labels: percent of pixels that change",
+)
 LABELS = typer.Option(None, "--labels", help="label maps of the images: the gate measures mIoU and boundary IoU")
 GATE_IMAGES = typer.Option(None, "--gate-images", help="images of --labels, when not those to calibrate on")
 GATE_FRAMES = typer.Option(256, "--gate-frames", min=1, help="most frames that the gate measures on")
@@ -104,6 +111,8 @@ def calibrate(
             force=force,
             threads=threads,
         )
+        if scan and check_fp16:
+            raise InputError("--scan, --check-fp16: expected one of them, found both")
         if scan:
             from crispseg.cli_scan import ScanChoices, scan_bundle
 

@@ -63,19 +63,21 @@ def calibrate_bundle(
         require_writable(choices.trt_cache, "--trt-cache")
     loaded = load_bundle(path)
     roles = networks_of(loaded, choices.networks)
+    if choices.trt_cache is not None and "base" not in roles:
+        raise InputError("--trt-cache: expected base among --networks: it holds the ranges of the base")
+    check_layers(loaded, roles, choices)
     chosen = image_set(loaded, images, choices)
     if choices.labels is not None:
         pair_files(choices.gate_images or images, choices.labels)  # before minutes of work
     when = provenance.date()
     made: Dict[str, bytes] = {}
     records: Dict[str, NetCalibration] = dict(loaded.calibration.networks) if loaded.calibration else {}
-    rows = []
+    rows, caches = [], []
     for role in roles:
         began = time.perf_counter()
         step = _refiner if role == "refiner" else _dense
         records[role], made[records[role].file], cache = step(loaded, role, chosen, choices, progress)
-        if role == "base" and choices.trt_cache is not None and cache is not None:
-            _write(choices.trt_cache, cache)
+        caches += [cache] if role == "base" and cache is not None else []
         rows.append(_row(role, records[role], time.perf_counter() - began))
     calibrated = time.perf_counter() - start
     peak = peak_memory_mib()
@@ -85,6 +87,8 @@ def calibrate_bundle(
     if not choices.force:
         gate.require(result)
     final = _store(out, loaded, made, Calibration(records, result, when))
+    if choices.trt_cache is not None:
+        _write(choices.trt_cache, caches[0])
     warnings = [] if not chosen.synthetic else ["calibrated on random data (--synthetic): not for use"]
     warnings += [] if result["passed"] else ["the gate failed; written because of --force"]
     return new_report(
@@ -110,14 +114,40 @@ def networks_of(bundle: Bundle, asked: Tuple[str, ...]) -> List[str]:
     for role in asked:
         if role not in there:
             raise InputError("--networks %s: expected any of %s (what the bundle has)" % (role, ", ".join(there)))
+    measured = {"base", "refiner"} & {*asked, *(bundle.calibration.networks if bundle.calibration else ())}
+    if asked and not measured:
+        raise InputError(
+            "--networks baseline: expected base or refiner with it: the gate measures these, the baseline is there to "
+            "compare with"
+        )
     wanted = asked or [role for role in there if role != "baseline"]
     return [role for role in there if role in wanted]
+
+
+def check_layers(bundle: Bundle, roles: List[str], choices: Choices) -> None:
+    """Refuse choices of layers that are for none of the networks, before minutes of work. Raises InputError."""
+    for item in choices.exclude:
+        if not any(for_role((item,), role) for role in roles):
+            raise InputError(
+                "--exclude %s: expected a layer of %s, found one of another network; a name alone means the dense "
+                "networks, refiner:NAME the refiner" % (item, " or ".join(roles))
+            )
+    if roles == ["refiner"] and (choices.head or choices.keep_ops):
+        raise InputError("--head, --keep-fp32: expected base among --networks: they are about the dense networks")
+    if "refiner" in roles:
+        from crispseg.calibration import refiner, refiner_graph
+
+        assert bundle.refiner is not None
+        model = refiner.load_model(bundle.file(bundle.refiner.file))
+        refiner_graph.choose(refiner_graph.convolutions(model), for_role(choices.exclude, "refiner"))
 
 
 def image_set(bundle: Bundle, images: Optional[Path], choices: Choices) -> Any:
     """The images to calibrate on. Raises InputError when they are no data."""
     from crispseg.calibration.images import choose, synthetic
 
+    if choices.gate_images is not None and choices.labels is None:
+        raise InputError("--gate-images: expected --labels of them with it, found none")
     if choices.synthetic:
         if images is not None or choices.labels is not None:
             raise InputError("--synthetic: expected no images and no labels, found some; give one or the other")

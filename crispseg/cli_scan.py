@@ -11,7 +11,16 @@ from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Seq
 import numpy as np
 
 from crispseg.bundle import Bundle, bundle_hash, load_bundle
-from crispseg.cli_calibration import Choices, for_role, frames_of, image_set, networks_of, open_model, refiner_frames
+from crispseg.cli_calibration import (
+    Choices,
+    check_layers,
+    for_role,
+    frames_of,
+    image_set,
+    networks_of,
+    open_model,
+    refiner_frames,
+)
 from crispseg.errors import InputError
 from crispseg.files import require_writable
 
@@ -45,6 +54,7 @@ def scan_bundle(
     roles = networks_of(loaded, choices.networks)
     if "baseline" in roles:
         raise InputError("--scan: expected --networks base, refiner or both, found baseline, which no pipeline refines")
+    check_layers(loaded, roles, choices)
     chosen = image_set(loaded, images, choices)
     facts = _facts(loaded, roles, chosen, choices, options)
     state_file = options.state or Path("scan-%s-%s.json" % (loaded.name, key_of(facts)[:12]))

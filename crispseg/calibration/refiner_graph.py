@@ -101,8 +101,11 @@ def choose(convs: Sequence[Conv], exclude: Iterable[str] = (), edges: bool = Fal
     patterns = list(exclude)
     for pattern in patterns:
         if not any(fnmatchcase(conv.name, pattern) for conv in convs):
-            names = ", ".join(conv.name for conv in convs)
-            raise InputError(f"--exclude {pattern}: expected a convolution of the refiner, found none; it has {names}")
+            names = ", ".join(conv.name for conv in convs[:8]) + (", ..." if len(convs) > 8 else "")
+            raise InputError(
+                f"--exclude refiner:{pattern}: expected a convolution of the refiner, found none; it has {names} "
+                "(crispseg latency --layers lists them)"
+            )
     return [
         conv
         for conv in convs

@@ -105,8 +105,10 @@ def _prepared(path: Path, spec: EngineSpec) -> Union[str, bytes]:
     if spec.capacity:
         _set_capacity(model, spec.capacity)
     if whole_numbers:
+        from crispseg.engines.int8_scales import check_scales
         from crispseg.engines.ort_int8 import lower
 
+        check_scales(model, path)
         model = lower(model)
     return bytes(model.SerializeToString())
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from crispseg.bundle import Bundle, NetInfo, load_bundle
-from crispseg.bundle_calibration import calibrated, network_file
+from crispseg.bundle_calibration import network_file, runs_at
 from crispseg.engines import ort
 from crispseg.engines.spec import GPU_BACKENDS, EngineSpec
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
@@ -84,9 +84,10 @@ def open_pipeline(
         raise InputError("fit %r: expected %s" % (fit, " or ".join(FITS)))
     precision = precision or ("fp16" if backend in GPU_BACKENDS else "fp32")
     refiner_spec = EngineSpec(backend, provider, threads, precision, device, refiner_engine=refiner_engine)
-    dense_spec = EngineSpec("onnxruntime", provider, threads, precision if precision == "int8" else "fp32")
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)
+    low = precision == "int8" and runs_at(bundle, network, precision) == "int8"
+    dense_spec = EngineSpec("onnxruntime", provider, threads, "int8" if low else "fp32")
     net = bundle.base if network == "base" else bundle.baseline
     if net is None:
         raise InputError("bundle %s: has no full-resolution baseline; export it with --baseline" % bundle.path)
@@ -117,8 +118,7 @@ def open_pipeline(
 
 def _open_refiner(bundle: Bundle, spec: EngineSpec) -> Any:
     path = bundle.file(network_file(bundle, "refiner", spec.precision))
-    if spec.precision == "int8" and not calibrated(bundle, "refiner"):
-        spec = replace(spec, precision="fp32")
+    spec = replace(spec, precision=runs_at(bundle, "refiner", spec.precision))
     if spec.backend == "onnxruntime":
         return ort.load(path, spec)
     try:

@@ -216,6 +216,7 @@ def test_the_gate_measures_on_labels(tiny, frames, tmp_path, capsys):
         (["missing", "-o", "OUT"], "found nothing"),
         (["FRAMES", "--synthetic", "-o", "OUT"], "--synthetic: expected no images"),
         (["FRAMES", "--networks", "head", "-o", "OUT"], "--networks head: expected any of base, baseline"),
+        (["FRAMES", "--networks", "baseline", "-o", "OUT"], "--networks baseline: expected base or refiner with it"),
         (["FRAMES", "--exclude", "nothing", "-o", "OUT"], "no layer of that name"),
         (["FRAMES", "--keep-fp32", "Softmax", "-o", "OUT"], "--keep-fp32 Softmax"),
         (["FRAMES", "--labels", "EMPTY", "-o", "OUT"], "label map"),
