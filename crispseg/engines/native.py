@@ -16,6 +16,7 @@ from crispseg.engines.cache import Artefact
 from crispseg.engines.int8_rows import CONVERT
 from crispseg.engines.native_artefact import GRAPH, read_compiled
 from crispseg.engines.native_check import Graph, check_graph, check_inputs
+from crispseg.engines.native_fuse import fuse_shortcuts
 from crispseg.engines.native_graph import read_graph
 from crispseg.engines.native_int8 import bytes_of
 from crispseg.engines.native_layers import Layer
@@ -76,7 +77,7 @@ class NativeEngine:
         self.node_times: Dict[str, float] = {}
         self.compiled = ""
         self._native: Any = Native(spec.thread_count, isa)
-        self._graph, rows = bytes_of(graph)
+        self._graph, rows = bytes_of(fuse_shortcuts(graph))
         self._needs: Dict[Tuple[str, ...], Need] = {}
         self._weights = prepare(self._native, self._graph, compiled, rows=rows)
         self._nodes: Any = Nodes(self._native, self._graph, self._weights, rows)

@@ -17,6 +17,7 @@ import numpy as np
 from crispseg.bundle import Bundle
 from crispseg.engines import cache
 from crispseg.engines.native_check import check_graph
+from crispseg.engines.native_fuse import fuse_shortcuts
 from crispseg.engines.native_graph import PACKED, read_graph
 from crispseg.engines.native_measure import Choice, measured, rule
 from crispseg.engines.native_memory import aligned
@@ -27,7 +28,7 @@ from crispseg.plugins.loader import Native
 
 BACKEND, ROLE = "native", "refiner"
 GRAPH = "graph.onnx"
-LAYOUT = 1  # of weights.bin and of the facts
+LAYOUT = 2  # of weights.bin and of the facts
 
 
 def identity(bundle: Bundle, native: Native) -> cache.Identity:
@@ -88,12 +89,13 @@ def build(
         assert bundle.refiner is not None
         path = bundle.file(bundle.refiner.file)
         graph = check_graph(read_graph(path))
+        names = {node.inputs["weight"] for node in graph.nodes if node.op == "SparseConv2d"}
+        shapes = {name: graph.raw.constants[name].shape for name in names}
+        graph = fuse_shortcuts(graph)
         choices = rule(graph) if deterministic else measured(native, graph, progress)
         if progress:
             progress(0, None, "packing weights")
         algorithms = {choice.node: choice.algorithm for choice in choices}
-        names = {node.inputs["weight"] for node in graph.nodes if node.op == "SparseConv2d"}
-        shapes = {name: graph.raw.constants[name].shape for name in names}
         arena = _Arena(sum(_most_bytes(native, *shape) for shape in shapes.values()))
         weights = prepare(native, graph, Compiled(algorithms), arena.allocate)
         places = {key: [arena.offset(array), array.nbytes] for key, array in weights.packed.items()}

@@ -14,7 +14,8 @@ class Layer:
 
     ``kind``: submanifold, down, up or pointwise. ``level``: of its output rows. ``algorithm``: direct, winograd, int8.
     ``gflop``: all nine taps of a submanifold layer, missing neighbours included and whatever algorithm runs, so that
-    rates of algorithms compare; of the other kinds only the taps that exist.
+    rates of algorithms compare; of the other kinds only the taps that exist. ``shortcut``: input channels of the 1x1
+    shortcut that the layer adds as one more tap, 0 = none.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Layer:
     algorithm: str
     ms: float
     gflop: float
+    shortcut: int = 0
 
     @property
     def rate(self) -> float:

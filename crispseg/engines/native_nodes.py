@@ -79,9 +79,9 @@ class Nodes:
             taps = a.K * a.n_out
             if kind in ("down", "up"):
                 taps = existing_taps(self._rooms[name].array[:taps])
-            gflop = 2e-9 * taps * a.cin * a.cout
+            gflop = 2e-9 * (taps * a.cin + a.n_out * a.cin2) * a.cout
             out.append(Layer(node.name, kind, self._level(node), a.n_out, a.cin, a.cout, algorithm, times[node.name],
-                             gflop))  # fmt: skip
+                             gflop, a.cin2))  # fmt: skip
         return out
 
     @property
@@ -241,6 +241,8 @@ class Nodes:
         if ins["map"] and a.n_out:
             a.map = self._at(ins["map"])
         a.residual, a.ldr = self._matrix(ins["residual"]) if ins["residual"] else (None, 0)
+        if a.cin2:
+            a.x2, a.ldx2 = self._matrix(ins["x2"])
         a.y, a.ldy = self._matrix(outs["y"]) if outs["y"] in wanted else (None, 0)
         for i, role in enumerate(("z1", "z2")):
             a.z[i], a.ldz[i] = self._matrix(outs[role]) if outs[role] in wanted else (None, 0)

@@ -151,6 +151,9 @@ def _conv(
     if quantised is None and (not winograd or packer.size(name, False) <= KEEP_BOTH):
         a.weight = packer.address(name, False)
     a.bias = _constant(graph, node.inputs["bias"], weights)
+    if node.inputs.get("x2"):
+        second = node.inputs["weight2"]
+        a.cin2, a.weight2 = graph.raw.constants[second].shape[1], packer.address(second, False)
     a.relu = node.attributes["relu"]
     for i, suffix in enumerate("12"):
         a.scale[i] = _constant(graph, node.inputs["scale" + suffix], weights)

@@ -12,7 +12,7 @@ from typing import Any, List, Optional
 from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError
 from crispseg.plugins.shared_library import library_places, open_library
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ENVIRONMENT = "CRISPSEG_LIBRARY"
 BUILD_COMMAND = (
     "cmake -S crispseg/plugins -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build, "
@@ -48,6 +48,10 @@ class ConvArguments(Structure):
         ("shift", c_void_p * 2),
         ("z", c_void_p * 2),
         ("ldz", c_int64 * 2),
+        ("x2", c_void_p),
+        ("ldx2", c_int64),
+        ("cin2", c_int32),
+        ("weight2", c_void_p),
     ]
 
 

@@ -162,11 +162,13 @@ def conv_arguments(
     relu: bool = False,
     y: Optional[np.ndarray] = None,
     z: Sequence[Tuple[np.ndarray, np.ndarray, np.ndarray]] = (),
+    second: Optional[Tuple[np.ndarray, PackedWeight]] = None,
 ) -> ConvArguments:
     """Checked arguments of ``cs_sparse_conv``. The arrays must outlive the call.
 
     x: [n_in, cin] with a readable row of zeros before row 0 (``feature_matrix``); table: int32 [n_out, K] or None
-    (identity); y: [n_out, cout] to write or None; z: up to two (scale, shift, output [n_out, cout]).
+    (identity); y: [n_out, cout] to write or None; z: up to two (scale, shift, output [n_out, cout]); second: x2
+    [n_out, cin2] (``feature_matrix``) and its ``pack_weight`` of [1, cin2, cout], whose product is added.
     """
     taps, cin, cout = weight.taps, weight.cin, weight.cout
     out = (n_out, cout)
@@ -191,6 +193,12 @@ def conv_arguments(
         a.scale[i] = array(scale, np.float32, (cout,), "scale").ctypes.data
         a.shift[i] = array(shift, np.float32, (cout,), "shift").ctypes.data
         a.z[i], a.ldz[i] = _row_matrix(target, out, "z").ctypes.data, row_stride(target)
+    if second is not None:
+        x2, weight2 = second
+        if (weight2.taps, weight2.cout) != (1, cout):
+            raise InputError(f"second: expected weights [1, any, {cout}], found [{weight2.taps}, any, {weight2.cout}]")
+        a.x2, a.ldx2 = _row_matrix(x2, (n_out, weight2.cin), "second").ctypes.data, row_stride(x2)
+        a.cin2, a.weight2 = weight2.cin, weight2.data.ctypes.data
     return a
 
 

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define CS_ABI_VERSION 1
+#define CS_ABI_VERSION 2
 
 typedef enum { CS_OK = 0, CS_BAD_ARGUMENT = -1, CS_OUT_OF_MEMORY = -2, CS_UNSUPPORTED = -3, CS_INTERNAL = -4 } cs_status;
 typedef enum { CS_NEAREST = 0, CS_BILINEAR = 1, CS_BILINEAR_CORNERS = 2 } cs_upsample;
@@ -96,6 +96,10 @@ typedef struct {
   float *y; int64_t ldy;                     /* or NULL: only z wanted */
   const float *scale[2], *shift[2];          /* [cout] each */
   float *z[2]; int64_t ldz[2];               /* z = relu(y * scale + shift), or NULL */
+  /* A second source, or NULL: output row i adds row i of x2 times weight2, which cs_pack_weight made of [1, cin2, cout],
+   * as the last tap of its sum (the 1x1 shortcut of a residual block). Row -1 of x2 readable and zero. Then K < 32. */
+  const float *x2; int64_t ldx2; int32_t cin2; /* [n_out, cin2] */
+  const void *weight2;
 } cs_conv;
 CS_API int cs_sparse_conv(cs_context *ctx, const cs_conv *conv);
 
@@ -104,8 +108,8 @@ CS_API int cs_sparse_conv(cs_context *ctx, const cs_conv *conv);
  * in 0..127), the faster form. Row -1 of x holds `zero` in every byte; strides of bytes are multiples of 4; up to 3 bytes
  * after column cin may be read (and count for nothing). K * cin <= 66000, so that no sum overflows. */
 typedef struct {
-  cs_conv conv;         /* as for cs_sparse_conv, but x, and y or z that have a step, point to bytes, and their strides
-                           count bytes; weight from cs_pack_weight_int8 */
+  cs_conv conv;         /* as for cs_sparse_conv without x2, but x, and y or z that have a step, point to bytes, and their
+                           strides count bytes; weight from cs_pack_weight_int8 */
   const float *scale;   /* [cout]: step of x times step of the column's weights */
   int32_t zero;         /* of x: 0 or 128 */
   float step[3];        /* of y, z[0], z[1]: 0 = float32 is written, else bytes of this step */
@@ -132,7 +136,7 @@ CS_API int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t n, i
 CS_API size_t cs_winograd_bytes(const cs_context *ctx, int cin, int cout);
 CS_API int cs_winograd_pack(const cs_context *ctx, const float *weight, int cin, int cout, void *packed); /* K = 9 */
 /* conv: K = 9, n_in = n_out, weight from cs_winograd_pack; map and order are not read. A row that no tile has is not
- * written. residual may alias y. */
+ * written. residual may alias y. A NaN in x2 reaches the other rows of its tile. */
 CS_API int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, const int32_t *tiles_in, const int32_t *tiles_out,
                             int32_t tiles);
 

@@ -86,6 +86,31 @@ struct Input {
   float *row(int64_t i) { return data.data() + (i + 1) * ld; }
 };
 
+// The second source of a convolution with n rows, or none for n < 0.
+struct Second {
+  int cin, cout;
+  bool there;
+  Input x;
+  vector<float> weight;
+  std::unique_ptr<void, decltype(&std::free)> packed{nullptr, std::free};
+  Second(cs_context *ctx, int n, int cout_)
+      : cin(rnd.coin() ? rnd.range(1, 40) : rnd.range(280, 400)), cout(cout_), there(n >= 0), x(n < 0 ? 0 : n, cin),
+        weight(rnd.reals(static_cast<size_t>(cin) * cout)) {
+    packed.reset(std::aligned_alloc(64, (cs_packed_bytes(ctx, 1, cin, cout) + 63) / 64 * 64));
+    call(cs_pack_weight(ctx, weight.data(), 1, cin, cout, packed.get()));
+  }
+  void join(cs_conv *c) {
+    if (there) c->x2 = x.row(0), c->ldx2 = x.ld, c->cin2 = cin, c->weight2 = packed.get();
+  }
+  void add(int row, double *sum, double *size) {  // size += sum of the terms' magnitudes
+    for (int j = 0; j < cin && there; ++j)
+      for (int o = 0; o < cout; ++o) {
+        const double term = double{x.row(row)[j]} * weight[static_cast<size_t>(j) * cout + o];
+        sum[o] += term, size[o] += std::fabs(term);
+      }
+  }
+};
+
 // Written by the library: [n, c] between guards.
 template <class T> struct Output {
   int64_t n, c, ld;

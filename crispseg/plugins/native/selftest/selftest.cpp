@@ -112,6 +112,8 @@ void sparse_conv(cs_context *ctx) {
   if (residual) c.residual = rest.row(0), c.ldr = rest.ld;
   if (which & 1) c.y = y.row(0), c.ldy = y.ld;
   if (residual == 2 && c.y) c.residual = c.y, c.ldr = y.ld;
+  Second second(ctx, K < 32 && rnd.coin() ? n : -1, cout);
+  second.join(&c);
   for (int i = 0; i < 2; ++i)
     if (which & 2 << i) {
       c.z[i] = z[i]->row(0), c.ldz[i] = z[i]->ld;
@@ -125,6 +127,7 @@ void sparse_conv(cs_context *ctx) {
       sum[o] = (c.bias ? bias[o] : 0.0) + (residual ? rest.row(i)[o] : 0.0);
       size[o] = std::fabs(sum[o]) + 1;
     }
+    second.add(i, sum.data(), size.data());
     for (int k = 0; k < K; ++k) {
       const int from = identity ? i : map[i * K + k];
       for (int j = 0; j < cin && from >= 0; ++j)

@@ -10,6 +10,9 @@
 
 #include "internal.h"
 
+#define CS_TEXT_OF(value) #value
+#define CS_TEXT(macro) CS_TEXT_OF(macro)
+
 namespace crispseg {
 
 namespace {
@@ -109,7 +112,7 @@ int cs_abi_version(void) { return CS_ABI_VERSION; }
 const char *cs_last_error(void) { return crispseg::last_error; }
 
 const char *cs_build_info(void) {
-  return "crispseg native, ABI 1, " __VERSION__ ", generic"
+  return "crispseg native, ABI " CS_TEXT(CS_ABI_VERSION) ", " __VERSION__ ", generic"
 #if defined(CS_HAVE_AVX2)
          " avx2"
 #endif

@@ -42,6 +42,10 @@ int check_conv(const char *who, const cs_context *ctx, const cs_conv *c) {
   for (int i = 0; i < 2; ++i)
     if (c->z[i] && (!c->scale[i] || !c->shift[i] || c->ldz[i] < c->cout))
       return fail(CS_BAD_ARGUMENT, "%s: z[%d] needs scale, shift and ldz >= cout = %d", who, i, c->cout);
+  if (c->x2 && (bad_shape(c->K + 1, c->cin2, c->cout) || c->ldx2 < c->cin2 || !c->weight2 ||
+                reinterpret_cast<uintptr_t>(c->weight2) % 64))
+    return fail(CS_BAD_ARGUMENT, "%s: x2: expected K < %d, 1 <= cin2 <= ldx2 and weight2 at a multiple of 64 bytes; "
+                "found K = %d, cin2 = %d, ldx2 = %lld", who, kMaxTaps, c->K, c->cin2, static_cast<long long>(c->ldx2));
   if (!c->y && !c->z[0] && !c->z[1]) return fail(CS_BAD_ARGUMENT, "%s: no output asked for", who);
   return CS_OK;
 }

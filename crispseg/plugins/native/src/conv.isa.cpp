@@ -16,7 +16,9 @@ struct FloatKernel {
   template <int NV>
   void accumulate(const float *const *rows, uint32_t taps, uint32_t, const Chunk &chunk, int, const float *w, float *sums,
                   bool fresh) const {
-    crispseg::accumulate<NV>(rows, taps, chunk, conv.K, conv.cin, w, sums, fresh);
+    const int stride = all_taps(conv);
+    if (second(conv, chunk)) crispseg::accumulate<NV>(rows + conv.K, 1, chunk, stride, conv.cin2, w, sums, fresh);
+    else crispseg::accumulate<NV>(rows, taps, chunk, stride, conv.cin, w, sums, fresh);
   }
   void finish(const int32_t *out, const float *sums, int width, int col, int cols) const {
     crispseg::finish(conv, out, kRows, sums, width, col, cols);

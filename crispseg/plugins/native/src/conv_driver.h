@@ -43,14 +43,14 @@ struct ConvCut {
 ConvCut cut_conv(const ConvShape &k, int64_t n_out, int steps, int cout, int threads);
 
 // Scratch of one worker for the ConvRows of a block.
-inline size_t rows_bytes(int64_t rows, int K, int mr) {
+inline size_t rows_bytes(int64_t rows, int taps, int mr) {
   return static_cast<size_t>(
-      round_up(rows * K * sizeof(void *) + rows / mr * sizeof(uint32_t) + rows * sizeof(int32_t), 64));
+      round_up(rows * taps * sizeof(void *) + rows / mr * sizeof(uint32_t) + rows * sizeof(int32_t), 64));
 }
 
-inline ConvRows rows_at(char *memory, int64_t rows, int K, int mr) {
-  char *const taps = memory + rows * K * sizeof(void *), *const out = taps + rows / mr * sizeof(uint32_t);
-  return {reinterpret_cast<const float **>(memory), reinterpret_cast<uint32_t *>(taps), reinterpret_cast<int32_t *>(out)};
+inline ConvRows rows_at(char *memory, int64_t rows, int taps, int mr) {
+  char *const bits = memory + rows * taps * sizeof(void *), *const out = bits + rows / mr * sizeof(uint32_t);
+  return {reinterpret_cast<const float **>(memory), reinterpret_cast<uint32_t *>(bits), reinterpret_cast<int32_t *>(out)};
 }
 
 // Cuts a convolution, finds the row pointers of every block and runs `kernel` on it, on all threads of the context.
@@ -59,9 +59,10 @@ template <class Kernel>
 int run_blocks(cs_context *ctx, const char *who, const cs_conv &conv, const ConvShape &k, int steps, Kernel &&kernel) {
   if (conv.n_out == 0) return CS_OK;
   const ConvCut work = cut_conv(k, conv.n_out, steps, conv.cout, ctx->threads);
-  const size_t row_bytes = rows_bytes(work.rows, conv.K, k.mr);
+  const int taps = all_taps(conv);
+  const size_t row_bytes = rows_bytes(work.rows, taps, k.mr);
   const size_t acc = static_cast<size_t>(work.rows) * work.panels_per_group * k.width;
-  const bool one_chunk = static_cast<int64_t>(conv.K) * steps <= k.max_steps;
+  const bool one_chunk = static_cast<int64_t>(conv.K) * steps <= k.max_steps && !conv.x2;
   char *memory = ctx->scratch<char>(kSlotConvRows, row_bytes * ctx->threads);
   float *sums = one_chunk ? nullptr : ctx->scratch<float>(kSlotConvAcc, acc * ctx->threads);
   if (!memory || (!one_chunk && !sums)) return CS_OUT_OF_MEMORY;
@@ -72,7 +73,7 @@ int run_blocks(cs_context *ctx, const char *who, const cs_conv &conv, const Conv
     const int64_t end = begin + work.rows < conv.n_out ? begin + work.rows : conv.n_out;
     const int panel0 = static_cast<int>(unit % work.groups) * work.panels_per_group;
     const int panel1 = panel0 + work.panels_per_group < work.panels ? panel0 + work.panels_per_group : work.panels;
-    const ConvRows g = rows_at(memory + row_bytes * worker, work.rows, conv.K, k.mr);
+    const ConvRows g = rows_at(memory + row_bytes * worker, work.rows, taps, k.mr);
     if (!CS_PICK(ctx->isa, gather_kernels).gather(conv, k.mr, begin, end, g)) {
       bad.store(true, std::memory_order_relaxed);
       return;

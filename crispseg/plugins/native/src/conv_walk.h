@@ -18,6 +18,12 @@ namespace {
 
 constexpr ConvShape kShape = {kRows, kWidth, kLanes, kMaxSteps};
 
+// The second source of a convolution is one more tap, with input and weights of its own: chunks of tap K.
+inline bool second(const cs_conv &conv, const Chunk &chunk) { return chunk.tap0 == conv.K; }
+inline int steps_of(const cs_conv &conv, int steps, const Chunk &chunk) {
+  return second(conv, chunk) ? conv.cin2 : steps;
+}
+
 template <int NV, class Kernel>
 void panel_pass(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, int panel, const float *w,
                 const Ahead &ahead, typename Kernel::Sum *acc) {
@@ -25,6 +31,7 @@ void panel_pass(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk
   const cs_conv &conv = *block.conv;
   const int col = panel * kWidth, cols = conv.cout - col < width ? conv.cout - col : width;
   alignas(64) typename Kernel::Sum tile[kRows * width];
+  const int stride = all_taps(conv) * kRows, steps = steps_of(conv, kernel.steps(), chunk);
   const uint32_t before = (uint32_t{1} << chunk.tap0) - 1, here = (uint32_t{2} << (chunk.tap1 - 1)) - 1 - before;
   for (int64_t t = 0; t < block.tiles; ++t) {
     ahead.fetch(t, block.tiles);
@@ -32,24 +39,26 @@ void panel_pass(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk
     const uint32_t taps = block.rows.taps[t], now = taps & here;
     if (!now && !(taps == 0 && chunk.first)) continue;
     const bool fresh = !(taps & before) && chunk.c0 == 0;
-    const bool done = !now || (!(taps & ~(before | here)) && chunk.c1 == kernel.steps());
+    const bool done = !now || (!(taps & ~(before | here)) && chunk.c1 == steps);
     typename Kernel::Sum *sums = fresh && done ? tile : acc + t * kRows * width;
-    kernel.template accumulate<NV>(block.rows.rows + t * conv.K * kRows, now, taps, chunk, panel, w, sums, fresh);
+    kernel.template accumulate<NV>(block.rows.rows + t * stride, now, taps, chunk, panel, w, sums, fresh);
     if (done) kernel.finish(block.rows.out + t * kRows, sums, width, col, cols);
   }
 }
 
-// The weights of a panel: [tap][steps][width] words.
-inline const float *panel_weight(const cs_conv &conv, int steps, int panel) {
-  return static_cast<const float *>(conv.weight) + static_cast<int64_t>(panel) * kWidth * conv.K * steps;
+// The weights of a panel that a chunk is part of: [tap][steps][width] words.
+inline const float *panel_weight(const cs_conv &conv, int steps, const Chunk &chunk, int panel) {
+  const int64_t columns = static_cast<int64_t>(panel) * kWidth;
+  return second(conv, chunk) ? static_cast<const float *>(conv.weight2) + columns * conv.cin2
+                             : static_cast<const float *>(conv.weight) + columns * conv.K * steps;
 }
 
 // The weights of a chunk in a panel.
 inline Ahead slab(const cs_conv &conv, int steps, const Chunk &chunk, int panel) {
   const int64_t row = panel_vectors(conv.cout, panel) * kLanes * static_cast<int64_t>(sizeof(float));
-  const int64_t first = static_cast<int64_t>(chunk.tap0) * steps + chunk.c0;
-  const int64_t last = static_cast<int64_t>(chunk.tap1 - 1) * steps + chunk.c1;
-  return {reinterpret_cast<const char *>(panel_weight(conv, steps, panel)) + first * row, (last - first) * row};
+  const int64_t tap = second(conv, chunk) ? 0 : chunk.tap0, taps = chunk.tap1 - chunk.tap0;
+  const int64_t first = tap * steps + chunk.c0, last = (tap + taps - 1) * steps + chunk.c1;
+  return {reinterpret_cast<const char *>(panel_weight(conv, steps, chunk, panel)) + first * row, (last - first) * row};
 }
 
 template <class Kernel>
@@ -57,11 +66,11 @@ void panels(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, co
   const cs_conv &conv = *block.conv;
   const int steps = kernel.steps();
   for (int p = block.panel0; p < block.panel1; ++p) {
-    const float *w = panel_weight(conv, steps, p);
+    const float *w = panel_weight(conv, steps, chunk, p);
     auto *acc = reinterpret_cast<typename Kernel::Sum *>(block.acc) +
                 static_cast<int64_t>(p - block.panel0) * kWidth * kRows * block.tiles;
     const Ahead ahead = p + 1 < block.panel1 ? slab(conv, steps, chunk, p + 1)
-                        : next.tap0 < conv.K ? slab(conv, steps, next, block.panel0) : Ahead{nullptr, 0};
+                        : next.tap0 < all_taps(conv) ? slab(conv, steps, next, block.panel0) : Ahead{nullptr, 0};
     switch (panel_vectors(conv.cout, p)) {
       case 1: panel_pass<1>(kernel, block, chunk, p, w, ahead, acc); break;
       case 2: panel_pass<2>(kernel, block, chunk, p, w, ahead, acc); break;
@@ -80,15 +89,16 @@ template <class Kernel>
 void walk(const Kernel &kernel, const ConvBlock &block) {
   const cs_conv &conv = *block.conv;
   const int steps = kernel.steps();
-  const int parts = (steps + kMaxSteps - 1) / kMaxSteps;
-  const int taps = parts > 1 ? 1 : kMaxSteps / steps;
-  const int part = ((steps + parts - 1) / parts + 3) / 4 * 4;
   const auto make = [&](int tap, int c) {
-    return Chunk{tap, tap + taps < conv.K ? tap + taps : conv.K, c, c + part < steps ? c + part : steps,
-                 tap == 0 && c == 0};
+    const int all = tap < conv.K || !conv.x2 ? steps : conv.cin2, parts = (all + kMaxSteps - 1) / kMaxSteps;
+    const int taps = tap == conv.K || parts > 1 ? 1 : kMaxSteps / all;
+    const int part = ((all + parts - 1) / parts + 3) / 4 * 4;
+    const int end = tap < conv.K && tap + taps > conv.K ? conv.K : tap + taps;
+    return Chunk{tap, end, c, c + part < all ? c + part : all, tap == 0 && c == 0};
   };
-  for (Chunk chunk = make(0, 0); chunk.tap0 < conv.K;) {
-    const Chunk next = chunk.c1 < steps ? make(chunk.tap0, chunk.c1) : make(chunk.tap1, 0);
+  for (Chunk chunk = make(0, 0); chunk.tap0 < all_taps(conv);) {
+    const bool more = chunk.c1 < steps_of(conv, steps, chunk);
+    const Chunk next = more ? make(chunk.tap0, chunk.c1) : make(chunk.tap1, 0);
     panels(kernel, block, chunk, next);
     chunk = next;
   }

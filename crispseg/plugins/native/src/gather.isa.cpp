@@ -74,35 +74,41 @@ template <class Taps>
 bool by_map(Taps &state, const cs_conv &c, int mr, int64_t begin, int64_t end, const ConvRows &g) {
   const int64_t bytes = c.ldx * static_cast<int64_t>(sizeof(float));
   const int64_t zero = c.x ? reinterpret_cast<int64_t>(c.x) - bytes : 0;
-  const uint32_t all = 0xffffffffu >> (32 - c.K);
+  const int taps = all_taps(c);
+  const uint32_t all = 0xffffffffu >> (32 - c.K), second = c.x2 ? uint32_t{1} << c.K : 0;
   for (int64_t at = begin, t = 0; at < end; at += mr, ++t) {
-    const float **rows = g.rows + t * c.K * mr;
+    const float **rows = g.rows + t * taps * mr;
     begin_tile(state);
-    for (int r = 0; r < mr; ++r, rows += c.K) {
+    for (int r = 0; r < mr; ++r, rows += taps) {
       if (at + r >= end) {
         g.out[t * mr + r] = -1;
         for (int k = 0; k < c.K; ++k) rows[k] = reinterpret_cast<const float *>(zero);
+        if (second) rows[c.K] = c.x2;
         continue;
       }
       const int64_t row = c.order ? c.order[at + r] : at + r;
       if (row < 0 || row >= c.n_out) return false;
       g.out[t * mr + r] = static_cast<int32_t>(row);
       state.row(c.map + row * c.K, zero, bytes, rows);
+      if (second) rows[c.K] = c.x2 + row * c.ldx2;
     }
-    g.taps[t] = ~missing(state) & all;
+    g.taps[t] = (~missing(state) & all) | second;
   }
   return largest(state) <= static_cast<uint32_t>(c.n_in);
 }
 
 // No map: output row i reads input row i.
 bool identity(const cs_conv &c, int mr, int64_t begin, int64_t end, const ConvRows &g) {
+  const int taps = all_taps(c);
   for (int64_t at = begin, t = 0; at < end; at += mr, ++t) {
-    g.taps[t] = 1;
+    g.taps[t] = c.x2 ? 3 : 1;
     for (int r = 0; r < mr; ++r) {
       const int64_t row = at + r >= end ? -1 : c.order ? c.order[at + r] : at + r;
       if (at + r < end && (row < 0 || row >= c.n_out)) return false;
       g.out[t * mr + r] = static_cast<int32_t>(row);
-      g.rows[t * mr + r] = c.x + row * c.ldx;
+      const float **rows = g.rows + (t * mr + r) * taps;
+      rows[0] = c.x + row * c.ldx;
+      if (c.x2) rows[1] = c.x2 + row * c.ldx2;
     }
   }
   return true;

@@ -60,7 +60,7 @@ void weight_points(const double *g, double *u) {
 
 // `blocks` blocks of `tiles` tiles, each cut into groups of panels, and the scratch of a worker. No influence on results.
 struct Cut {
-  int64_t tiles, blocks, groups, panels_per_group, ldv, v_point, m_point;
+  int64_t tiles, blocks, groups, panels_per_group, ldv, v_point, m_point, ldv2, v2_point;
   int panels;
 };
 
@@ -85,6 +85,8 @@ Cut cut(const ConvShape &k, const cs_conv &c, int64_t tiles, int threads) {
   // 16 more floats: rows and points a power of two apart would share few cache sets.
   r.ldv = round_up(c.cin, 16) + 16;
   r.v_point = r.tiles * r.ldv + 16;
+  r.ldv2 = c.x2 ? round_up(c.cin2, 16) + 16 : 0;
+  r.v2_point = c.x2 ? r.tiles * r.ldv2 + 16 : 0;
   r.m_point = r.tiles * r.panels_per_group * k.width + 16;
   return r;
 }
@@ -154,7 +156,8 @@ extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, const int3
   if (!tiles_in || !tiles_out) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: no tiles");
   const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
   const Cut work = cut(k, *conv, tiles, ctx->threads);
-  float *v = ctx->scratch<float>(kSlotTileIn, static_cast<size_t>(kPoints * work.v_point) * ctx->threads);
+  const int64_t v_size = kPoints * work.v_point + kCentre * work.v2_point;
+  float *v = ctx->scratch<float>(kSlotTileIn, static_cast<size_t>(v_size) * ctx->threads);
   float *m = ctx->scratch<float>(kSlotTileOut, static_cast<size_t>(kPoints * work.m_point) * ctx->threads);
   if (!v || !m) return CS_OUT_OF_MEMORY;
 
@@ -165,8 +168,9 @@ extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, const int3
     const int panel0 = static_cast<int>(unit % work.groups * work.panels_per_group);
     const int64_t panel1 = panel0 + work.panels_per_group < work.panels ? panel0 + work.panels_per_group : work.panels;
     const WinogradBlock block{conv, tiles_in + 16 * begin, tiles_out + 4 * begin, count, panel0,
-                              static_cast<int>(panel1), v + kPoints * work.v_point * worker,
-                              m + kPoints * work.m_point * worker, work.v_point, work.m_point, work.ldv};
+                              static_cast<int>(panel1), v + v_size * worker,
+                              v + v_size * worker + kPoints * work.v_point, m + kPoints * work.m_point * worker,
+                              work.v_point, work.m_point, work.ldv, work.v2_point, work.ldv2};
     if (!CS_PICK(ctx->isa, winograd_kernels).block(block)) bad.store(true, std::memory_order_relaxed);
   });
   if (bad.load())

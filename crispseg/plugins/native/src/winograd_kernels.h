@@ -17,8 +17,9 @@ struct WinogradBlock {
   int64_t tiles;
   int panel0, panel1;
   float *v;            // [16][v_point]: transformed input, [tiles][ldv]
+  float *v2;           // [4][v2_point]: that of the second source, [tiles][ldv2]
   float *m;            // [16][m_point]: products, [register tile][panel1 - panel0][rows of a tile][panel width]
-  int64_t v_point, m_point, ldv;
+  int64_t v_point, m_point, ldv, v2_point, ldv2;
 };
 
 struct WinogradKernels {
@@ -27,6 +28,7 @@ struct WinogradKernels {
 CS_DECLARE_TABLE(WinogradKernels, winograd_kernels)
 
 constexpr int kPoints = 16;
+constexpr int kCentre = 4;  // points that a kernel of the centre tap alone has: a, b in {1, 2}
 
 }  // namespace crispseg
 #endif
