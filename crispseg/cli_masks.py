@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Optional, Sequence
 
 import typer
 
@@ -13,6 +13,9 @@ from crispseg.errors import InputError
 
 #: First words of `crispseg export` that make a mask-refiner bundle.
 MASK_REFINERS = ("segrefiner", "crm")
+_COMMON = ("base", "weights", "random_weights", "name", "out", "json")
+#: What each of them takes of the parameters of `crispseg export`.
+OPTIONS = {"segrefiner": (*_COMMON, "window", "mode", "half"), "crm": _COMMON}
 
 
 class Mode(str, Enum):
@@ -120,12 +123,12 @@ def export_mask_refiner(
     half: bool,
     random_weights: bool,
     name: Optional[str],
-    foreign: Dict[str, Any],
+    given: Sequence[str],
     json: bool,
 ) -> None:
     """Write a SegRefiner or CRM bundle and print its report.
 
-    ``foreign``: options of export by name that only belong to bundles that segment frames, with what was given.
+    ``given``: parameters of export that stand on the command line.
 
     Raises:
         InputError: an option that the refiner has no use for.
@@ -133,9 +136,7 @@ def export_mask_refiner(
     from crispseg.cli_output import execute
     from crispseg.runtime.describe_masks import describe_masks, show_masks
 
-    wrong = [option for option, value in foreign.items() if value]
-    if kind == "crm":
-        wrong += [f"--{item}" for item, value in (("window", window), ("mode", mode), ("half", half)) if value]
+    wrong = [f"--{key.replace('_', '-')}" for key in given if key not in OPTIONS[kind]]
     if wrong:
         raise InputError(f"export {kind}: {', '.join(wrong)} does not belong to it; leave it out")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -118,8 +120,16 @@ def test_command_line(bundle, files, capsys):
     assert "crispseg refine" in capsys.readouterr().err
     assert main(["refine", *given, "--mode", "semantic"]) == 2
     assert "--steps: expected instance mode" in capsys.readouterr().err
-    assert main(["export", "segrefiner", "--random-weights", "--threshold", "1", "-o", str(files / "b")]) == 2
-    assert "--threshold does not belong" in capsys.readouterr().err
+    for kind, wrong in (
+        ("segrefiner", ["--threshold", "1"]),
+        ("segrefiner", ["--static"]),
+        ("crm", ["--size", "10x10"]),
+        ("crm", ["--mean", "1,2,3"]),
+        ("crm", ["--window", "64"]),
+    ):
+        assert main(["export", kind, "--random-weights", *wrong, "-o", str(files / "b")]) == 2
+        assert f"{wrong[0]} does not belong" in capsys.readouterr().err
+    assert not (files / "b").exists()
 
 
 def test_folders_match_by_stem(bundle, files):
@@ -140,6 +150,72 @@ def test_folders_match_by_stem(bundle, files):
         find_pairs(photos, files / "mask.png")
     with pytest.raises(InputError, match="would replace the input"):
         refine(bundle, photos, masks, files, ORT)
+
+
+def test_a_pair_that_does_not_fit_is_found_before_any_work(bundle, files):
+    photos, masks = files / "photos", files / "masks"
+    small, palette = Image.new("L", (119, 90)), Image.new("P", (120, 90))
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    for name, bad, words in (("b", small, "90 x 119, found 90 x 120"), ("c", palette, "found a palette")):
+        for folder in (photos, masks):
+            folder.mkdir()
+        for stem in ("a", name):
+            (photos / f"{stem}.png").write_bytes((files / "a.png").read_bytes())
+        (masks / "a.png").write_bytes((files / "mask.png").read_bytes())
+        bad.save(masks / f"{name}.png")
+        with pytest.raises(InputError, match=words):
+            refine(bundle, photos, masks, files / "out", ORT)
+        assert not (files / "out").exists()
+        shutil.rmtree(photos)
+        shutil.rmtree(masks)
+
+
+def test_progress_counts_within_a_photo(bundle, files):
+    seen = []
+    options = RefineOptions("semantic", backend="onnxruntime", threads=1, batch=1)
+    report = refine(bundle, files / "a.png", files / "mask.png", files / "out", options, progress=seen_by(seen))
+    assert report["items"][0]["windows"] > 2
+    assert len(seen) == report["items"][0]["windows"] + 1
+    assert seen == sorted(seen)
+    assert seen[0] == (5 / report["network_calls"], 1, "")
+    assert seen[-1] == (1, 1, "")
+    labels = np.zeros((90, 120), np.uint8)
+    labels[10:50, 10:60], labels[50:80, 20:90] = 1, 2
+    parts = []
+    refine_labels(Shifting(), np.zeros((90, 120, 3), np.uint8), labels, 0, progress=lambda *work: parts.append(work))
+    assert parts == [(0.5, 2), (1, 2), (1.5, 2), (2, 2)]
+
+
+def seen_by(seen):
+    return lambda done, total, text="": seen.append((done, total, text))
+
+
+def test_ctrl_c_finishes_the_photo_and_says_so(bundle, files):
+    photos, masks = files / "photos", files / "masks"
+    for folder, source in ((photos, "a.png"), (masks, "mask.png")):
+        folder.mkdir()
+        for stem in "abc":
+            (folder / f"{stem}.png").write_bytes((files / source).read_bytes())
+    said = []
+
+    def stop_in_the_first(done, total, text=""):
+        said.append(text)
+        if len(said) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    options = RefineOptions("semantic", backend="onnxruntime", threads=1, batch=1)
+    report = refine(bundle, photos, masks, files / "out", options, progress=stop_in_the_first)
+    assert report["interrupted"]
+    assert report["photos"] == 1
+    assert "Ctrl-C again" in said[1]
+    assert sorted(p.name for p in (files / "out").rglob("*.*")) == ["a.png", "report.json"]
+
+    def stop_twice(done, total, text=""):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        refine(bundle, photos, masks, files / "twice", options, progress=stop_twice)
+    assert [p.name for p in (files / "twice").rglob("*")] == ["masks"]
 
 
 def test_masks_of_other_kinds(files):
@@ -186,7 +262,9 @@ def test_exif_turns_the_photo_and_never_the_mask(files):
 class Shifting:
     """Moves every mask one pixel to the right, with a probability that its size decides."""
 
-    def refine(self, photo, mask):
+    def refine(self, photo, mask, progress=None):
+        if progress is not None:
+            progress(1, 2)
         moved = np.roll(mask > 0, 1, 1)
         moved[:, 0] = False
         return Refined(
@@ -269,6 +347,12 @@ def test_coco_results(bundle, files):
     (files / "results.json").write_text(json.dumps(results))
     with pytest.raises(InputError, match="photo of image_id 7"):
         refine(bundle, photos, files / "results.json", files / "o", options)
+    results[1].update(image_id=42, segmentation={"size": [90, 120], "counts": [5]})
+    (files / "results.json").write_text(json.dumps(results))
+    with pytest.raises(InputError, match="object 1: counts"):  # before the first object is refined
+        refine(bundle, photos, files / "results.json", files / "new", options)
+    assert not (files / "new").exists()
+    assert refine(bundle, files / "a.png", files / "mask.png", files / "o", options)["output"] == {"masks": "masks"}
 
 
 def test_options_are_checked(bundle):

@@ -51,9 +51,15 @@ class CocoRun:
             )
         self.images = [(places[str(image)], found) for image, found in by_image.items()][:limit]
         self.total = len(self.images)
+        for _, indices in self.images:  # a wrong one must not end the work of hours: results are written at the end
+            masks = _Masks(self, indices)
+            for number in range(len(masks)):
+                masks[number]
 
-    def run(self, refiner: Any, folder: Path, record: Any, stop: Callable[[], bool]) -> Iterator[int]:
-        """Refine photo by photo; yields how many are done."""
+    def run(
+        self, refiner: Any, folder: Path, record: Any, stop: Callable[[], bool], tell: Callable[[float], None]
+    ) -> Iterator[int]:
+        """Refine photo by photo; yields how many are done, and calls ``tell`` with that and the share of the next."""
         if refiner.mode != "instance":
             raise InputError("COCO results: expected --mode instance, found %s; give it" % refiner.mode)
         for done, (path, indices) in enumerate(self.images):
@@ -63,11 +69,13 @@ class CocoRun:
             with record.timed("decode"):
                 first = masks[0]
                 photo = read_photo(path, first.shape, self.ignore_exif)
-            refined = 0
+            refined = ready = 0
             with record.timed("refine"):
                 for found in refiner.objects(photo, masks):
                     item = self.objects[indices[found.number]]
                     record.changed.append(100.0 * float((found.mask != masks[found.number]).mean()))
+                    ready += 1
+                    tell(done + ready / len(indices))
                     if found.box is None:
                         continue
                     refined += 1

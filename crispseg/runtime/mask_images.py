@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -53,6 +53,29 @@ def find_pairs(photos: Union[str, Path], masks: Union[str, Path]) -> List[Pair]:
             "photos out" % (masks, ", ".join(missing[:3]), " and %d more" % (len(missing) - 3) if missing[3:] else "")
         )
     return [Pair(left[key].stem, left[key], right[key]) for key in left]
+
+
+def check_pairs(pairs: Sequence[Pair], labels: bool, ignore_exif: bool) -> None:
+    """Look at the sizes of all pairs, from their headers, before any is refined. Raises InputError for the first
+    pair that does not fit, or that the refinement could not read (``labels``: the masks are label maps).
+    """
+    modes = ("L", "P", "1") if labels else ("1", "L", "LA", "I;16", "I;16B", "I", "RGB", "RGBA")
+    for pair in pairs:
+        (photo, _), (mask, mode) = _header(pair.photo, not ignore_exif), _header(pair.mask, False)
+        if photo is None or photo != mask or mode not in modes:  # whoever reads them says best what is wrong
+            given = read_label_map(pair.mask) if labels else read_mask(pair.mask)
+            read_photo(pair.photo, given.shape, ignore_exif)
+
+
+def _header(path: Path, upright: bool) -> Tuple[Optional[Tuple[int, int]], str]:
+    """((height, width), mode) as a picture's header says; (None, "") when it cannot be read."""
+    try:
+        with open_picture(path, "picture") as image:
+            width, height = image.size
+            turned = upright and image.getexif().get(0x0112) in (5, 6, 7, 8)
+            return ((width, height) if turned else (height, width)), image.mode
+    except InputError:
+        return None, ""
 
 
 def files_by_key(folder: Path, what: str, skip: Sequence[str]) -> Dict[str, Path]:
@@ -116,8 +139,8 @@ def _read(path: Union[str, Path], palette: bool) -> np.ndarray:
             raise InputError("label map %s: expected 8-bit class ids, found mode %s; convert it" % (path, mode))
         if not palette and mode == "P":
             raise InputError(
-                "mask %s: expected grey levels, found a palette; give --labels for a map of class ids, or convert "
-                "it to grey" % path
+                "mask %s: expected grey levels, found a palette; convert it to grey, or is it a map of class ids? "
+                "crispseg refine --labels reads those" % path
             )
         if mode.startswith("I") or mode == "F":
             values = np.asarray(image).astype(np.float64)

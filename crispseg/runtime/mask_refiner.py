@@ -50,6 +50,10 @@ class RefineOptions:
     device: int = 0
 
 
+#: Called with (work done, work in all) of one mask.
+Progress = Optional[Callable[[float, float], None]]
+
+
 @dataclass
 class Refined:
     """``mask`` bool [H, W]; ``probability`` float32 [H, W] of the foreground; ``facts``: what was done."""
@@ -142,7 +146,7 @@ class SegRefinerRuntime:
             self.network, photo, masks, self.info, steps=self.steps, draw=self._draw, batch=self.batch
         )
 
-    def refine(self, photo: np.ndarray, mask: np.ndarray) -> Refined:
+    def refine(self, photo: np.ndarray, mask: np.ndarray, progress: Progress = None) -> Refined:
         """Refine one mask: uint8 [H, W, 3] and grey uint8 [H, W]."""
         start = foreground(mask)
         if self.mode == "instance":
@@ -152,7 +156,9 @@ class SegRefinerRuntime:
                 x0, y0, x1, y1 = found.box
                 probability[y0:y1, x0:x1] = found.probability
             return Refined(found.mask, probability, {"refined": found.box is not None})
-        made = refine_semantic(self.network, photo, start, self.info, draw=self._draw, batch=self.batch)
+        made = refine_semantic(
+            self.network, photo, start, self.info, draw=self._draw, batch=self.batch, progress=progress
+        )
         probability = np.zeros(start.shape, np.float32) if made.probability is None else made.probability
         facts = {"refined": made.probability is not None, "windows": made.windows_run, "undecided": made.candidates}
         return Refined(made.mask, probability, facts)
@@ -198,10 +204,10 @@ class CrmRuntime:
         self.pictures = 0
         self._engine = open_crm(bundle, provider=options.provider, threads=options.threads)
 
-    def refine(self, photo: np.ndarray, mask: np.ndarray) -> Refined:
+    def refine(self, photo: np.ndarray, mask: np.ndarray, progress: Progress = None) -> Refined:
         """Refine one mask: uint8 [H, W, 3] and grey uint8 [H, W], whose grey levels count."""
         start = time.perf_counter()
-        probability = self._engine.refine(photo, mask.astype(np.float32) / np.float32(255))
+        probability = self._engine.refine(photo, mask.astype(np.float32) / np.float32(255), progress)
         self.calls.append((time.perf_counter() - start) * 1e3)
         self.pictures += 1
         return Refined(probability > 0.5, probability, {"refined": bool(mask.any())})
@@ -221,7 +227,7 @@ def refine_labels(
     labels: np.ndarray,
     background: Optional[int] = None,
     ignore: int = 255,
-    progress: Optional[Callable[[int, int], None]] = None,
+    progress: Progress = None,
 ) -> Refined:
     """Refine a label map class by class and join the results.
 
@@ -239,7 +245,12 @@ def refine_labels(
         out[labels != ignore] = background
     facts: Dict[str, Any] = {"classes": len(ids), "refined": 0}
     for done, i in enumerate(ids):
-        found = refiner.refine(photo, np.where(labels == i, np.uint8(255), np.uint8(0)))
+
+        def part(work: float, total: float, done: int = done) -> None:
+            if progress is not None:
+                progress(done + work / total, len(ids))
+
+        found = refiner.refine(photo, np.where(labels == i, np.uint8(255), np.uint8(0)), part)
         facts["refined"] += int(found.facts.get("refined", True))
         wins = found.mask & (found.probability > best) & (labels != ignore)
         out[wins] = i

@@ -21,7 +21,7 @@ from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import InputError
 from crispseg.report import new_report, summarise, write_json
 from crispseg.runtime.interrupt import Interrupt
-from crispseg.runtime.mask_images import find_pairs, read_label_map, read_mask, read_photo
+from crispseg.runtime.mask_images import check_pairs, find_pairs, read_label_map, read_mask, read_photo
 from crispseg.runtime.mask_refiner import RefineOptions, open_mask_refiner, refine_labels
 from crispseg.runtime.sinks import make_folder, write_png
 
@@ -80,7 +80,7 @@ def refine(
         ignore_exif: take the photo as stored.
         annotations: COCO annotation file with the names of the photos; else they are their ids.
         limit: stop after so many photos.
-        progress: called with (done, total).
+        progress: called with (photos done, photos, text); of the photo under way the share that is done counts.
 
     Ctrl-C finishes the photo under way and writes the report with ``interrupted`` true (COCO results: no file, they
     would not be complete). Raises InputError, BundleError, EnvironmentMismatch, UnsupportedOp.
@@ -107,13 +107,19 @@ def refine(
         refiner = open_mask_refiner(loaded, options)
         stack.callback(refiner.close)
         make_folder(folder)
-        with contextlib.suppress(FileNotFoundError):
-            (folder / "report.json").unlink()  # one of an earlier run must not stand beside new files
+        for old in ("report.json", "results.json") if coco else ("report.json",):
+            with contextlib.suppress(FileNotFoundError):
+                (folder / old).unlink()  # one of an earlier run must not stand beside new files
         start = time.perf_counter()
         with Interrupt(lambda: None) as interrupt:
             done = 0
-            for done in work.run(refiner, folder, record, lambda: interrupt.hit):
-                say(done, work.total)
+
+            def tell(finished: float) -> None:
+                last = "finishing this photo, Ctrl-C again stops at once" if interrupt.hit else ""
+                say(finished, work.total, last)
+
+            for done in work.run(refiner, folder, record, lambda: interrupt.hit, tell):
+                tell(done)
             interrupted = bool(interrupt.hit) and done < work.total
         outputs = work.finish(folder, interrupted)
         report = _report(loaded, refiner, record, options, outputs, interrupted, time.perf_counter() - start, done)
@@ -128,24 +134,31 @@ class _Pairs:
         self, photos: Any, masks: Any, labels: bool, background: Optional[int], ignore_exif: bool, limit: Optional[int]
     ) -> None:
         self.pairs = find_pairs(photos, masks)[:limit]
+        check_pairs(self.pairs, labels, ignore_exif)
         self.total = len(self.pairs)
         self.labels, self.background, self.ignore_exif = labels, background, ignore_exif
         self.kind = "labels" if labels else "masks"
 
-    def run(self, refiner: Any, folder: Path, record: Record, stop: Callable[[], bool]):  # type: ignore[no-untyped-def]
-        """Yields the number of finished photos."""
+    def run(  # type: ignore[no-untyped-def]
+        self, refiner: Any, folder: Path, record: Record, stop: Callable[[], bool], tell: Callable[[float], None]
+    ):
+        """Yields the number of finished photos; calls ``tell`` with it and the share of the one under way."""
         make_folder(folder / self.kind)
         for done, pair in enumerate(self.pairs):
             if stop():
                 return
+
+            def part(work: float, total: float, done: int = done) -> None:
+                tell(done + min(work / total, 1.0))
+
             with record.timed("decode"):
                 given = (read_label_map if self.labels else read_mask)(pair.mask)
                 photo = read_photo(pair.photo, given.shape, self.ignore_exif)
             with record.timed("refine"):
                 if self.labels:
-                    found = refine_labels(refiner, photo, given, self.background)
+                    found = refine_labels(refiner, photo, given, self.background, progress=part)
                 else:
-                    found = refiner.refine(photo, given)
+                    found = refiner.refine(photo, given, part)
                     if 0 < int(given.max()) < 128:
                         record.warnings.append(
                             "%s: its brightest grey level is %d, below one half: no foreground; --labels reads class "

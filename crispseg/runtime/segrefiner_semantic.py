@@ -6,7 +6,7 @@ small result is undecided.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -29,7 +29,14 @@ class Semantic(NamedTuple):
 
 
 def refine_semantic(
-    network: Network, photo: np.ndarray, mask: np.ndarray, info: SegRefinerInfo, *, draw: Draw, batch: int
+    network: Network,
+    photo: np.ndarray,
+    mask: np.ndarray,
+    info: SegRefinerInfo,
+    *,
+    draw: Draw,
+    batch: int,
+    progress: Optional[Callable[[int, int], None]] = None,
 ) -> Semantic:
     """Refine one mask of a picture.
 
@@ -40,6 +47,7 @@ def refine_semantic(
         info: of the bundle.
         draw: see ``seeded_draw``; the object's number is 0.
         batch: most windows in one call.
+        progress: called with (calls of the network done, calls in all), first when their number is known.
 
     A picture smaller than a window is extended to its size to the right and below by repeating the last pixels, the
     mask alike (the official code fails there).
@@ -59,7 +67,10 @@ def refine_semantic(
     )
     boxes = with_border(whole, found.boxes)
     canvas = Canvas(*whole.shape)
-    for start in range(0, len(boxes), batch):
+    steps, calls = len(info.fine_left) - 1, -(-len(boxes) // batch)
+    for done, start in enumerate(range(0, len(boxes), batch)):
+        if progress is not None:
+            progress(steps + done, steps + calls)
         some = boxes[start : start + batch]
         logits = network(window_input(photo, whole, some, info), np.zeros(len(some), np.int64))
         canvas.add(sigmoid(logits)[:, 0], some)

@@ -24,6 +24,7 @@ from crispseg.errors import BundleError, InputError  # noqa: E402
 from crispseg.models.refiners import crm as network  # noqa: E402
 from crispseg.runtime import crm_tables, crm_tiles  # noqa: E402
 from crispseg.runtime.crm import TILE_AREA, open_crm, refine  # noqa: E402
+from crispseg.runtime.mask_run import refine as run_refine  # noqa: E402
 
 torch.set_num_threads(1)
 INFO = CrmInfo(
@@ -247,6 +248,11 @@ def test_refine_command(bundle, engine, tmp_path):
     grey = (mask * 200).astype(np.uint8)
     Image.merge("RGBA", [Image.fromarray(grey)] * 3 + [Image.new("L", (70, 48), 255)]).save(tmp_path / "mask.png")
     command = ["refine", str(bundle.path), str(tmp_path / "photo.png"), str(tmp_path / "mask.png")]
+    seen = []
+    run_refine(bundle, *command[2:], tmp_path / "out", progress=lambda done, total, text="": seen.append(done))
+    assert len(seen) > 2
+    assert seen == sorted(seen)
+    assert 0 < seen[0] < seen[-1] == 1
     assert main([*command, "-o", str(tmp_path / "out"), "--threads", "1", "--json"]) == 0
     found = np.asarray(Image.open(tmp_path / "out" / "masks" / "photo.png"))
     wanted = engine.refine(image, grey / np.float32(255)) > 0.5
