@@ -50,6 +50,8 @@ def open_module(base: Foreign, num_classes: int, weights: str | Path | None, siz
     module = _call(spec, num_classes, dict(base.arguments), assumed).eval()
     notes: dict[str, Any] = {"module": spec, "arguments": {k: repr(v) for k, v in base.arguments.items()}}
     if weights is None:
+        if base.droppable:
+            raise InputError("--drop: expected --weights with it, found none; leave it out")
         assumed.append("the weights are those that the factory returns (--weights)")
     else:
         dropped = load_strict(module, load_checkpoint(weights), base.droppable, str(weights))
@@ -94,9 +96,11 @@ def _call(spec: str, num_classes: int, arguments: dict[str, Any], assumed: list[
         factory: Any = importlib.import_module(package)
         for part in name.split("."):
             factory = getattr(factory, part)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, a script without a guard may exit
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
         raise InputError(
-            f"--module {spec}: cannot be imported: {error}; run crispseg in the folder that holds it, or install it"
+            f"--module {spec}: cannot be imported: {kind}{error}; run crispseg in the folder that holds it, or install "
+            "it"
         ) from None
     finally:
         if added:
@@ -110,7 +114,7 @@ def _call(spec: str, num_classes: int, arguments: dict[str, Any], assumed: list[
         assumed.append(f"{name} takes {accepted[0]}={num_classes}")
     try:
         module = factory(**arguments)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(f"--module {spec}: {name}(...) failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"--module {spec}: expected a torch.nn.Module, found a {type(module).__name__}")

@@ -129,6 +129,8 @@ def open_onnx(base: Foreign, num_classes: int, size: tuple[int, int]) -> Onnx:
     try:
         check_external_data(path)
         model = onnx.load(str(path))
+        if any(not output.type.tensor_type.HasField("shape") for output in model.graph.output):
+            model = onnx.shape_inference.infer_shapes(model)  # some exporters leave an open shape out altogether
         onnx.checker.check_model(model)
         if model.functions:
             from onnx import inliner
@@ -307,6 +309,11 @@ def _without_softmax(
 ) -> tuple[bool, str]:
     """(whether a last softmax over the classes was left out, name of what remains)."""
     producer = next((n for n in graph.node if output in n.output), None)
+    if producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid"):
+        raise InputError(
+            f"--onnx {path}: ends in a {producer.op_type}: expected logits, which a softmax over the classes turns "
+            "into probabilities; export the network without it"
+        )
     if producer is None or producer.op_type not in ("Softmax", "LogSoftmax"):
         return False, output
     axis = next((a.i for a in producer.attribute if a.name == "axis"), -1) % 4

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from crispseg.errors import CheckpointError
+from crispseg.errors import CheckpointError, InputError
 
 #: Names under which training codes wrap the weights, tried in this order.
 WRAPPERS = ("state_dict", "model")
@@ -191,7 +191,10 @@ def load_strict(
         if found is not None:
             raise CheckpointError(f"{source}: {refused[1]}; found key {found}")
     own = module.state_dict()
-    patterns = [re.compile(pattern) for pattern in droppable]
+    try:
+        patterns = [re.compile(pattern) for pattern in droppable]
+    except re.error as error:
+        raise InputError(f"pattern of keys to drop: expected a regular expression, found an error: {error}") from None
     extra = [key for key in state if key not in own]
     dropped = [key for key in extra if any(pattern.match(key) for pattern in patterns)]
     unknown = sorted(set(extra) - set(dropped))

@@ -57,3 +57,7 @@ def broken():
 
 
 number = 3
+
+
+def leaves():
+    raise SystemExit(3)

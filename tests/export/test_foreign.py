@@ -107,6 +107,8 @@ class TestModule:
             (Foreign(module="foreign_nets:Net", arguments={"num_classes": 6}), "as many classes as the network has"),
             (Foreign(module="foreign_nets:Net", arguments={"kinds": 1}), "unexpected keyword argument 'kinds'"),
             (Foreign(module="foreign_nets:broken"), "RuntimeError: no such backbone"),
+            (Foreign(module="foreign_nets:leaves"), "SystemExit: 3"),
+            (module(droppable=("aux",)), "--drop: expected --weights with it"),
             (Foreign(module="foreign_nets:number"), "expected a function or a class, found a int"),
             (Foreign(module="foreign_nets:nothing"), "cannot be imported"),
             (Foreign(module="no_such_package:f"), "run crispseg in the folder that holds it"),
@@ -130,6 +132,16 @@ class TestModule:
             open_source(module(), C, tmp_path / "w.pth", SIZE)
         source = open_source(module(droppable=(r"decoder\.",)), C, tmp_path / "w.pth", SIZE)
         assert source.notes["dropped"]["keys"] == 1
+        with pytest.raises(InputError, match="expected a regular expression"):
+            open_source(module(droppable=("[",)), C, tmp_path / "w.pth", SIZE)
+
+    def test_a_module_that_fails_on_import(self, tmp_path, monkeypatch):
+        (tmp_path / "half_a_net.py").write_text("def build(:")
+        (tmp_path / "a_script.py").write_text("raise SystemExit('usage: a_script')")
+        monkeypatch.chdir(tmp_path)
+        for name, match in (("half_a_net", "cannot be imported: SyntaxError"), ("a_script", "SystemExit: usage")):
+            with pytest.raises(InputError, match=match):
+                open_source(Foreign(module=name + ":build"), C, None, SIZE)
 
     def test_sides_that_the_module_refuses_are_padded_in_the_graph(self, tmp_path):
         base = Foreign(module="foreign_nets:Strict")
@@ -238,6 +250,18 @@ class TestOnnx:
         np.testing.assert_allclose(run(made, image()), wanted, atol=1e-4)
         assert "assumed: the last Softmax is left out: the logits before it are used" in said
         assert made.provenance["base"]["parity"]["max_error_std"] < 1e-4
+
+    def test_a_last_sigmoid_is_refused(self, tmp_path):
+        model = exported()
+        last = [helper.make_node("Sigmoid", [model.graph.output[0].name], ["y"])]
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, C, 11, 17))
+        refused(tmp_path, wrapped(model, after=last, output=output), InputError, "ends in a Sigmoid: expected logits")
+
+    def test_an_output_without_a_shape(self, tmp_path):
+        model = exported()
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        made, _ = bundle(tmp_path, save(tmp_path, model))
+        assert made.base.logits_height == 11
 
     def test_one_of_two_outputs(self, tmp_path):
         refused(tmp_path, exported("twins"), InputError, "several could be the logits")

@@ -331,7 +331,8 @@ def test_the_command_prints_and_stores_parity_and_refuses_by_exit_code(folder, t
         "--refiner-weights",
         str(folder / "refiner.pt"),
     ]
-    arguments += ["--size", "50x70", "--classes", "camvid", "--capacity", "3000", "-o", str(tmp_path / "b")]
+    # --static says what every export does anyway
+    arguments += ["--size", "50x70", "--classes", "camvid", "--capacity", "3000", "--static", "-o", str(tmp_path / "b")]
     assert main(arguments) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "base, torch -> onnxruntime: input standard normal, seed 0; gate 0.001; max_error" in text
