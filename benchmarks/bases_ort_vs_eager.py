@@ -12,10 +12,10 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
+from turns import in_turns
 
 from crispseg.engines import ort
 from crispseg.engines.spec import EngineSpec
@@ -67,13 +67,7 @@ def measure(name: str, size: tuple[int, int], rounds: int, threads: int) -> dict
     def exported() -> None:
         found["onnxruntime"] = engine.run(feeds, ["logits"])["logits"]
 
-    times: dict = {"eager": [], "onnxruntime": []}
-    for index in range(rounds + 1):
-        for side, call in (("eager", eager), ("onnxruntime", exported)):
-            start = time.process_time()
-            call()
-            if index:  # the first pair warms up
-                times[side].append((time.process_time() - start) * 1e3)
+    times = in_turns({"eager": eager, "onnxruntime": exported}, rounds)
     engine.close()
     middle = {side: round(statistics.median(values), 1) for side, values in times.items()}
     pairs = [a / b for a, b in zip(times["eager"], times["onnxruntime"])]

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from ctypes import byref
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict
 
 import native_peers
 import numpy as np
 from native_ops import CHANNELS, HEIGHT, WIDTH, contour_mask
+from turns import medians
 
 from crispseg.environment import environment
 from crispseg.plugins import native_ops as ops
@@ -25,24 +25,6 @@ from crispseg.plugins.loader import Native
 
 DENSITIES = (2, 5, 10, 20, 40, 100)
 LARGEST = 512 * 1024  # pixels of the dense layer: level 0 is measured on a quarter of the frame
-
-
-def seconds(job: Callable[[], Any]) -> float:
-    """Process CPU time of one call."""
-    start = time.process_time()
-    job()
-    return time.process_time() - start
-
-
-def medians(jobs: Dict[str, Callable[[], Any]], passes: int) -> Dict[str, float]:
-    """Milliseconds of each job, in turns."""
-    times: Dict[str, List[float]] = {name: [] for name in jobs}
-    for turn in range(passes + 1):  # the first turn warms up
-        for name, job in jobs.items():
-            took = seconds(job)
-            if turn:
-                times[name].append(took)
-    return {name: float(np.median(values)) * 1e3 for name, values in times.items()}
 
 
 def sparse_jobs(native: Native, c: int, percent: int, height: int, width: int) -> Dict[str, Callable[[], Any]]:

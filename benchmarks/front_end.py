@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 
 import numpy as np
+from turns import in_turns
 
 from crispseg.plugins.loader import UPSAMPLE, Native, available_isas
 
@@ -104,13 +104,7 @@ def main() -> None:
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)  # in torch's favour: denormals make it slower still
         jobs["torch step by step"] = torch_front_end(logits, size, options.threshold)
-    times = {name: [] for name in jobs}
-    for repeat in range(options.repeats + 1):
-        for name, job in jobs.items():
-            begin = time.process_time()
-            job()
-            if repeat:
-                times[name].append(1e3 * (time.process_time() - begin))
+    times = in_turns(jobs, options.repeats)
     density = {name: float(job.count[0]) / (size[0] * size[1]) for name, job in jobs.items() if hasattr(job, "count")}
     rows = {name: {"median_ms": statistics.median(t), "best_ms": min(t)} for name, t in times.items()}
     for name, row in rows.items():

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from ctypes import byref
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict
 
 import numpy as np
 from native_ops import CHANNELS, HEIGHT, WIDTH, contour_mask
+from turns import in_turns
 
 from crispseg.plugins import native_int8_ops as int8
 from crispseg.plugins import native_ops as ops
@@ -53,18 +53,6 @@ def forms(native: Native, table: np.ndarray, tiles: ops.Tiles, channels: int) ->
     }
 
 
-def measure(jobs: Dict[str, Callable[[], None]], passes: int) -> Dict[str, List[float]]:
-    """ms of CPU time of every form and pass."""
-    times: Dict[str, List[float]] = {name: [] for name in jobs}
-    for number in range(passes + 1):
-        for name, job in jobs.items():
-            start = time.process_time()
-            job()
-            if number:  # the first one warms caches and scratch
-                times[name].append((time.process_time() - start) * 1e3)
-    return times
-
-
 def main() -> None:
     """Print a table; with --json also write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -83,7 +71,7 @@ def main() -> None:
     for level, channels in enumerate(CHANNELS[: options.levels]):
         table = ops.submanifold_map(native, coords, height, width)
         tiles = ops.winograd_plan(native, coords, height, width)
-        times = measure(forms(native, table, tiles, channels), options.passes)
+        times = in_turns(forms(native, table, tiles, channels), options.passes)
         best = {name: min(values) for name, values in times.items()}
         median = {name: statistics.median(values) for name, values in times.items()}
         rate = 18e-6 * len(coords) * channels**2 / best["int8"]

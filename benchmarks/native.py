@@ -26,9 +26,9 @@ from typing import Any, Callable, Dict, List, Optional
 
 import native_peers as peers
 import numpy as np
-from density_sweep import medians
 from int8_conv import forms as int8_forms
 from native_ops import CHANNELS, HEIGHT, WIDTH, Layer, contour_mask
+from turns import medians
 
 from crispseg.engines.spec import EngineSpec
 from crispseg.environment import environment, usable_cpus
