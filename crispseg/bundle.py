@@ -31,7 +31,7 @@ from crispseg.bundle_schema import (
 )
 from crispseg.classes import IGNORE_LABEL, ClassInfo
 from crispseg.errors import BundleError, InputError
-from crispseg.files import require_writable
+from crispseg.files import hash_file, require_writable
 
 __all__ = [
     "CONTRACT",
@@ -91,7 +91,12 @@ def check_files(root: Path, files: Mapping[str, FileInfo], verify: bool) -> None
 
 def bundle_hash(bundle: Bundle) -> str:
     """SHA-256 (hex) of the canonical manifest, which holds the SHA-256 of every file; the location does not matter."""
-    text = json.dumps(to_manifest(bundle), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return manifest_hash(to_manifest(bundle))
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a manifest in canonical form."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
@@ -213,7 +218,7 @@ def _check_file(root: Path, name: str, expected: FileInfo, verify: bool) -> None
                 % (root, name, expected.bytes, found.st_size, what)
             )
         if verify:
-            digest = _hash(path)
+            digest = hash_file(path)
             if digest != expected.sha256:
                 raise BundleError(
                     "bundle %s: %s: expected SHA-256 %s..., found %s... (altered); copy or export the "
@@ -227,14 +232,6 @@ def _check_file(root: Path, name: str, expected: FileInfo, verify: bool) -> None
         raise BundleError("bundle %s: %s: cannot be read: %s" % (root, name, _reason(error))) from None
 
 
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(str(path), "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _store(path: Path, content: Union[bytes, Path]) -> FileInfo:
     with open(str(path), "wb") as stream:
         if isinstance(content, bytes):
@@ -244,7 +241,7 @@ def _store(path: Path, content: Union[bytes, Path]) -> FileInfo:
                 shutil.copyfileobj(source, stream, 1 << 20)
         stream.flush()
         os.fsync(stream.fileno())
-    return FileInfo(_hash(path), path.stat().st_size)
+    return FileInfo(hash_file(path), path.stat().st_size)
 
 
 def _replace_directory(partial: Path, target: Path) -> None:

@@ -8,13 +8,11 @@ describes the fields.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
-from crispseg.bundle import check_files, read_manifest, write_directory
+from crispseg.bundle import check_files, manifest_hash, read_manifest, write_directory
 from crispseg.bundle_fields import Fields
 from crispseg.bundle_schema import MANIFEST, MASK_REFINER, SCHEMA, FileInfo, check_schema, parse_files, plain_name
 from crispseg.errors import BundleError
@@ -212,9 +210,7 @@ def to_mask_manifest(bundle: MaskBundle) -> Dict[str, Any]:
 
 def mask_bundle_hash(bundle: MaskBundle) -> str:
     """SHA-256 (hex) of the canonical manifest, which holds the SHA-256 of every file; the location does not matter."""
-    manifest = to_mask_manifest(bundle)
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return manifest_hash(to_mask_manifest(bundle))
 
 
 def write_mask_bundle(

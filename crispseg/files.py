@@ -1,13 +1,28 @@
-"""Questions about places on disk that are asked before long work."""
+"""Files on disk: their SHA-256, and whether one could be written, asked before long work."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Union
+from typing import BinaryIO, Union
 
 from crispseg.errors import InputError
+
+
+def hash_stream(stream: BinaryIO) -> str:
+    """SHA-256 (hex) of the rest of a stream, read in blocks."""
+    digest = hashlib.sha256()
+    for block in iter(lambda: stream.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_file(path: Union[str, Path]) -> str:
+    """SHA-256 (hex) of a file. Raises OSError."""
+    with open(str(path), "rb") as stream:
+        return hash_stream(stream)
 
 
 def require_writable(path: Union[str, Path], option: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from crispseg.errors import InputError
+from crispseg.files import hash_file
 
 FEWEST = 32
 DEFAULT = 256
@@ -49,7 +50,7 @@ def choose(files: Sequence[Path], count: int = DEFAULT, seed: int = 0) -> ImageS
     digest, seen = hashlib.sha256(), set()
     for path in chosen:
         try:
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            content = hash_file(path)
         except OSError as error:
             raise InputError(f"image {path}: cannot be read: {error.strerror or error}") from None
         seen.add(content)

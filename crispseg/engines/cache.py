@@ -25,6 +25,7 @@ from crispseg.bundle import Bundle
 from crispseg.bundle_fields import Fields, parse_json
 from crispseg.bundle_schema import plain_name
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
+from crispseg.files import hash_file, hash_stream
 
 KEY_SCHEMA = 1
 FOLDER = "engines"
@@ -73,11 +74,8 @@ class Artefact:
 
     def map(self, name: str) -> np.ndarray:
         """One of its files as uint8 memory that is read when it is touched. Raises BundleError like ``read``."""
-        digest = hashlib.sha256()
         with self._open(name) as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-            self._same(name, digest.hexdigest())
+            self._same(name, hash_stream(stream))
             return np.memmap(stream, np.uint8, "r") if self.files[name][1] else np.empty(0, np.uint8)
 
     @contextlib.contextmanager
@@ -125,14 +123,10 @@ def sources(bundle: Bundle, *names: str) -> Dict[str, str]:
 
 def file_hash(path: Path) -> str:
     """SHA-256 (hex) of a file, for environments (a plugin library). Raises EnvironmentMismatch."""
-    digest = hashlib.sha256()
     try:
-        with open(str(path), "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
+        return hash_file(path)
     except OSError as error:
         raise EnvironmentMismatch("%s: cannot be read: %s" % (path, error.strerror or error)) from None
-    return digest.hexdigest()
 
 
 def store(

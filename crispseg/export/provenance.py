@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import crispseg
 from crispseg.environment import commit, package_version
+from crispseg.files import hash_file
 from crispseg.models.checkpoints import load_training
 
 
@@ -38,12 +38,8 @@ def origin(random: Sequence[str], results: str) -> dict[str, Any]:
 
 def checkpoint_notes(path: str | Path, dropped: list[str]) -> dict[str, Any]:
     """Name, SHA-256, dropped keys and training record of a checkpoint."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
     groups = sorted({re.sub(r"\.\d.*", "", key) for key in dropped})
-    source: dict[str, Any] = {"checkpoint": Path(path).name, "sha256": digest.hexdigest()}
+    source: dict[str, Any] = {"checkpoint": Path(path).name, "sha256": hash_file(path)}
     if dropped:
         source["dropped"] = {"keys": len(dropped), "groups": groups}
     training = load_training(path)
