@@ -1,4 +1,4 @@
-"""``make bench``: every benchmark, one after the other; each writes benchmarks/out/NAME.json."""
+"""``make bench``: what docs/benchmarks.md reports, one after the other; each writes benchmarks/out/NAME.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 # name -> arguments; in the order of what a reader wants to know first.
 BENCHMARKS = (
     *("front_end", "refiner_native_vs_ort", "hrnet_sized", "bases_ort_vs_eager", "native", "density_sweep"),
-    *("native_ops", "int8_base", "footprint"),
+    *("native_ops", "int8_base", "int8_refiner", "crm", "segrefiner", "footprint"),
 )
 
 
