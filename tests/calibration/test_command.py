@@ -55,7 +55,7 @@ def int8(tiny, frames, tmp_path_factory):
 def demo8(tmp_path_factory):
     """The demo bundle with an int8 base; random data does for its mechanics."""
     target = tmp_path_factory.mktemp("demo") / "int8"
-    arguments = ["calibrate", DEMO, "--synthetic", "--count", 32, "--networks", "base", "--threads", 1, "--gate", 100,
+    arguments = ["calibrate", DEMO, "--synthetic", "--count", 4, "--networks", "base", "--threads", 1, "--gate", 100,
                  "--gate-frames", 1, "-o", target]  # fmt: skip
     assert main(list(map(str, arguments))) == 0
     return target
@@ -126,7 +126,7 @@ def test_int8_runs_and_reports_its_calibration(demo8, frames, tmp_path, capsys):
         assert report["pipeline"]["dense"]["file"] == "base.int8.onnx"
         assert report["pipeline"]["dense"]["precision"] == "int8"
         assert report["pipeline"]["refiner"]["file"] == "refiner.onnx"
-        assert report["calibration"]["networks"]["base"]["image_count"] == 32
+        assert report["calibration"]["networks"]["base"]["image_count"] == 4
         assert len(report["warnings"]) == 2
         assert "random data" in report["warnings"][0]
         assert "the refiner has no calibration" in report["warnings"][1]
