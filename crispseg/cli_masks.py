@@ -147,7 +147,8 @@ def export_mask_refiner(
         if kind == "crm":
             from crispseg.export.crm_bundle import export_crm
 
-            export_crm(out, weights=weights, name=name or "crm", random_weights=random_weights, progress=say)
+            title = name or f"crm{' (random weights)' if random_weights else ''}"
+            export_crm(out, weights=weights, name=title, random_weights=random_weights, progress=say)
         else:
             from crispseg.export.segrefiner_bundle import export_segrefiner_bundle
 

@@ -17,6 +17,7 @@ from crispseg.bundle import load_bundle  # noqa: E402
 from crispseg.bundle_masks import load_mask_bundle  # noqa: E402
 from crispseg.cli import main  # noqa: E402
 from crispseg.errors import BundleError, InputError  # noqa: E402
+from crispseg.export import crm_bundle  # noqa: E402
 from crispseg.export.segrefiner_bundle import export_segrefiner_bundle  # noqa: E402
 from crispseg.runtime.coco import decode, encode  # noqa: E402
 from crispseg.runtime.mask_images import find_pairs, read_label_map, read_mask, read_photo  # noqa: E402
@@ -104,7 +105,8 @@ def calls_of(report, mode):
     return 5 + -(-report["items"][0]["windows"] // report["pipeline"]["batch"])
 
 
-def test_command_line(bundle, files, capsys):
+def test_command_line(bundle, files, capsys, monkeypatch):
+    made = []
     out = files / "out"
     given = [str(bundle.path), str(files / "a.png"), str(files / "mask.png"), "-o", str(out), "--steps", "2", "--json"]
     assert main(["refine", *given]) == 0
@@ -130,6 +132,9 @@ def test_command_line(bundle, files, capsys):
         assert main(["export", kind, "--random-weights", *wrong, "-o", str(files / "b")]) == 2
         assert f"{wrong[0]} does not belong" in capsys.readouterr().err
     assert not (files / "b").exists()
+    monkeypatch.setattr(crm_bundle, "export_crm", lambda place, **given: made.append(given["name"]))
+    assert main(["export", "crm", "--random-weights", "-o", str(files / "b")]) == 2  # nothing was written to show
+    assert made == ["crm (random weights)"]
 
 
 def test_folders_match_by_stem(bundle, files):
@@ -140,8 +145,10 @@ def test_folders_match_by_stem(bundle, files):
         (photos / f"{name}.png").write_bytes((files / "a.png").read_bytes())
         (masks / f"{name[:-3]}_seg.png").write_bytes((files / "mask.png").read_bytes())
     assert [pair.name for pair in find_pairs(photos, masks)] == ["p2_im", "p10_im"]
+    (masks / "p3_seg.png").write_bytes((files / "mask.png").read_bytes())
     report = refine(bundle, photos, masks, files / "out", RefineOptions(steps=1, threads=1), limit=1)
     assert report["photos"] == 1
+    assert report["warnings"][0] == "1 masks have no photo and were left out: p3_seg.png"
     assert [p.name for p in (files / "out" / "masks").iterdir()] == ["p2_im.png"]
     (masks / "p10_seg.png").unlink()
     with pytest.raises(InputError, match=r"none for p10_im\.png"):

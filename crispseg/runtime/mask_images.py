@@ -55,6 +55,12 @@ def find_pairs(photos: Union[str, Path], masks: Union[str, Path]) -> List[Pair]:
     return [Pair(left[key].stem, left[key], right[key]) for key in left]
 
 
+def unused_masks(pairs: Sequence[Pair], masks: Path) -> List[str]:
+    """Names of the pictures in a folder of masks that belong to no pair."""
+    used = {pair.mask.name for pair in pairs}
+    return sorted(p.name for p in masks.iterdir() if is_image(p) and p.name not in used) if masks.is_dir() else []
+
+
 def check_pairs(pairs: Sequence[Pair], labels: bool, ignore_exif: bool) -> None:
     """Look at the sizes of all pairs, from their headers, before any is refined. Raises InputError for the first
     pair that does not fit, or that the refinement could not read (``labels``: the masks are label maps).

@@ -21,7 +21,7 @@ from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import InputError
 from crispseg.report import new_report, summarise, write_json
 from crispseg.runtime.interrupt import Interrupt
-from crispseg.runtime.mask_images import check_pairs, find_pairs, read_label_map, read_mask, read_photo
+from crispseg.runtime.mask_images import check_pairs, find_pairs, read_label_map, read_mask, read_photo, unused_masks
 from crispseg.runtime.mask_refiner import RefineOptions, open_mask_refiner, refine_labels
 from crispseg.runtime.sinks import make_folder, write_png
 
@@ -133,7 +133,9 @@ class _Pairs:
     def __init__(
         self, photos: Any, masks: Any, labels: bool, background: Optional[int], ignore_exif: bool, limit: Optional[int]
     ) -> None:
-        self.pairs = find_pairs(photos, masks)[:limit]
+        found = find_pairs(photos, masks)
+        self.unused = unused_masks(found, Path(masks)) if Path(photos).resolve() != Path(masks).resolve() else []
+        self.pairs = found[:limit]
         check_pairs(self.pairs, labels, ignore_exif)
         self.total = len(self.pairs)
         self.labels, self.background, self.ignore_exif = labels, background, ignore_exif
@@ -144,6 +146,11 @@ class _Pairs:
     ):
         """Yields the number of finished photos; calls ``tell`` with it and the share of the one under way."""
         make_folder(folder / self.kind)
+        if self.unused:
+            record.warnings.append(
+                "%d masks have no photo and were left out: %s%s"
+                % (len(self.unused), ", ".join(self.unused[:3]), ", ..." if self.unused[3:] else "")
+            )
         for done, pair in enumerate(self.pairs):
             if stop():
                 return
