@@ -13,7 +13,8 @@ import numpy as np
 
 from crispseg.engines.external_data import check_external_data
 from crispseg.engines.spec import EngineSpec
-from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp
+from crispseg.errors import BundleError, CrispsegError, EnvironmentMismatch, InputError, UnsupportedOp
+from crispseg.plugins.overloads import has_overloads, knows_overloads, without_overloads
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -79,10 +80,12 @@ def load(
     options.enable_mem_pattern = False
     try:
         # Without enable_fallback=0 it would print a banner on stdout and try another provider.
-        model = _prepared(path, spec)
+        model = _prepared(path, spec, ort.__version__)
         session = ort.InferenceSession(model, sess_options=options, providers=[(spec.provider, provider_options or {})],
                                        enable_fallback=0)  # fmt: skip
         session.disable_fallback()
+    except CrispsegError:
+        raise
     except Exception as error:
         raise _load_error(path, error, ort.__version__) from None
     used = session.get_providers()
@@ -94,13 +97,15 @@ def load(
     return OrtEngine(path, spec, session, ort)
 
 
-def _prepared(path: Path, spec: EngineSpec) -> Union[str, bytes]:
+def _prepared(path: Path, spec: EngineSpec, version: str) -> Union[str, bytes]:
     """What the session gets: the file, or its content changed in memory."""
     whole_numbers = spec.precision == "int8" and spec.provider == "CPUExecutionProvider"
-    if not spec.capacity and not whole_numbers:
+    if not spec.capacity and not whole_numbers and knows_overloads(version):
         return str(path)
     import onnx
 
+    if not spec.capacity and not whole_numbers and not has_overloads(onnx.load(str(path), load_external_data=False)):
+        return str(path)
     model = onnx.load(str(path))
     if spec.capacity:
         _set_capacity(model, spec.capacity)
@@ -110,6 +115,8 @@ def _prepared(path: Path, spec: EngineSpec) -> Union[str, bytes]:
 
         check_scales(model, path)
         model = lower(model)
+    if not knows_overloads(version) and has_overloads(model):
+        without_overloads(model)
     return bytes(model.SerializeToString())
 
 

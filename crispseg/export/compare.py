@@ -10,6 +10,7 @@ import onnx
 from onnx import ModelProto, helper
 
 from crispseg.plugins.ops import BY_NAME, DOMAIN, ENTROPY_FLOOR
+from crispseg.plugins.overloads import has_overloads, knows_overloads, without_overloads
 
 # Entropies of two correct float32 kernels differ by less.
 ROUNDING = 1e-5
@@ -19,6 +20,9 @@ def open_onnxruntime(source: str | bytes, threads: int = 1) -> Any:
     """A CPU session of ONNX Runtime, silent, on a file or a serialised model."""
     import onnxruntime
 
+    if not knows_overloads(onnxruntime.__version__):
+        model = onnx.load(source) if isinstance(source, str) else ModelProto.FromString(source)
+        source = without_overloads(model).SerializeToString() if has_overloads(model) else source
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4

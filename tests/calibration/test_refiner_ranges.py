@@ -71,7 +71,7 @@ def test_edges_groups_and_exclusions(model):
     assert "enc" in chosen
     assert not {"dec", "dead", "mix", *FLOAT} & set(chosen)
     assert FLOAT[0] in [conv.name for conv in choose(list(convs.values()), edges=True)]
-    with pytest.raises(InputError, match="--exclude nothing.*it has stem, enc"):
+    with pytest.raises(InputError, match="--exclude refiner:nothing.*it has stem, enc"):
         choose(list(convs.values()), ["nothing"])
 
 
