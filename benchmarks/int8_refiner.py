@@ -20,6 +20,7 @@ from typing import Any, Dict, Tuple
 import numpy as np
 from bands import band_scene
 from onnx import ModelProto
+from refiner_native_vs_ort import random_refiner, refiner_parser
 
 from crispseg.calibration.refiner import collect_ranges, quantise_refiner
 from crispseg.engines import native
@@ -31,28 +32,15 @@ SMALL = (256, 512)
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--height", type=int, default=1024)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--stride", type=int, default=4, help="frame pixels per logit pixel")
-    parser.add_argument("--planes", default="32,64,128,256,512,1024")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--density", type=float, default=0.12)
+    parser = refiner_parser(__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--isa", default="")
-    parser.add_argument("--json", type=Path, help="write the result there")
     return parser.parse_args()
 
 
 def models(args: argparse.Namespace, logits_shape: Tuple[int, ...], folder: Path) -> Tuple[Dict[str, Path], float]:
     """Files of the float32 and the int8 refiner, and the share of multiply-accumulates that is int8."""
-    import torch
-
-    from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
-
-    torch.manual_seed(0)
-    planes = tuple(int(p) for p in args.planes.split(","))
-    module = SparseRefiner(SparseRefineConfig(num_classes=logits_shape[0], planes=planes, repeats=args.repeats)).eval()
+    module = random_refiner(args, logits_shape[0])
     image, logits, _ = band_scene(*SMALL, stride=args.stride, density=args.density)
     small = export_refiner(module, height=SMALL[0], width=SMALL[1], logits_shape=logits.shape[1:])
 

@@ -14,39 +14,52 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bands import band_scene
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def refiner_parser(title: str) -> argparse.ArgumentParser:
+    """Options that say which refiner on which frame."""
+    parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--height", type=int, default=1024)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--stride", type=int, default=4, help="frame pixels per logit pixel")
     parser.add_argument("--planes", default="32,64,128,256,512,1024")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--density", type=float, default=0.12)
+    parser.add_argument("--json", type=Path, help="write the result there")
+    return parser
+
+
+def random_refiner(args: argparse.Namespace, classes: int, **settings: Any) -> Any:
+    """The network of ``refiner_parser``'s options, weights by seed."""
+    import torch
+
+    from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
+
+    torch.manual_seed(0)
+    planes = tuple(int(p) for p in args.planes.split(","))
+    config = SparseRefineConfig(num_classes=classes, planes=planes, repeats=args.repeats, **settings)
+    return SparseRefiner(config).eval()
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = refiner_parser(__doc__.splitlines()[0])
     parser.add_argument("--extent", default="active", choices=("active", "image"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--engines", default="native,onnxruntime", help="one or both, comma between")
-    parser.add_argument("--json", type=Path, help="write the result there")
     return parser.parse_args()
 
 
 def export(args: argparse.Namespace, logits_shape: tuple, path: Path) -> None:
     """Write a refiner with random weights."""
-    import torch
-
     from crispseg.export.refiner import export_refiner
-    from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
 
-    torch.manual_seed(0)
-    planes = tuple(int(p) for p in args.planes.split(","))
-    config = SparseRefineConfig(num_classes=logits_shape[0], planes=planes, repeats=args.repeats, extent=args.extent)
-    module = SparseRefiner(config).eval()
+    module = random_refiner(args, logits_shape[0], extent=args.extent)
     model = export_refiner(module, height=args.height, width=args.width, logits_shape=logits_shape)
     path.write_bytes(model.SerializeToString())
 
