@@ -218,9 +218,16 @@ def load_strict(
         if items
     ]
     if problems:
+        remedy = "Choose the architecture and settings the file was trained with"
+        if not missing and not unknown:
+            remedy = (
+                "Choose the settings it was trained with (--classes, where the last layer differs)"
+                if misshaped
+                else "Its training diverged or the file is damaged: take another one"
+            )
         raise CheckpointError(
             f"{source}: expected the {len(own)} keys of {type(module).__name__}, found {len(state)}; "
-            f"{'; '.join(problems)}. Choose the architecture and settings the file was trained with"
+            f"{'; '.join(problems)}. {remedy}"
         )
     module.load_state_dict({key: state.get(key, own[key]) for key in own}, strict=True)
     return dropped

@@ -114,7 +114,17 @@ def test_strict_names_every_problem_and_changes_nothing():
     for part in ("file.pth", "1 missing: 1.weight", "1 not expected: other", "[2, 3]", "[3, 2]", "not finite: 0.bias"):
         assert part in message
     assert "aux" not in message
+    assert "Choose the architecture" in message
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_strict_says_what_to_do_about_shapes_and_numbers():
+    for key, value, words in (
+        ("0.weight", torch.zeros(3, 2), "--classes"),
+        ("0.bias", torch.full_like(_net().state_dict()["0.bias"], float("nan")), "diverged or the file is damaged"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            load_strict(_net(), {**_net().state_dict(), key: value})
 
 
 def test_droppable_keys_are_returned():
