@@ -74,7 +74,7 @@ REFINER_ENGINE = typer.Option(
 )
 BUDGET = typer.Option(None, "--budget-ms", help="refine so few pixels that no frame takes longer; measured first")
 PROVIDER = typer.Option("CPUExecutionProvider", "--provider", help="ONNX Runtime provider; required, never substituted")
-THREADS = typer.Option(0, "--threads", min=0, help="0 = all usable CPUs")
+THREADS = typer.Option(0, "--threads", min=0, max=1024, help="0 = all usable CPUs")
 FIT = typer.Option(Fit.auto, "--fit", help="frames of another size: auto = resize, letterbox if the aspect differs")
 LIMIT = typer.Option(None, "--limit", min=1, help="stop after this many frames")
 ALPHA = typer.Option(0.5, "--alpha", min=0.0, max=1.0, help="opacity of the overlay")

@@ -209,8 +209,30 @@ def show_bundle(result: Dict[str, Any]) -> Any:
     if refiner:
         keys = ("planes", "repeats", "features", "extent", "ensembler", "upsample", "threshold", "capacity")
         parts.append(Text("refiner: " + "; ".join(f"{key} {format_value(refiner[key])}" for key in keys)))
+    parts.extend(Text(text) for text in _calibration_notes(result["calibration"]))
     parts.append(Text(f"{len(result['classes'])} classes: " + ", ".join(item["name"] for item in result["classes"])))
     return Group(*parts)
+
+
+def _calibration_notes(calibration: Optional[Dict[str, Any]]) -> List[str]:
+    """Where int8 networks came from, and what they cost. The gate's record may hold anything."""
+    from crispseg.report import format_value
+
+    if calibration is None:
+        return []
+    lines = [
+        f"{role}, int8: {net['method']} on {net['image_count']} {'random' if net['synthetic'] else 'real'} images, "
+        f"{100 * net['macs_share']:.1f} % of the multiply-adds, {net['excluded']} layers in float"
+        for role, net in calibration["networks"].items()
+    ]
+    gate = calibration["gate"] or {}
+    passed = "passed" if gate.get("passed") is True else "NOT PASSED"
+    miou = gate.get("miou")
+    if isinstance(miou, dict):
+        lines.append(f"gate {passed}: mIoU {format_value(miou.get('before'))} to {format_value(miou.get('after'))}")
+    elif "agreement" in gate:
+        lines.append(f"gate {passed}: {format_value(gate['agreement'])} % of the labels as in float")
+    return lines
 
 
 def _notes(part: str, note: Dict[str, Any]) -> List[Tuple[str, str]]:

@@ -65,6 +65,7 @@ BAD = [
     ["inspect", "/not/there"],
     ["inspect", "/not/there", "--nonsense"],
     ["latency", "/not/there", "--threads", "-1"],
+    ["latency", "/not/there", "--threads", "9999"],
     ["latency", "/not/there", "--backend", "abacus"],
     ["eval", "/not/there", "a", "b"],
     ["run", "/not/there", "clip.mp4", "-o", "out"],

@@ -189,6 +189,10 @@ def test_random_data_is_marked(demo8, capsys):
     assert load_bundle(demo8).calibration.networks["base"].synthetic is True
     assert main(["inspect", str(demo8), "--json"]) == 0
     assert "random data" in json.loads(capsys.readouterr().out)["warnings"][0]
+    assert main(["inspect", str(demo8)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert " random images, 99.9 % of the multiply-adds, 1 layers in float" in text
+    assert "gate passed: " in text
 
 
 def test_the_gate_measures_on_labels(tiny, frames, tmp_path, capsys):
