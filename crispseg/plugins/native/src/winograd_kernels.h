@@ -18,7 +18,7 @@ struct WinogradBlock {
   int panel0, panel1;
   float *v;            // [16][v_point]: transformed input, [tiles][ldv]
   float *v2;           // [4][v2_point]: that of the second source, [tiles][ldv2]
-  float *m;            // [16][m_point]: products, [register tile][panel1 - panel0][rows of a tile][panel width]
+  float *m;            // [16][m_point]: products, [panel1 - panel0][register tile][rows of a tile][panel width]
   int64_t v_point, m_point, ldv, v2_point, ldv2;
 };
 
