@@ -39,6 +39,7 @@ context = library.cs_create(1, None)
 path = next(str(p) for p in loader.candidates() if p.is_file())
 if not context: raise RuntimeError(path + ": " + loader.last_error())
 found = "%s, instruction set %s, %s" % (path, library.cs_isa(context).decode(), library.cs_build_info().decode())
+found += "; `crispseg build BUNDLE --backend native` packs the weights of a bundle for it once"
 """,
     "onnx": "import onnx; found = onnx.__version__",
     "onnxruntime": """
