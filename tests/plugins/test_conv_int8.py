@@ -188,6 +188,7 @@ def test_quantise_rows(isa, vnni, zero):
 
 
 BAD = {
+    "second source": lambda a: setattr(a.conv, "x2", a.conv.x),
     "zero": lambda a: setattr(a, "zero", 1),
     "no scale": lambda a: setattr(a, "scale", None),
     "ldx": lambda a: setattr(a.conv, "ldx", 22),

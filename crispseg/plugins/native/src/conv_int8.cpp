@@ -34,6 +34,7 @@ bool bad_zero(int32_t zero) { return zero != 0 && zero != 128; }
 int check_bytes(const char *who, const cs_conv_int8 &c) {
   if (bad_int8_shape(c.conv.K, c.conv.cin, c.conv.cout))
     return fail(CS_BAD_ARGUMENT, "%s: K * cin = %d * %d, expected at most %d", who, c.conv.K, c.conv.cin, kMaxProducts);
+  if (c.conv.x2) return fail(CS_BAD_ARGUMENT, "%s: x2: expected none", who);
   if (!c.scale) return fail(CS_BAD_ARGUMENT, "%s: no scale", who);
   if (bad_zero(c.zero)) return fail(CS_BAD_ARGUMENT, "%s: zero = %d, expected 0 or 128", who, c.zero);
   if (c.conv.n_in > 0 && c.conv.ldx % kQuad)
