@@ -235,23 +235,27 @@ def build_engines(
 
 
 def build_masks(bundle: Path, options: Any, device: int, force: bool, progress: Any) -> Dict[str, Any]:
-    """Build the TensorRT engine of a mask refiner."""
-    from crispseg.bundle_masks import load_mask_bundle
+    """Build the TensorRT engines of a mask refiner."""
+    from crispseg.bundle_masks import CrmInfo, load_mask_bundle
     from crispseg.engines.tensorrt import compat
     from crispseg.environment import environment
     from crispseg.report import new_report
 
     loaded = load_mask_bundle(bundle)
-    if loaded.kind != "segrefiner":  # before TensorRT, which would not help
-        raise InputError(
-            f"bundle {bundle}: expected SegRefiner, found CRM, which runs in ONNX Runtime; use it as it is"
-        )
-    trt = compat.require()
+    trt = compat.require()  # before the device: without TensorRT its absence is the news
     from crispseg.engines.cuda import open_device
-    from crispseg.engines.tensorrt.masks import build_mask_engine
 
     context = open_device(device)
-    rows = build_mask_engine(loaded, options, to_precision, context, trt=trt, force=force, progress=progress)
+    how: Dict[str, Any] = {"trt": trt, "force": force, "progress": progress}
+    if isinstance(loaded.refiner, CrmInfo):
+        from crispseg.engines.tensorrt.masks_crm import build_crm_engines
+        from crispseg.runtime.crm_profiles import crm_profiles
+
+        rows = build_crm_engines(loaded, options, crm_profiles(loaded.refiner), to_precision, context, **how)
+    else:
+        from crispseg.engines.tensorrt.masks import build_mask_engine
+
+        rows = build_mask_engine(loaded, options, to_precision, context, **how)
     return new_report("build", bundle=str(loaded.path), backend="tensorrt", tensorrt=compat.version(trt),
                       device=context.info.name, engines=rows, environment=environment())  # fmt: skip
 

@@ -18,12 +18,10 @@ from crispseg.engines import ort
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, InputError
 from crispseg.runtime.crm_tables import F32, Axis, reflected
-from crispseg.runtime.crm_tiles import Range, picture_window, plan
+from crispseg.runtime.crm_tiles import TILE_SIDE, Range, blocks, picture_window, plan
 
 #: Most pixels of a backbone window; a pixel takes 420 bytes at the peak.
-TILE_AREA = 1792 * 1792
-#: Most cells along a side of a fusion block.
-FUSION_CELLS = 256
+TILE_AREA = TILE_SIDE * TILE_SIDE
 #: A mask with less than this sum of probabilities counts as empty and stays empty.
 EMPTY = 1.0
 
@@ -38,13 +36,17 @@ Progress = Optional[Callable[[int, int], None]]
 class CrmEngine:
     """The three networks of a CRM bundle, ready to run. Used by one thread at a time."""
 
-    def __init__(self, info: CrmInfo, networks: Dict[str, Any], tile_area: int = TILE_AREA) -> None:
+    def __init__(
+        self, info: CrmInfo, networks: Dict[str, Any], tile_area: int = TILE_AREA, tile_side: Optional[int] = None
+    ) -> None:
         """Takes over loaded engines ``backbone``, ``fusion`` and ``decoder``; checks that they fit together.
+
+        ``tile_side``: longest side of a backbone window, for engines with a profile; None = any.
 
         Raises:
             BundleError: inputs, outputs or fixed sizes are not those of CRM.
         """
-        self.info, self.tile_area = info, tile_area
+        self.info, self.tile_area, self.tile_side = info, tile_area, tile_side
         for name, (inputs, outputs) in _PORTS.items():
             engine = networks[name]
             if sorted(engine.inputs) != sorted(inputs) or sorted(engine.outputs) != sorted(outputs):
@@ -113,7 +115,7 @@ class CrmEngine:
     def _turn(self, image, mask, axes, reflect, result):  # type: ignore[no-untyped-def]
         """Answers all queries of one turn into ``result``; yields the share done after each tile."""
         rows, columns = axes
-        ranges_y, ranges_x = plan(rows, columns, self.info.block, self.tile_area)
+        ranges_y, ranges_x = plan(rows, columns, self.info.block, self.tile_area, self.tile_side)
         done = 0
         for range_y in ranges_y:
             for range_x in ranges_x:
@@ -121,18 +123,12 @@ class CrmEngine:
                 picture = picture_window(image, mask, axes, reflect, window, self._mean, self._std)
                 maps = self._networks["backbone"].run({"picture": picture})
                 del picture
-                for block_y in self._blocks(rows, range_y, 0):
-                    for block_x in self._blocks(columns, range_x, 1):
+                for block_y in blocks(rows, range_y, self.info.block[0]):
+                    for block_x in blocks(columns, range_x, self.info.block[1]):
                         self._fused(axes, window, maps, block_y, block_x, result)
                 del maps  # before the next ones are made
                 done += (range_y[1] - range_y[0]) * (range_x[1] - range_x[0])
                 yield done / result.size
-
-    def _blocks(self, axis: Axis, queries: Range, side: int) -> List[Range]:
-        """Queries whose cells make one fusion block."""
-        unit = self.info.block[side]
-        length = unit * max(1, FUSION_CELLS * axis.queries // (axis.cells[0] * unit))
-        return [(start, min(start + length, queries[1])) for start in range(queries[0], queries[1], length)]
 
     def _fused(self, axes, window, maps, block_y, block_x, result) -> None:  # type: ignore[no-untyped-def]
         """Fuses the maps where one block needs them and answers its queries."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 
 from crispseg.runtime.crm_tables import F32, Axis
 
 Range = Tuple[int, int]
+#: Side of the largest square window of the backbone, px.
+TILE_SIDE = 1792
+#: Most cells along a side of a fusion block, without the few that its last queries share with the next one.
+FUSION_CELLS = 256
 
 
 def split(total: int, parts: int, unit: int) -> List[Range]:
@@ -18,10 +22,19 @@ def split(total: int, parts: int, unit: int) -> List[Range]:
     return [(start, min(start + length, total)) for start in range(0, total, length)]
 
 
-def plan(rows: Axis, columns: Axis, block: Tuple[int, int], area: int) -> Tuple[List[Range], List[Range]]:
+def blocks(axis: Axis, queries: Range, unit: int) -> List[Range]:
+    """Queries whose cells make one fusion block; ``unit``: queries of a decoder block along this axis."""
+    length = unit * max(1, FUSION_CELLS * axis.queries // (axis.cells[0] * unit))
+    return [(start, min(start + length, queries[1])) for start in range(queries[0], queries[1], length)]
+
+
+def plan(
+    rows: Axis, columns: Axis, block: Tuple[int, int], area: int, side: Optional[int] = None
+) -> Tuple[List[Range], List[Range]]:
     """Ranges of queries (rows, columns) whose windows hold at most ``area`` scaled pixels, with the least overlap.
 
-    When not even the smallest windows fit, those are taken: a window has 290 px and more of surroundings.
+    ``side``: longest side of a window, for engines with a profile; None = any. When not even the smallest windows fit,
+    those are taken: a window has 290 px and more of surroundings.
     """
     choices = [
         [_lengths(axis, unit, parts) for parts in _parts(axis, unit)] for axis, unit in zip((rows, columns), block)
@@ -30,7 +43,8 @@ def plan(rows: Axis, columns: Axis, block: Tuple[int, int], area: int) -> Tuple[
     for ranges_y, long_y, sum_y in choices[0]:
         for ranges_x, long_x, sum_x in choices[1]:
             largest = long_y * long_x
-            cost = (0, sum_y * sum_x) if largest <= area else (1, largest)
+            fits = largest <= area and (side is None or max(long_y, long_x) <= side)
+            cost = (0, sum_y * sum_x) if fits else (1, largest)
             if cost < least:
                 best, least = (ranges_y, ranges_x), cost
     assert best is not None

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from crispseg.bundle_masks import MODES, MaskBundle, SegRefinerInfo
+from crispseg.bundle_masks import MODES, CrmInfo, MaskBundle, SegRefinerInfo
 from crispseg.engines import native_mask, ort
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, InputError
@@ -31,9 +31,9 @@ class RefineOptions:
         steps: time steps in instance mode, 0 = all (SegRefiner).
         seed: of the draws (SegRefiner).
         batch: most objects or windows in one call; 0 = 2 on a CPU, else the bundle's (SegRefiner).
-        backend: "native" or "tensorrt" (SegRefiner), "onnxruntime", or "" = native for SegRefiner on a CPU, else
+        backend: "native" (SegRefiner), "tensorrt", "onnxruntime", or "" = native for SegRefiner on a CPU, else
             onnxruntime.
-        precision: of the TensorRT engine, "fp16" or "fp32"; "" = fp16.
+        precision: of the TensorRT engines, "fp16" or "fp32"; "" = fp16.
         device: number of the GPU (tensorrt).
         provider: ONNX Runtime's execution provider, required.
         threads: 0 = all usable CPUs.
@@ -75,10 +75,18 @@ def open_mask_refiner(bundle: MaskBundle, options: RefineOptions) -> Any:
     for name in ("mode", "steps", "batch", "seed"):
         if getattr(options, name):
             raise InputError("--%s: expected a SegRefiner bundle, found CRM, which has none; leave it out" % name)
-    if options.backend not in ("", "onnxruntime"):
+    if options.backend not in ("", "onnxruntime", "tensorrt"):
         raise InputError(
-            "--backend %s: expected onnxruntime for a CRM bundle; name it or leave it out" % options.backend
+            "--backend %s: expected onnxruntime or tensorrt for a CRM bundle; name one or leave it out"
+            % options.backend
         )
+    if options.backend == "tensorrt" and options.provider != "CPUExecutionProvider":
+        raise InputError(
+            "--backend tensorrt with --provider %s: a provider belongs to onnxruntime; leave one of them out"
+            % options.provider
+        )
+    if options.precision and options.backend != "tensorrt":
+        raise InputError("--precision: expected --backend tensorrt with it; the others compute in fp32")
     return CrmRuntime(bundle, options)
 
 
@@ -190,19 +198,44 @@ def _tensorrt(bundle: MaskBundle, options: RefineOptions) -> Any:
     return load_mask_engine(bundle, open_device(options.device), precision=options.precision or "fp16", trt=trt)
 
 
-class CrmRuntime:
-    """CRM on ONNX Runtime. Used by one thread at a time."""
+def _crm_tensorrt(bundle: MaskBundle, options: RefineOptions) -> Any:
+    from crispseg.engines.tensorrt import compat
 
-    backend = "onnxruntime"
+    trt = compat.require()  # before the device
+    from crispseg.engines.cuda import open_device
+    from crispseg.engines.tensorrt.masks_crm import load_crm_engines
+    from crispseg.runtime.crm import CrmEngine
+    from crispseg.runtime.crm_profiles import crm_profiles
+    from crispseg.runtime.crm_tiles import TILE_SIDE
+
+    info = bundle.refiner
+    assert isinstance(info, CrmInfo)
+    context = open_device(options.device)
+    precision = options.precision or "fp16"
+    networks = load_crm_engines(bundle, crm_profiles(info), context, precision=precision, trt=trt)
+    try:
+        return CrmEngine(info, networks, tile_side=TILE_SIDE)
+    except BaseException:
+        for network in networks.values():
+            network.close()
+        raise
+
+
+class CrmRuntime:
+    """CRM on ONNX Runtime or TensorRT. Used by one thread at a time."""
 
     def __init__(self, bundle: MaskBundle, options: RefineOptions) -> None:
         """Open the networks. Raises as ``open_mask_refiner``."""
         from crispseg.runtime.crm import open_crm
 
         self.options = options
+        self.backend = options.backend or "onnxruntime"
         self.calls: List[float] = []
         self.pictures = 0
-        self._engine = open_crm(bundle, provider=options.provider, threads=options.threads)
+        if self.backend == "tensorrt":
+            self._engine = _crm_tensorrt(bundle, options)
+        else:
+            self._engine = open_crm(bundle, provider=options.provider, threads=options.threads)
 
     def refine(self, photo: np.ndarray, mask: np.ndarray, progress: Progress = None) -> Refined:
         """Refine one mask: uint8 [H, W, 3] and grey uint8 [H, W], whose grey levels count."""

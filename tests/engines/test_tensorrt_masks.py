@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 from trt_support import Context, convert
 
 from crispseg.bundle_masks import CrmInfo, SegRefinerInfo, write_mask_bundle
-from crispseg.cli import main
 from crispseg.engines.tensorrt.build import BuildOptions
 from crispseg.engines.tensorrt.masks import build_mask_engine, load_mask_engine
+from crispseg.engines.tensorrt.masks_crm import build_crm_engines
 from crispseg.errors import EnvironmentMismatch, InputError
 
 INFO = SegRefinerInfo("unet.onnx", "instance", 32, (0.5, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), batch=8)
@@ -60,14 +60,18 @@ def test_build_keep_open_run(bundle, version):
     engine.close()
 
 
-def test_what_has_no_engine_is_refused(bundle, tmp_path, capsys):
+def test_what_has_no_engine_is_refused(bundle, tmp_path):
     trt = make("10.13.3.9")
     with pytest.raises(InputError, match="fp32 or fp16"):
         build_mask_engine(bundle, BuildOptions(precision="int8"), convert, Context(), trt=trt)
+    with pytest.raises(InputError, match="expected CRM, found SegRefiner"):
+        build_crm_engines(bundle, BuildOptions(), {}, convert, Context(), trt=trt)
     colours = (1.0, 1.0, 1.0)
     crm = CrmInfo("a.onnx", "b.onnx", "c.onnx", (64, 128), (1.0,), 32, colours, colours)
     other = write_mask_bundle(tmp_path / "c", name="crm", refiner=crm, files={n: b"x" for n in crm.networks})
-    assert main(["build", str(other.path), "--backend", "tensorrt"]) == 2  # whatever this machine lacks
-    assert "found CRM" in capsys.readouterr().err
     with pytest.raises(InputError, match="found CRM"):
         build_mask_engine(other, BuildOptions(), convert, Context(), trt=trt)
+    with pytest.raises(InputError, match="fp32 or fp16"):
+        build_crm_engines(other, BuildOptions(precision="int8"), {}, convert, Context(), trt=trt)
+    with pytest.raises(InputError, match="leave it out"):
+        build_crm_engines(other, BuildOptions(profiles={"": ((1,), (1,), (1,))}), {}, convert, Context(), trt=trt)

@@ -28,6 +28,7 @@ class BuildOptions:
     = all of the device. ``timing_cache``: file, None = no cache. ``opt_level``: 0..5, None = TensorRT's choice.
     ``profiles``: input -> (minimum, optimum, maximum) shape, for inputs with open sides alone; "" = the only such
     input. ``dla``: core. ``calibration``: file with int8 ranges for an ONNX file without Q/DQ (8.x and 10 alone).
+    ``tf32``: whether float32 products may be computed with the 10 bits of TF32, as TensorRT does unless told.
     """
 
     precision: str = "fp32"
@@ -37,6 +38,7 @@ class BuildOptions:
     profiles: Mapping[str, Tuple[Shape, Shape, Shape]] = field(default_factory=dict)
     dla: Optional[int] = None
     calibration: Optional[Path] = None
+    tf32: bool = True
 
     def __post_init__(self) -> None:
         if self.precision not in compat.PRECISIONS:
@@ -54,7 +56,7 @@ class BuildOptions:
 
     def spec(self) -> Dict[str, Any]:
         """What of this changes the engine, for its cache key."""
-        return {
+        spec = {
             "precision": self.precision,
             "workspace_mib": self.workspace_mib,
             "opt_level": self.opt_level,
@@ -62,6 +64,7 @@ class BuildOptions:
             "dla": self.dla,
             "calibration": None if self.calibration is None else _calibration_hash(self.calibration),
         }
+        return spec if self.tf32 else {**spec, "tf32": False}
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,8 @@ def _configure(
     if options.dla is not None:
         compat.set_dla(trt, builder, config, options.dla)
     compat.set_detailed(trt, config)
+    if not options.tf32:
+        compat.forbid_tf32(trt, config)
     if not compat.set_precision(trt, config, options.precision, strong):
         return 0
     return compat.hold_float_layers(trt, network, options.precision, frozenset(floats))

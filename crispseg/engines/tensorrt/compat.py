@@ -212,6 +212,11 @@ def set_workspace(trt: Any, config: Any, nbytes: int) -> None:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, nbytes)
 
 
+def forbid_tf32(trt: Any, config: Any) -> None:
+    """Compute float32 products in float32; every release allows TF32 by itself."""
+    config.clear_flag(trt.BuilderFlag.TF32)
+
+
 def set_detailed(trt: Any, config: Any) -> None:
     """Keep the types and formats of every layer in the engine, for the inspector."""
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED

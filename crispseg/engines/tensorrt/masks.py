@@ -20,21 +20,27 @@ from crispseg.engines.tensorrt.run import TensorRTEngine, open_engine
 from crispseg.errors import InputError
 
 ROLE = "unet"
+_FLOATS = ("InstanceNormalization", "Softmax", "BatchNormalization")
 
 
 def _info(bundle: MaskBundle) -> SegRefinerInfo:
     if not isinstance(bundle.refiner, SegRefinerInfo):
-        raise InputError(
-            "bundle %s: expected SegRefiner, found CRM, which runs in ONNX Runtime alone; leave --backend tensorrt out"
-            % bundle.path
-        )
+        raise InputError("bundle %s: expected SegRefiner, found CRM" % bundle.path)
     return bundle.refiner
 
 
-def _identity(bundle: MaskBundle, spec: Dict[str, Any], trt: Any, device: Any) -> cache.Identity:
-    info = _info(bundle)
-    facts = engine_environment(trt, device, ROLE)
-    return cache.Identity(BACKEND, ROLE, cache.sources(bundle, info.file), {**spec, "format": FORMAT}, facts)  # type: ignore[arg-type]
+def identity(bundle: MaskBundle, role: str, file: str, spec: Dict[str, Any], trt: Any, device: Any) -> cache.Identity:
+    """Identity of the engine of one network of a mask refiner; ``spec`` as in ``artefacts.identity``."""
+    facts = engine_environment(trt, device, role)
+    return cache.Identity(BACKEND, role, cache.sources(bundle, file), {**spec, "format": FORMAT}, facts)  # type: ignore[arg-type]
+
+
+def with_timing_cache(bundle: MaskBundle, options: BuildOptions, trt: Any, context: Any) -> BuildOptions:
+    """The options with a timing cache beside the engines, unless they name one."""
+    if options.timing_cache is not None:
+        return options
+    name = "timing-%s-sm%d.cache" % (compat.version(trt), context.info.capability)
+    return _with(options, timing_cache=bundle.path / cache.FOLDER / name)
 
 
 def build_mask_engine(
@@ -75,24 +81,37 @@ def build_mask_engine(
         counts = (1, info.batch, info.batch)
         profiles = {"image": tuple((n, *sides) for n in counts), "t": tuple((n,) for n in counts)}
         options = _with(options, profiles=profiles)
-    wanted = _identity(bundle, options.spec(), trt, context.info)
-    if options.timing_cache is None:
-        name = "timing-%s-sm%d.cache" % (compat.version(trt), context.info.capability)
-        options = _with(options, timing_cache=bundle.path / cache.FOLDER / name)
+    wanted = identity(bundle, ROLE, info.file, options.spec(), trt, context.info)
+    options = with_timing_cache(bundle, options, trt, context)
+    return [build_network(bundle, info.file, wanted, options, convert, trt=trt, force=force, progress=progress)]
+
+
+def build_network(
+    bundle: MaskBundle,
+    file: str,
+    wanted: cache.Identity,
+    options: BuildOptions,
+    convert: Convert,
+    *,
+    trt: Any,
+    force: bool,
+    progress: Optional[Callable[..., None]],
+) -> Dict[str, Any]:
+    """Build and store the engine of one network, unless it is there; its row. Raises as ``build_engine``."""
     kept = None if force else _kept(bundle, wanted)  # type: ignore[arg-type]
     if kept is not None:
-        return [_row(kept, True)]
+        return _row(kept, True)
     start = time.perf_counter()
-    model = _read(bundle, info.file)  # type: ignore[arg-type]
+    model = _read(bundle, file)  # type: ignore[arg-type]
     converted = convert(model, options.precision)
     model = model if converted is None else converted
     nodes = ["%s (%s)" % (node.name, node.op_type) for node in model.graph.node]
-    floats = [node.name for node in model.graph.node if node.op_type in ("InstanceNormalization", "Softmax")]
+    floats = [node.name for node in model.graph.node if node.op_type in _FLOATS]
     built = build_engine(
-        model.SerializeToString(), options, what=ROLE, nodes=nodes, floats=floats, progress=progress, trt=trt
+        model.SerializeToString(), options, what=wanted.role, nodes=nodes, floats=floats, progress=progress, trt=trt
     )
     facts = {**built.facts, "total_s": round(time.perf_counter() - start, 2)}
-    return [_row(cache.store(bundle.path, wanted, {engine_file(ROLE): built.plan}, facts), False)]
+    return _row(cache.store(bundle.path, wanted, {engine_file(wanted.role): built.plan}, facts), False)
 
 
 def load_mask_engine(bundle: MaskBundle, context: Any, *, precision: str = "fp16", trt: Any = None) -> MaskEngine:
@@ -103,7 +122,9 @@ def load_mask_engine(bundle: MaskBundle, context: Any, *, precision: str = "fp16
         BundleError: its file is damaged.
     """
     trt = compat.require() if trt is None else trt
-    artefact = cache.find(bundle.path, _identity(bundle, {"precision": precision}, trt, context.info))
+    artefact = cache.find(
+        bundle.path, identity(bundle, ROLE, _info(bundle).file, {"precision": precision}, trt, context.info)
+    )
     plan = artefact.read(engine_file(ROLE))
     return MaskEngine(open_engine(plan, context, what=ROLE, trt=trt, advice=artefact.rebuild))
 
