@@ -25,7 +25,7 @@ from crispseg.export.networks import Network, refiner_network
 from crispseg.export.provenance import origin
 from crispseg.export.refiner import export_refiner
 from crispseg.export.sources import Foreign, Source, open_source, tensorrt_gaps
-from crispseg.models.bases import BaseInfo
+from crispseg.models.bases import BaseInfo, base_info
 
 REFINERS = ("sparserefine",)
 # Share of the pixels that a refiner takes at most, unless told. SparseRefine works at about 12 % on average; twice
@@ -101,6 +101,8 @@ def export_bundle(
     say = progress or (lambda _: None)
     table = load_classes(classes) if isinstance(classes, (str, Path)) else check_classes(classes)
     _check(height, width, scale, logits, refiner, refiner_weights, capacity, threshold)
+    if isinstance(base, str):
+        base_info(base)  # a name that is none is told before anything that is missing with it
     brings = isinstance(base, Foreign) and base.library is None  # a foreign network may bring its weights along
     _check_weights(weights, brings, refiner, refiner_weights, random_weights)
     check_target(out)  # now, not after minutes of export

@@ -7,6 +7,7 @@ OUT/report.json            written last
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Union
@@ -67,6 +68,7 @@ class Outputs:
         }
         self._draw = {item: draw[item] for item in save}
         _check_place(out, save, source, bundle)
+        self._made = [path for path in [*(out / item for item in save), out] if not os.path.lexists(str(path))]
         make_folder(out)
         for item in save:
             if source.kind == "images" or item == "labels":
@@ -105,9 +107,12 @@ class Outputs:
             raise failed
 
     def abort(self) -> None:
-        """Remove unfinished videos; pictures that were written stay."""
+        """Remove unfinished videos, and new folders that stayed empty; pictures that were written stay."""
         for video in self.videos.values():
             video.abort()
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                folder.rmdir()
 
     def describe(self) -> Dict[str, str]:
         """What was saved -> folder or file, relative to ``out``."""

@@ -261,6 +261,7 @@ class TestBaseCheckpoints:
     ("change", "error", "match"),
     [
         ({"base": "sfnet"}, InputError, "unknown"),
+        ({"base": "sfnet", "refiner_weights": None}, InputError, "unknown"),
         ({"scale": 0}, InputError, "scale 0"),
         ({"scale": 1.5}, InputError, "scale 1.5"),
         ({"height": 4}, InputError, "height first"),

@@ -195,6 +195,19 @@ def test_decode_error_reaches_the_caller(bundle, tmp_path):
     assert threads_left() == []
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_fails_leaves_no_empty_folders(bundle, tmp_path, there):
+    picture, out = tmp_path / "t.png", tmp_path / "o"
+    Image.new("RGB", (64, 48)).save(picture)
+    picture.write_bytes(picture.read_bytes()[:60])
+    if there:
+        out.mkdir()
+    with pytest.raises(InputError, match="t.png"):
+        run(bundle, picture, out, save=("labels", "overlay"), backend="onnxruntime", threads=1)
+    assert out.exists() == there
+    assert not there or not list(out.iterdir())
+
+
 def test_inference_error_reaches_the_caller(bundle, clip, tmp_path):
     def fail():
         raise BundleError("broken in the middle")
