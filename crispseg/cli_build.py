@@ -253,9 +253,9 @@ def build_masks(bundle: Path, options: Any, device: int, force: bool, progress: 
 
         rows = build_crm_engines(loaded, options, crm_profiles(loaded.refiner), to_precision, context, **how)
     else:
-        from crispseg.engines.tensorrt.masks import build_mask_engine
+        from crispseg.engines.tensorrt.masks_segrefiner import build_segrefiner_engine
 
-        rows = build_mask_engine(loaded, options, to_precision, context, **how)
+        rows = build_segrefiner_engine(loaded, options, to_precision, context, **how)
     return new_report("build", bundle=str(loaded.path), backend="tensorrt", tensorrt=compat.version(trt),
                       device=context.info.name, engines=rows, environment=environment())  # fmt: skip
 

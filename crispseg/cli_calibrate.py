@@ -92,7 +92,7 @@ def calibrate(
 
     def work(progress):  # type: ignore[no-untyped-def]
         require_host_python("calibrate")
-        from crispseg.cli_calibration import Choices, calibrate_bundle
+        from crispseg.cli_calibrate_bundle import Choices, calibrate_bundle
 
         choices = Choices(
             method=method.value,
@@ -114,14 +114,14 @@ def calibrate(
         if scan and check_fp16:
             raise InputError("--scan, --check-fp16: expected one of them, found both")
         if scan:
-            from crispseg.cli_scan import ScanChoices, scan_bundle
+            from crispseg.cli_calibrate_scan import ScanChoices, scan_bundle
 
             if out is not None or trt_cache is not None:
                 raise InputError("--scan: expected no -o and no --trt-cache, found one: a scan writes no bundle")
             options = ScanChoices(scan_frames, scan_blocks, scan_state, plot)
             return scan_bundle(bundle, images, choices, options, progress)
         if check_fp16:
-            from crispseg.cli_half import check_half
+            from crispseg.cli_calibrate_fp16 import check_half
 
             if out is not None or trt_cache is not None:
                 raise InputError("--check-fp16: expected no -o and no --trt-cache, found one: it writes no bundle")

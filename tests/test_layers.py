@@ -39,16 +39,16 @@ ALLOWED = {
     # The commands call every room, inside their functions.
     "cli": {"cli_build", "cli_calibrate", "cli_eval_masks", "cli_fit", "cli_make", "cli_masks", "cli_output"},
     "cli_build": {"cli", "cli_output"},
-    "cli_calibrate": {"cli", "cli_calibration", "cli_make", "cli_output"},
-    "cli_calibration": set(),
+    "cli_calibrate": {"cli", "cli_calibrate_bundle", "cli_make", "cli_output"},
+    "cli_calibrate_bundle": set(),
+    "cli_calibrate_fp16": {"cli_calibrate_bundle"},
+    "cli_calibrate_scan": {"cli_calibrate_bundle"},
     "cli_eval_masks": {"cli", "cli_output"},
     "cli_fit": {"cli", "cli_make"},
-    "cli_half": {"cli_calibration"},
     "cli_make": {"cli", "cli_foreign", "cli_masks", "cli_output"},
     "cli_masks": {"cli", "cli_output"},
     "cli_foreign": set(),
     "cli_output": set(),
-    "cli_scan": {"cli_calibration"},
     "__main__": {"cli"},
     "environment": {"plugins"},  # which instruction set the native library takes
 }

@@ -193,9 +193,9 @@ def _tensorrt(bundle: MaskBundle, options: RefineOptions) -> Any:
 
     trt = compat.require()  # before the device: without TensorRT its absence is the news
     from crispseg.engines.cuda import open_device
-    from crispseg.engines.tensorrt.masks import load_mask_engine
+    from crispseg.engines.tensorrt.masks_segrefiner import load_segrefiner_engine
 
-    return load_mask_engine(bundle, open_device(options.device), precision=options.precision or "fp16", trt=trt)
+    return load_segrefiner_engine(bundle, open_device(options.device), precision=options.precision or "fp16", trt=trt)
 
 
 def _crm_tensorrt(bundle: MaskBundle, options: RefineOptions) -> Any:

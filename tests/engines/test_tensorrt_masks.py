@@ -11,8 +11,8 @@ from trt_support import Context, convert
 
 from crispseg.bundle_masks import CrmInfo, SegRefinerInfo, write_mask_bundle
 from crispseg.engines.tensorrt.build import BuildOptions
-from crispseg.engines.tensorrt.masks import build_mask_engine, load_mask_engine
 from crispseg.engines.tensorrt.masks_crm import build_crm_engines
+from crispseg.engines.tensorrt.masks_segrefiner import build_segrefiner_engine, load_segrefiner_engine
 from crispseg.errors import EnvironmentMismatch, InputError
 
 INFO = SegRefinerInfo("unet.onnx", "instance", 32, (0.5, 0.0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), batch=8)
@@ -44,33 +44,33 @@ def test_build_keep_open_run(bundle, version):
     trt, context = make(version), Context()
     options = BuildOptions(precision="fp16")
     with pytest.raises(EnvironmentMismatch, match="crispseg build .* --precision fp16"):
-        load_mask_engine(bundle, context, trt=trt)
-    rows = [build_mask_engine(bundle, options, convert, context, trt=trt)[0] for _ in range(2)]
+        load_segrefiner_engine(bundle, context, trt=trt)
+    rows = [build_segrefiner_engine(bundle, options, convert, context, trt=trt)[0] for _ in range(2)]
     assert [(row["part"], row["precision"], row["engine"]) for row in rows] == [
         ("unet", "fp16", "built"),
         ("unet", "fp16", "kept"),
     ]
     assert "IOptimizationProfile.set_shape" in trt.calls
-    engine = load_mask_engine(bundle, context, trt=trt)
+    engine = load_segrefiner_engine(bundle, context, trt=trt)
     for count in (1, 8, 3):  # the memory follows the batch
         feeds = {"image": np.zeros((count, 4, 32, 32), np.float32), "t": np.zeros(count, np.int64)}
         assert engine.run(feeds)["logits"].shape == (count, 1, 32, 32)
     with pytest.raises(EnvironmentMismatch, match="fp32"):
-        load_mask_engine(bundle, context, precision="fp32", trt=trt)
+        load_segrefiner_engine(bundle, context, precision="fp32", trt=trt)
     engine.close()
 
 
 def test_what_has_no_engine_is_refused(bundle, tmp_path):
     trt = make("10.13.3.9")
     with pytest.raises(InputError, match="fp32 or fp16"):
-        build_mask_engine(bundle, BuildOptions(precision="int8"), convert, Context(), trt=trt)
+        build_segrefiner_engine(bundle, BuildOptions(precision="int8"), convert, Context(), trt=trt)
     with pytest.raises(InputError, match="expected CRM, found SegRefiner"):
         build_crm_engines(bundle, BuildOptions(), {}, convert, Context(), trt=trt)
     colours = (1.0, 1.0, 1.0)
     crm = CrmInfo("a.onnx", "b.onnx", "c.onnx", (64, 128), (1.0,), 32, colours, colours)
     other = write_mask_bundle(tmp_path / "c", name="crm", refiner=crm, files={n: b"x" for n in crm.networks})
     with pytest.raises(InputError, match="found CRM"):
-        build_mask_engine(other, BuildOptions(), convert, Context(), trt=trt)
+        build_segrefiner_engine(other, BuildOptions(), convert, Context(), trt=trt)
     with pytest.raises(InputError, match="fp32 or fp16"):
         build_crm_engines(other, BuildOptions(precision="int8"), {}, convert, Context(), trt=trt)
     with pytest.raises(InputError, match="leave it out"):

@@ -15,7 +15,7 @@ from crispseg.engines import cache
 from crispseg.engines.tensorrt import compat
 from crispseg.engines.tensorrt.artefacts import Convert, _with, engine_file
 from crispseg.engines.tensorrt.build import BuildOptions
-from crispseg.engines.tensorrt.masks import build_network, identity, with_timing_cache
+from crispseg.engines.tensorrt.masks import build_network, identity, require_float, with_timing_cache
 from crispseg.engines.tensorrt.run import TensorRTEngine, open_engine
 from crispseg.errors import InputError
 
@@ -62,8 +62,7 @@ def build_crm_engines(
     """
     trt = compat.require() if trt is None else trt
     files = {role: _file(bundle, role) for role in ROLES}
-    if options.precision not in ("fp32", "fp16"):
-        raise InputError("--precision %s: expected fp32 or fp16 for a mask refiner" % options.precision)
+    require_float(options)
     if options.profiles:
         raise InputError("--profile: CRM's shapes follow from the windows of its run time; leave it out")
     cache.require_room(bundle.path)

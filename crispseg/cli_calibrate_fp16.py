@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from crispseg.bundle import load_bundle, write_bundle
-from crispseg.cli_calibration import Choices, Progress, for_role, image_set, measure_gate
+from crispseg.cli_calibrate_bundle import Choices, Progress, for_role, image_set, measure_gate
 from crispseg.errors import InputError
 
 FILE = "base.fp16.onnx"

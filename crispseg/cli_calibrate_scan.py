@@ -11,7 +11,7 @@ from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Seq
 import numpy as np
 
 from crispseg.bundle import Bundle, bundle_hash, load_bundle
-from crispseg.cli_calibration import (
+from crispseg.cli_calibrate_bundle import (
     Choices,
     check_layers,
     for_role,

@@ -80,9 +80,9 @@ def _excluded(tmp_path, role):
 
 
 def test_an_interrupted_scan_says_how_to_go_on(scan, monkeypatch, tmp_path):
-    from crispseg import cli_scan
+    from crispseg import cli_calibrate_scan
 
-    real, calls = cli_scan._Bench.measure, []
+    real, calls = cli_calibrate_scan._Bench.measure, []
 
     def measure(self, int8):
         calls.append(int8)
@@ -90,7 +90,7 @@ def test_an_interrupted_scan_says_how_to_go_on(scan, monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return real(self, int8)
 
-    monkeypatch.setattr(cli_scan._Bench, "measure", measure)
+    monkeypatch.setattr(cli_calibrate_scan._Bench, "measure", measure)
     code, _, error = scan("--gate", "100", "--scan-frames", "2", "--networks", "refiner", "--scan-state", "s.json")
     assert code == 130
     assert "goes on from s.json" in error
