@@ -157,22 +157,30 @@ def evaluate(
         "precision": precision,
         "device": device,
     }
-    # A pipeline's time goes into its base network; the refined result and the base alone need one run of it each.
-    pipelines = {"base": open_pipeline(bundle, refine=False, **common)}
-    if bundle.refiner is not None or refiner_engine:
-        pipelines["refined"] = open_pipeline(bundle, refiner_engine=refiner_engine, **common)
-    if baseline:
-        pipelines["baseline"] = open_pipeline(bundle, network="baseline", **common)
-    tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in pipelines}
+    parts_wanted = ["base", *(["refined"] if bundle.refiner is not None or refiner_engine else [])]
+    parts_wanted += ["baseline"] if baseline else []
+    tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in parts_wanted}
     densities, overflowed = [], 0
+    pipelines: dict = {}
     try:
+        if "refined" in tallies:
+            pipelines["refined"] = open_pipeline(bundle, refiner_engine=refiner_engine, **common)
+        # A pipeline's time goes into its base network: where it can, one run of it serves both columns.
+        shared = getattr(pipelines.get("refined"), "gives_base", False)
+        if not shared:
+            pipelines["base"] = open_pipeline(bundle, refine=False, **common)
+        if baseline:
+            pipelines["baseline"] = open_pipeline(bundle, network="baseline", **common)
         for done, (image_file, label_file) in enumerate(pairs):
             if progress:
                 progress(done, len(pairs))
             image, label = read_pair(image_file, label_file, len(names), bundle.ignore_label)
             for part, pipeline in pipelines.items():
-                result = pipeline.run(image, want=("labels",))
+                both = shared and part == "refined"
+                result = pipeline.run(image, want=("labels", "base") if both else ("labels",))
                 tallies[part].add(result.labels, label)
+                if both:
+                    tallies["base"].add(result.base, label)
                 if part == "refined":
                     densities.append(100 * float(result.density))
                     overflowed += int(result.found > result.count)

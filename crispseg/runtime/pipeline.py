@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from crispseg.runtime.geometry import FITS, Placement, placement, resize_image, 
 
 NETWORKS = ("base", "baseline")
 WANT = ("labels", "confidence", "active")
+BASE = "base"  # what a Pipeline gives beyond that; the backends of a GPU do not
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +30,10 @@ class FrameResult:
     """What one frame gave; the arrays belong to the caller.
 
     ``labels``: uint8 [H0, W0] class ids at the frame's own size. ``confidence``: uint8 [H0, W0], 255 = certain, when
-    wanted. ``active``: bool [H0, W0], the refined pixels, when wanted. ``count``: refined pixels; ``found``: pixels
-    above the threshold (more than ``count`` when the capacity was exceeded); ``density``: count / pixels of the canvas,
-    0..1. ``times``: stage -> ms, "total" last.
+    wanted. ``active``: bool [H0, W0], the refined pixels, when wanted. ``base``: uint8 [H0, W0], what the base alone
+    would have given, when wanted. ``count``: refined pixels; ``found``: pixels above the threshold (more than ``count``
+    when the capacity was exceeded); ``density``: count / pixels of the canvas, 0..1. ``times``: stage -> ms, "total"
+    last.
     """
 
     labels: np.ndarray
@@ -40,6 +43,7 @@ class FrameResult:
     found: int = 0
     density: float = 0.0
     times: Dict[str, float] = field(default_factory=dict)
+    base: Optional[np.ndarray] = None
 
 
 def open_pipeline(
@@ -102,14 +106,14 @@ def open_pipeline(
         dense = ort.load(bundle.file(network_file(bundle, network, precision)), dense_spec)
         opened.append(dense)
         check_net(bundle, net, dense)
+        kind = NativeLabels if backend == "native" else NumpyLabels
+        labels = partial(kind, bundle.height, bundle.width, net.upsample, dense_spec.thread_count)
         if not (refine and network == "base" and bundle.refiner):
-            kind = NativeLabels if backend == "native" else NumpyLabels
-            labels = kind(bundle.height, bundle.width, net.upsample, dense_spec.thread_count)
             return Pipeline(bundle, net, dense, None, labels, fit)
         refiner = _open_refiner(bundle, refiner_spec)
         opened.append(refiner)
         check_refiner(bundle, refiner)
-        return Pipeline(bundle, net, dense, refiner, None, fit)
+        return Pipeline(bundle, net, dense, refiner, labels, fit)
     except BaseException:
         for engine in opened:
             engine.close()
@@ -162,15 +166,15 @@ def _check_ports(bundle: Bundle, file: str, what: str, ports: Dict[str, Any], wa
         )
 
 
-def check_frame(frame: np.ndarray, want: Sequence[str]) -> None:
+def check_frame(frame: np.ndarray, want: Sequence[str], known: Sequence[str] = WANT) -> None:
     """Raise InputError unless a frame is uint8 [H, W, 3] and ``want`` names what there is."""
     ok = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
     if not ok or not frame.size:
         found = "%s %s" % (getattr(frame, "dtype", type(frame).__name__), getattr(frame, "shape", ""))
         raise InputError("frame: expected uint8 [H, W, 3] RGB, found %s" % found)
     for item in want:
-        if item not in WANT:
-            raise InputError("want %r: expected any of %s" % (item, ", ".join(WANT)))
+        if item not in known:
+            raise InputError("want %r: expected any of %s" % (item, ", ".join(known)))
 
 
 def pad_colour(net: NetInfo) -> Tuple[int, int, int]:
@@ -190,14 +194,20 @@ def normalise(image: np.ndarray, net: NetInfo, out: np.ndarray) -> None:
 class Pipeline:
     """Engines and buffers for one stream of frames. Used by one thread at a time; close it when done."""
 
-    def __init__(self, bundle: Bundle, net: NetInfo, dense: Any, refiner: Any, labels: Any, fit: str) -> None:
+    #: It can give the labels of the base alone beside the refined ones: want "base".
+    gives_base = True
+
+    def __init__(
+        self, bundle: Bundle, net: NetInfo, dense: Any, refiner: Any, make_labels: Callable[[], Any], fit: str
+    ) -> None:
         self.bundle = bundle
         self.net = net
         self.refined = refiner is not None
         self._dense = dense
         self._refiner = refiner
         self._refiner_capacity = bundle.refiner.capacity if bundle.refiner else 0
-        self._labels = labels
+        self._make_labels = make_labels
+        self._labels = make_labels() if refiner is None else None  # beside a refiner only when asked for
         self._fit = fit
         self._place: Optional[Placement] = None
         self._bars = BarCells(0, 0, 0, 0)
@@ -241,13 +251,13 @@ class Pipeline:
         self._refiner_capacity = capacity
 
     def run(self, frame: np.ndarray, want: Sequence[str] = ("labels",)) -> FrameResult:
-        """Segment one frame, uint8 [H0, W0, 3] RGB. ``want``: any of "labels", "confidence", "active".
+        """Segment one frame, uint8 [H0, W0, 3] RGB. ``want``: any of "labels", "confidence", "active", "base".
 
         Raises:
             InputError: the frame has another dtype or shape, or ``want`` names something else.
         """
         start = time.perf_counter()
-        check_frame(frame, want)
+        check_frame(frame, want, (*WANT, BASE))
         times: Dict[str, float] = {}
         if self._place is None or self._place.frame != frame.shape[:2]:
             self._place = placement(
@@ -279,11 +289,20 @@ class Pipeline:
             labels=to_frame(values["labels"], place),
             confidence=to_frame(values["confidence"], place) if "confidence" in want else None,
             active=active, count=count, found=found, density=count / float(place.canvas[0] * place.canvas[1]),
-            times=times,
+            base=to_frame(self._of_base(values["labels"], logits), place) if BASE in want else None, times=times,
         )  # fmt: skip
         _lap(times, "post", last)
         _lap(times, "total", start)
         return result
+
+    def _of_base(self, labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Labels of the base alone; ``labels``: of the whole pipeline, the same without a refiner."""
+        if self._refiner is None:
+            return labels
+        if self._labels is None:
+            self._labels = self._make_labels()
+        found: np.ndarray = self._labels.run(logits, False)[0]
+        return found
 
     def _refine(
         self, canvas: np.ndarray, logits: np.ndarray, want: Sequence[str], times: Dict[str, float]

@@ -10,8 +10,10 @@ import pytest
 for name in ("torch", "onnx", "onnxscript", "onnxruntime", "PIL.Image", "av"):
     pytest.importorskip(name)
 
+from crispseg.engines import ort  # noqa: E402
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp  # noqa: E402
-from crispseg.runtime.pipeline import open_pipeline  # noqa: E402
+from crispseg.runtime.accuracy import evaluate  # noqa: E402
+from crispseg.runtime.pipeline import Pipeline, open_pipeline  # noqa: E402
 from crispseg.runtime.run import run  # noqa: E402
 from crispseg.runtime.sinks import VideoWriter, write_png  # noqa: E402
 
@@ -138,3 +140,37 @@ def resident_mib():
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     except OSError:
         pytest.skip("no /proc")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_eval_runs_the_base_once_a_frame(bundle, backend, tmp_path, monkeypatch):
+    """The base's column comes from the logits that the refiner reads, and no figure changes by that."""
+    sizes = [(64, 96), (50, 120), (33, 47)]  # as the bundle, letterboxed, small and odd
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for number, (height, width) in enumerate(sizes):
+        image = picture(height, width, seed=number)
+        write_png(tmp_path / "images" / f"{number}.png", image)
+        write_png(tmp_path / "labels" / f"{number}.png", image[..., 0] % 11)
+    with (
+        open_pipeline(bundle, backend=backend, threads=1) as both,
+        open_pipeline(bundle, backend=backend, threads=1, refine=False) as alone,
+    ):
+        for number, size in enumerate(sizes):
+            frame = picture(*size, seed=number)
+            result, wanted = both.run(frame, ("labels", "base")), alone.run(frame, ("labels", "base"))
+            np.testing.assert_array_equal(result.base, wanted.labels)
+            np.testing.assert_array_equal(wanted.base, wanted.labels)
+            assert both.run(frame).base is None
+    runs, real = [], ort.OrtEngine.run
+    monkeypatch.setattr(ort.OrtEngine, "run", lambda self, *args: runs.append(self.path.name) or real(self, *args))
+
+    def measure():
+        runs.clear()
+        found = evaluate(bundle, tmp_path / "images", tmp_path / "labels", backend=backend, threads=1)
+        return {key: found[key] for key in ("base", "refined", "density", "ignored_pixels")}, runs.count("base.onnx")
+
+    shared, count = measure()
+    assert count == len(sizes)
+    monkeypatch.setattr(Pipeline, "gives_base", False)
+    assert measure() == (shared, 2 * len(sizes))
