@@ -207,7 +207,8 @@ class Pipeline:
         self._refiner = refiner
         self._refiner_capacity = bundle.refiner.capacity if bundle.refiner else 0
         self._make_labels = make_labels
-        self._labels = make_labels() if refiner is None else None  # beside a refiner only when asked for
+        # Beside a refiner only when asked for.
+        self._labels: Any = make_labels() if refiner is None else None
         self._fit = fit
         self._place: Optional[Placement] = None
         self._bars = BarCells(0, 0, 0, 0)
