@@ -26,8 +26,9 @@ def write_scenes(
     """Write out/images/NNNN.png (or .jpg) and out/labels/NNNN.png (8-bit ids).
 
     ``video=False``: ``count`` independent scenes of seeds seed, seed+1, ...; ``video=True``: ``count`` frames of one
-    clip, and out/clip.mp4 (H.264). Every file appears whole or not at all. Returns a summary that JSON can hold:
-    out, count, height, width, seed, video, images, labels, clip, class_share (share of all pixels by class id).
+    clip, and out/clip.mp4 (H.264), which has exactly the frames' size: an odd side takes yuv444p instead of yuv420p.
+    Every file appears whole or not at all. Returns a summary that JSON can hold: out, count, height, width, seed,
+    video, images, labels, clip, pixel_format (of the clip), class_share (share of all pixels by class id).
     Raises InputError for a bad count, size, format, frame rate or folder, EnvironmentMismatch when a clip is asked
     for and PyAV is missing.
     """
@@ -74,6 +75,7 @@ def write_scenes(
         "images": str(images),
         "labels": str(labels_dir),
         "clip": str(out / "clip.mp4") if video else None,
+        "pixel_format": pixel_format(height, width) if video else None,
         "class_share": share,
     }
 
@@ -82,12 +84,15 @@ def _check(count: int, height: int, width: int, video: bool, fps: int, image_for
     if count < 1:
         raise InputError(f"scene count: expected at least 1, found {count}; give a positive number")
     check_size(height, width)
-    if video and (height % 2 or width % 2):
-        raise InputError(f"clip size: H.264 needs even height and width, found {height} x {width}; add or drop a pixel")
     if not 1 <= fps <= 240:
         raise InputError(f"frame rate: expected 1..240, found {fps}; choose another rate")
     if image_format not in ("png", "jpg"):
         raise InputError(f"image format: expected png or jpg, found {image_format}; choose one of them")
+
+
+def pixel_format(height: int, width: int) -> str:
+    """Of a clip. In 4:2:0 H.264 counts in pairs of pixels; a padded clip would not fit its labels any more."""
+    return "yuv444p" if height % 2 or width % 2 else "yuv420p"
 
 
 def _save(image: Image.Image, path: Path, image_format: str) -> None:
@@ -124,7 +129,7 @@ class _Clip:
         self._stream = self._box.add_stream("libx264", rate=fps)
         self._stream.width = width
         self._stream.height = height
-        self._stream.pix_fmt = "yuv420p"
+        self._stream.pix_fmt = pixel_format(height, width)
         self._stream.options = {"crf": "14", "preset": "veryfast"}
 
     def add(self, image: np.ndarray) -> None:
