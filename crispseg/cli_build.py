@@ -162,16 +162,12 @@ def build_native(
     from crispseg.environment import environment
     from crispseg.report import new_report
 
-    if precision not in (None, "fp32"):
-        hint = (
-            ""
-            if precision != "int8"
-            else (f"; an int8 refiner runs without a build: crispseg run {bundle.path} INPUT --precision int8")
-        )
-        raise InputError(f"--precision {precision}: native engines are compiled in fp32 alone{hint}")
-    artefact = native_artefact.build(bundle, deterministic, force, progress)
+    if precision not in (None, "fp32", "int8"):
+        raise InputError(f"--precision {precision}: expected fp32 or int8 of backend native")
+    artefact = native_artefact.build(bundle, deterministic, force, progress, precision or "fp32")
     facts = artefact.facts
-    row = {"part": "refiner", "key": artefact.identity.key[:16], "isa": artefact.identity.environment["isa"],
+    made = artefact.identity
+    row = {"part": "refiner", "precision": made.spec["precision"], "key": made.key[:16], "isa": made.environment["isa"],
            "mib": round(facts["bytes"] / 2**20, 1), "deterministic": facts["deterministic"]}  # fmt: skip
     return new_report("build", bundle=str(bundle.path), backend="native", engines=[row],
                       plan=facts["plan"], environment=environment())  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any, Mapping, Tuple
 
 import numpy as np
 
+from crispseg.engines.native_memory import is_shape_only, shape_only
 from crispseg.errors import BundleError, UnsupportedOp
 from crispseg.plugins.quantise import LARGEST, dequantise
 
@@ -19,7 +20,8 @@ def fold_dequantize(node: Any, constants: Mapping[str, np.ndarray], where: str) 
         where: text that names the node in messages.
 
     Returns:
-        float32 [K, Cin, Cout] and its scales, float32 [Cout]; divided by them it gives back the stored integers.
+        float32 [K, Cin, Cout] and its scales, float32 [Cout]; divided by them it gives back the stored integers. Of
+        integers that are there by shape alone (packed beforehand) so is the weight.
 
     Raises:
         UnsupportedOp: not a weight of the contract: int8 [K, Cin, Cout], axis 2, float32 scales [Cout], zero point 0.
@@ -49,6 +51,8 @@ def fold_dequantize(node: Any, constants: Mapping[str, np.ndarray], where: str) 
         raise UnsupportedOp("%s: DequantizeLinear: expected zero point 0 (symmetric int8), found another" % where)
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise BundleError("%s: DequantizeLinear: expected scales above 0; calibrate the bundle again" % where)
+    if is_shape_only(q):
+        return shape_only(q.shape, np.float32), scale
     if q.size and int(q.min()) < -LARGEST:
         raise BundleError("%s: DequantizeLinear: expected -127..127, found -128; calibrate the bundle again" % where)
     return dequantise(q, scale), scale

@@ -24,7 +24,7 @@ from crispseg.engines.native_nodes import Nodes
 from crispseg.engines.native_plan import Need, needed
 from crispseg.engines.native_weights import Compiled, Weights, prepare
 from crispseg.engines.spec import EngineSpec
-from crispseg.errors import InputError
+from crispseg.errors import BundleError, InputError
 from crispseg.plugins.loader import Native
 
 _STAGES = {
@@ -35,25 +35,37 @@ _STAGES = {
 
 
 def load(
-    path: Union[str, Path], spec: Optional[EngineSpec] = None, isa: str = "", artefact: Optional[Artefact] = None
+    path: Union[str, Path],
+    spec: Optional[EngineSpec] = None,
+    isa: str = "",
+    artefact: Optional[Artefact] = None,
+    why: str = "",
 ) -> NativeEngine:
     """Open a refiner.
 
     Args:
-        path: refiner.onnx (op contract version 1).
+        path: refiner.onnx or refiner.int8.onnx (op contract version 1).
         spec: threads are used; the provider concerns dense networks only.
         isa: instruction set, "" = the best of this CPU.
         artefact: what `crispseg build --backend native` made of this file; without one the weights are packed now.
+        why: there is no artefact, for ``describe``.
 
     Raises:
         BundleError: the file or the artefact is missing, damaged, or does not fit together.
         UnsupportedOp: an operator, attribute or contract version that the engine does not run.
         EnvironmentMismatch: the native library or the onnx package is missing.
     """
+    spec = spec or EngineSpec()
     if artefact is None:
-        return NativeEngine(check_graph(read_graph(path)), spec or EngineSpec(), isa)
-    graph = check_graph(read_graph(path, artefact.read(GRAPH)))
-    engine = NativeEngine(graph, spec or EngineSpec(), isa, read_compiled(artefact))
+        engine = NativeEngine(check_graph(read_graph(path)), spec, isa)
+        engine.why_packed = why or engine.why_packed
+        return engine
+    try:
+        graph = check_graph(read_graph(path, artefact.read(GRAPH)))
+        engine = NativeEngine(graph, spec, isa, read_compiled(artefact))
+    except BundleError as error:
+        advice = "" if artefact.rebuild in str(error) else "; %s" % artefact.rebuild
+        raise BundleError("%s%s" % (error, advice)) from None
     engine.compiled = str(artefact.path)
     return engine
 
@@ -67,6 +79,7 @@ class NativeEngine:
         stage_times: ms of the last run by stage: select, maps, conv, ensemble, scatter.
         node_times: ms of the last run by node.
         compiled: directory of the artefact that the weights are mapped from; "" = packed into memory at load.
+        why_packed: why there was no artefact, and the command that makes one.
     """
 
     def __init__(self, graph: Graph, spec: EngineSpec, isa: str = "", compiled: Optional[Compiled] = None) -> None:
@@ -75,7 +88,7 @@ class NativeEngine:
         self.capacity = min(spec.capacity or graph.capacity, graph.capacity)
         self.stage_times: Dict[str, float] = {}
         self.node_times: Dict[str, float] = {}
-        self.compiled = ""
+        self.compiled, self.why_packed = "", "`crispseg build --backend native` does it once"
         self._native: Any = Native(spec.thread_count, isa)
         self._graph, rows = bytes_of(fuse_shortcuts(graph))
         self._needs: Dict[Tuple[str, ...], Need] = {}
@@ -174,7 +187,7 @@ class NativeEngine:
             "isa": "" if closed else self._native.isa,
             "int8": self._nodes.int8_kernels if self._nodes else "",
             "threads": self.spec.thread_count,
-            "compiled": self.compiled or "no (packed at load; `crispseg build --backend native` does it once)",
+            "compiled": self.compiled or "no: packed at load; %s" % self.why_packed,
             "inputs": {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in self.inputs.items()},
             "outputs": {name: [np.dtype(dtype).name, list(shape)] for name, (dtype, shape) in self.outputs.items()},
             "memory_bytes": self.memory(),

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import numpy as np
 
 from crispseg.engines.int8_weights import fold_dequantize
+from crispseg.engines.native_memory import shape_only
 from crispseg.errors import BundleError, EnvironmentMismatch, UnsupportedOp
 from crispseg.plugins.ops import CONTRACT_VERSION, DOMAIN, check_attributes, check_connections
 
@@ -21,6 +22,7 @@ KIND = "sparserefine"
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_NODES = 20000
 PACKED = "weights.bin"
+_PACKED_TYPES = {1: np.float32, 3: np.int8}  # TensorProto.FLOAT and INT8
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _constants(graph: Any, path: Path, compiled: bool) -> Dict[str, np.ndarray]:
         if not tensor.name or tensor.name in constants:
             raise BundleError("%s: initialiser %r: expected a name used once" % (path, tensor.name))
         if compiled and _is_packed(tensor):
-            constants[tensor.name] = np.broadcast_to(np.float32(0), tuple(tensor.dims))
+            constants[tensor.name] = shape_only(tensor.dims, _PACKED_TYPES[tensor.data_type])
             continue
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise BundleError("%s: initialiser %r lies in another file; expected it inside" % (path, tensor.name))
@@ -179,7 +181,8 @@ def _constants(graph: Any, path: Path, compiled: bool) -> Dict[str, np.ndarray]:
 def _is_packed(tensor: Any) -> bool:
     """Whether a weight of a compiled graph lies in its file of packed weights."""
     places = {item.key: item.value for item in tensor.external_data}
-    return places == {"location": PACKED} and len(tensor.dims) == 3 and all(1 <= side < 2**20 for side in tensor.dims)
+    known = places == {"location": PACKED} and tensor.data_type in _PACKED_TYPES and len(tensor.dims) == 3
+    return known and all(1 <= side < 2**20 for side in tensor.dims)
 
 
 def _contract_node(proto: Any, index: int, where: str) -> RawNode:

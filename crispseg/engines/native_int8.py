@@ -15,11 +15,10 @@ import numpy as np
 from crispseg.engines.int8_rows import CONVERT, int8_rows, with_conversions
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
-from crispseg.engines.native_memory import Slot, aligned
+from crispseg.engines.native_memory import Slot
 from crispseg.engines.native_plan import Buffer, Layout, Plan, cpu_layout, plan_buffers
 from crispseg.errors import UnsupportedOp
-from crispseg.plugins.loader import ConvInt8Arguments, Native
-from crispseg.plugins.quantise import quantise_by
+from crispseg.plugins.loader import ConvInt8Arguments
 
 SIGNED = 128
 _WORD = 4  # bytes that the kernels read at once: rows begin at multiples of it
@@ -99,32 +98,26 @@ def plan_memory(graph: Graph, rows: Mapping[str, ByteRows]) -> Tuple[Plan, List[
 
 
 def int8_conv(
-    native: Native, graph: Graph, node: RawNode, rows: Optional[Mapping[str, ByteRows]], weights: Any
+    graph: Graph, node: RawNode, rows: Optional[Mapping[str, ByteRows]], weight: int, keep: List[np.ndarray]
 ) -> ConvInt8Arguments:
     """What int8 adds to a convolution's arguments, and its packed weight; the rest of ``conv`` is left to the caller.
 
     Args:
-        native: context that packs.
-        graph: with its constants.
+        graph: with its scales.
         node: x_scale is set.
         rows: byte matrices.
-        weights: ``native_weights.Weights``, which keeps the arrays.
+        weight: address of the packed weight.
+        keep: takes the scales of the columns, which the record points to.
 
     Raises:
         UnsupportedOp: there are no byte matrices: the graph did not go through ``bytes_of``.
     """
     if rows is None:
-        raise UnsupportedOp("%s: node %r: compiled engines are float32" % (graph.raw.path, node.name))
-    name, a = node.inputs["weight"], ConvInt8Arguments()
-    w_scale, key = graph.raw.weight_scales[name], name + "#int8"
-    shape = graph.raw.constants[name].shape
-    if key not in weights.packed:
-        q = quantise_by(graph.raw.constants[name], w_scale)
-        weights.packed[key] = aligned(native.library.cs_packed_bytes_int8(native.handle, *shape))
-        native.call("cs_pack_weight_int8", q.ctypes.data, *shape, weights.packed[key].ctypes.data)
-    scale = np.float32(node.attributes["x_scale"]) * w_scale
-    weights.keep.append(scale)
-    a.conv.weight, a.scale, a.zero = weights.packed[key].ctypes.data, scale.ctypes.data, rows[node.inputs["x"]].zero
+        raise UnsupportedOp("%s: node %r: expected byte matrices beside x_scale" % (graph.raw.path, node.name))
+    a = ConvInt8Arguments()
+    scale = np.float32(node.attributes["x_scale"]) * graph.raw.weight_scales[node.inputs["weight"]]
+    keep.append(scale)
+    a.conv.weight, a.scale, a.zero = weight, scale.ctypes.data, rows[node.inputs["x"]].zero
     for i, role in enumerate(("y", "z1", "z2")):
         made = rows.get(node.outputs[role])
         if made is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -15,6 +15,16 @@ def aligned(size: int) -> np.ndarray:
     memory = np.empty(size + _ALIGN, np.uint8)
     start = -memory.ctypes.data % _ALIGN
     return memory[start : start + size]
+
+
+def shape_only(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Zeros that take no memory: they stand for a weight that is already packed."""
+    return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+
+
+def is_shape_only(array: np.ndarray) -> bool:
+    """Whether an array holds no values of its own (:func:`shape_only`)."""
+    return array.ndim > 0 and not any(array.strides)
 
 
 class Room:

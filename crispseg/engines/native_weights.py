@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
 from crispseg.engines.native_int8 import ByteRows, int8_conv
-from crispseg.engines.native_memory import aligned
+from crispseg.engines.native_memory import aligned, is_shape_only
 from crispseg.engines.native_winograd import choose
 from crispseg.errors import BundleError
 from crispseg.plugins.loader import ConvArguments, ConvInt8Arguments, GateArguments, Native
+from crispseg.plugins.quantise import quantise_by
 
 KEEP_BOTH = 1 << 20
 """Bytes up to which a weight that Winograd uses is kept for the direct kernel too, which takes over on frames whose
 sites lie apart. Such frames have few sites on the deep levels, where the weights are large."""
+
+# Forms of a packed weight, as the ends of their keys.
+DIRECT, WINOGRAD, INT8 = "", "#winograd", "#int8"
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,13 @@ def prepare(
     Args:
         native: context; weights are packed for its instruction set.
         graph: the refiner.
-        compiled: decisions, and packed weights to use as they are; what it lacks is packed.
+        compiled: decisions, and packed weights to use as they are; what it lacks is packed, if the graph has values.
         allocate: memory for packed weights, bytes -> uint8 array at an address divisible by 64.
         rows: matrices that are bytes, of a graph with int8 convolutions (``native_int8.bytes_of``).
 
     Raises:
-        BundleError: a weight of ``compiled`` has another size than this library packs.
+        BundleError: ``compiled`` lacks a weight that the graph has by shape alone, or has one of another size than
+            this library packs.
         UnsupportedOp: int8 convolutions without ``rows``.
     """
     weights = Weights()
@@ -74,11 +79,12 @@ def prepare(
     for index, node in enumerate(graph.nodes):
         if node.op == "SparseConv2d":
             if node.attributes["x_scale"]:
-                weights.int8[index] = int8_conv(native, graph, node, rows, weights)
+                packed = packer.address(node.inputs["weight"], INT8)
+                weights.int8[index] = int8_conv(graph, node, rows, packed, weights.keep)
             quantised = weights.int8.get(index)
             weights.arguments[index] = _conv(graph, node, weights, packer, index in chosen, quantised)
             if index in chosen:
-                address = packer.address(node.inputs["weight"], True)
+                address = packer.address(node.inputs["weight"], WINOGRAD)
                 weights.winograd.setdefault(chosen[index], {})[index] = address
         elif node.op == "EnsembleLogits" and node.attributes["mode"] == "gated":
             weights.arguments[index] = _gate(graph, node, weights)
@@ -101,7 +107,7 @@ def _constant(graph: Graph, name: str, weights: Weights) -> int:
 
 @dataclass(frozen=True)
 class _Packer:
-    """Addresses of weights in the layout of one algorithm, each packed at its first use."""
+    """Addresses of weights in one of their forms, each packed at its first use."""
 
     native: Native
     graph: Graph
@@ -109,20 +115,17 @@ class _Packer:
     ready: Mapping[str, np.ndarray]
     allocate: Callable[[int], np.ndarray]
 
-    def size(self, name: str, winograd: bool) -> int:
-        shape = self.graph.raw.constants[name].shape
-        measure = self.native.library.cs_winograd_bytes if winograd else self.native.library.cs_packed_bytes
-        return int(measure(self.native.handle, *(shape[1:] if winograd else shape)))
+    def size(self, name: str, form: str) -> int:
+        return packed_bytes(self.native, self.graph.raw.constants[name].shape, form)
 
-    def address(self, name: str, winograd: bool) -> int:
-        key = name + ("#winograd" if winograd else "")
-        packed = self.weights.packed.get(key)
+    def address(self, name: str, form: str) -> int:
+        packed = self.weights.packed.get(name + form)
         if packed is None:
-            packed = self.weights.packed[key] = self._ready(key, winograd, name)
+            packed = self.weights.packed[name + form] = self._ready(name, form)
         return packed.ctypes.data
 
-    def _ready(self, key: str, winograd: bool, name: str) -> np.ndarray:
-        size = self.size(name, winograd)
+    def _ready(self, name: str, form: str) -> np.ndarray:
+        size, key = self.size(name, form), name + form
         if key in self.ready:
             packed = self.ready[key]
             if packed.nbytes != size or packed.ctypes.data % 64:
@@ -130,11 +133,31 @@ class _Packer:
                                   % (self.graph.raw.path, key, size, packed.nbytes))  # fmt: skip
             return packed
         value = self.graph.raw.constants[name]
-        source, shape = np.ascontiguousarray(value, np.float32), value.shape[1:] if winograd else value.shape
+        if is_shape_only(value):
+            raise BundleError(
+                "%s: packed weight %r: expected it in the engine, found none" % (self.graph.raw.path, key)
+            )
+        if form == INT8:
+            value = quantise_by(value, self.graph.raw.weight_scales[name])
+        source = np.ascontiguousarray(value, np.int8 if form == INT8 else np.float32)
         packed = self.allocate(size)
-        pack = "cs_winograd_pack" if winograd else "cs_pack_weight"
-        self.native.call(pack, source.ctypes.data, *shape, packed.ctypes.data)
+        self.native.call(_PACK[form], source.ctypes.data, *_sides(value.shape, form), packed.ctypes.data)
         return packed
+
+
+_PACK = {DIRECT: "cs_pack_weight", WINOGRAD: "cs_winograd_pack", INT8: "cs_pack_weight_int8"}
+
+
+def packed_bytes(native: Native, shape: Sequence[int], form: str) -> int:
+    """Size of a weight [K, Cin, Cout] in one of its forms; 0 for a shape that the form does not take."""
+    library = native.library
+    measure = {DIRECT: library.cs_packed_bytes, WINOGRAD: library.cs_winograd_bytes, INT8: library.cs_packed_bytes_int8}
+    return int(measure[form](native.handle, *_sides(shape, form)))
+
+
+def _sides(shape: Sequence[int], form: str) -> Sequence[int]:
+    """What the library wants to know of a shape: Winograd's form is that of 3x3 weights alone."""
+    return shape[1:] if form == WINOGRAD else shape
 
 
 def _conv(
@@ -148,12 +171,12 @@ def _conv(
     name = node.inputs["weight"]
     a = ConvArguments() if quantised is None else quantised.conv
     a.K, a.cin, a.cout = graph.raw.constants[name].shape
-    if quantised is None and (not winograd or packer.size(name, False) <= KEEP_BOTH):
-        a.weight = packer.address(name, False)
+    if quantised is None and (not winograd or packer.size(name, DIRECT) <= KEEP_BOTH):
+        a.weight = packer.address(name, DIRECT)
     a.bias = _constant(graph, node.inputs["bias"], weights)
     if node.inputs.get("x2"):
         second = node.inputs["weight2"]
-        a.cin2, a.weight2 = graph.raw.constants[second].shape[1], packer.address(second, False)
+        a.cin2, a.weight2 = graph.raw.constants[second].shape[1], packer.address(second, DIRECT)
     a.relu = node.attributes["relu"]
     for i, suffix in enumerate("12"):
         a.scale[i] = _constant(graph, node.inputs["scale" + suffix], weights)

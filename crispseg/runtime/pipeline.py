@@ -131,8 +131,8 @@ def _open_refiner(bundle: Bundle, spec: EngineSpec) -> Any:
         raise EnvironmentMismatch(
             "backend native: %s; pip install the missing package, or use --backend onnxruntime" % error
         ) from None
-    compiled = None if spec.precision == "int8" else native_artefact.find(bundle)
-    return native.load(path, spec, artefact=compiled)
+    compiled = native_artefact.find(bundle, spec.precision)
+    return native.load(path, spec, artefact=compiled.artefact, why=compiled.why)
 
 
 def check_refiner(bundle: Bundle, engine: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +14,14 @@ import pytest
 pytest.importorskip("onnx")
 
 import onnx
+from int8_net import int8_unet
 from native_net import frame, unet
 
+from crispseg.bundle_calibration import Calibration, NetCalibration, network_file, preprocessing_hash
 from crispseg.engines import cache, native, native_artefact, native_measure, native_weights, native_winograd
 from crispseg.engines.native_check import check_graph
 from crispseg.engines.native_graph import read_graph
+from crispseg.engines.native_memory import is_shape_only
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.plugins.loader import Native, available_isas
@@ -27,17 +33,27 @@ except EnvironmentMismatch as error:
 
 
 class Files:
-    """As much of a bundle as the artefact needs: a folder with a refiner, and its hash."""
+    """As much of a bundle as the artefact needs: a folder with a refiner, its hash, and perhaps its int8 form."""
 
-    def __init__(self, folder, model):
-        import hashlib
-        from types import SimpleNamespace
-
+    def __init__(self, folder, model, quantised=None):
         self.path = folder
         self.refiner = SimpleNamespace(file="refiner.onnx")
-        onnx.save(model, str(folder / "refiner.onnx"))
-        data = (folder / "refiner.onnx").read_bytes()
-        self.files = {"refiner.onnx": SimpleNamespace(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))}
+        statistics = {"mean": (0.0,), "std": (1.0,)}
+        self.base = SimpleNamespace(height=8, width=8, resize="bilinear", channel_order="rgb", **statistics)
+        self.baseline, self.calibration, self.height, self.width = None, None, 24, 40
+        self.files = {}
+        self.add("refiner.onnx", model)
+        if quantised is not None:
+            self.add("refiner.int8.onnx", quantised)
+            sources = {"refiner.onnx": self.files["refiner.onnx"].sha256}
+            record = NetCalibration("refiner.int8.onnx", sources, "mse", "0" * 64, 1,
+                                    preprocessing_hash(self, "refiner"), 0, False, (), 1.0)  # fmt: skip
+            self.calibration = Calibration({"refiner": record})
+
+    def add(self, name, model):
+        onnx.save(model, str(self.path / name))
+        data = (self.path / name).read_bytes()
+        self.files[name] = SimpleNamespace(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
     def file(self, name):
         return self.path / name
@@ -50,8 +66,28 @@ def bundle(tmp_path, monkeypatch):
     return Files(tmp_path, unet(0).model())
 
 
-def load(bundle, artefact=None):
-    return native.load(bundle.file("refiner.onnx"), EngineSpec(threads=1), artefact=artefact)
+@pytest.fixture(scope="module")
+def quantised():
+    """An int8 refiner, two convolutions of which stay float beside the first and the last."""
+    return int8_unet(exclude=("enc", "t"))
+
+
+@pytest.fixture
+def both(bundle, quantised):
+    """The bundle, calibrated."""
+    return Files(bundle.path, unet(0).model(), quantised)
+
+
+PRECISIONS = ("fp32", "int8")
+
+
+def load(bundle, artefact=None, precision="fp32"):
+    path = bundle.file(network_file(bundle, "refiner", precision))
+    return native.load(path, EngineSpec(threads=1, precision=precision), artefact=artefact)
+
+
+def build(bundle, precision="fp32", **options):
+    return native_artefact.build(bundle, deterministic=True, precision=precision, **options)
 
 
 def outputs(engine):
@@ -62,21 +98,63 @@ def same(a, b):
     return all((x[name] == y[name]).all() for x, y in zip(a, b) for name in x)
 
 
-def test_the_artefact_gives_the_bits_of_the_file(bundle):
-    assert native_artefact.find(bundle) is None
-    made = native_artefact.build(bundle, deterministic=True)
-    found = native_artefact.find(bundle)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_artefact_gives_the_bits_of_the_file(both, precision):
+    nothing = native_artefact.find(both, precision)
+    assert nothing.artefact is None
+    assert "--backend native --precision %s" % precision in nothing.why
+    made = build(both, precision)
+    found = native_artefact.find(both, precision).artefact
     assert found is not None
     assert found.path == made.path
-    assert (found.path / "graph.onnx").stat().st_size < bundle.file("refiner.onnx").stat().st_size
-    with load(bundle) as packed, load(bundle, found) as mapped:
+    other = native_artefact.find(both, "fp32" if precision == "int8" else "int8")
+    assert other.artefact is None
+    assert "precision: expected" in other.why
+    file = both.file(network_file(both, "refiner", precision))
+    assert (found.path / "graph.onnx").stat().st_size < file.stat().st_size
+    with load(both, None, precision) as packed, load(both, found, precision) as mapped:
         assert same(outputs(packed), outputs(mapped))
         assert mapped.describe()["compiled"] == str(made.path)
         assert "build --backend native" in packed.describe()["compiled"]
+        assert packed.memory()["weights"] == mapped.memory()["weights"]
         algorithms = {item.name: item.algorithm for item in mapped.layers() if item.kind == "submanifold"}
+        assert not any(is_shape_only(array) for array in mapped._weights.packed.values())
     plan = {item.node: item.algorithm for item in native_artefact.plan_of(found)}
-    assert set(algorithms) <= set(plan)
+    assert {name for name, algorithm in algorithms.items() if algorithm != "int8"} <= set(plan)
     assert {"direct", "winograd"} == set(plan.values())
+    assert ("int8" in algorithms.values()) == (precision == "int8")
+
+
+def test_nothing_is_packed_from_an_artefact(both, monkeypatch):
+    """Every weight is mapped, in either precision."""
+    made = {precision: build(both, precision) for precision in PRECISIONS}
+    wanted = {precision: outputs(load(both, None, precision)) for precision in PRECISIONS}
+
+    def never(self, *arguments):
+        assert "pack" not in arguments[0]
+        return called(self, *arguments)
+
+    called = Native.call
+    monkeypatch.setattr(Native, "call", never)
+    for precision, artefact in made.items():
+        with load(both, artefact, precision) as engine:
+            assert same(outputs(engine), wanted[precision])
+            packed = engine._weights.packed.values()
+            assert all(isinstance(array, np.memmap) for array in packed)
+
+
+def test_a_float_refiner_is_not_compiled_as_int8(bundle, quantised):
+    with pytest.raises(BundleError, match="expected a calibration of the refiner.*crispseg calibrate"):
+        build(bundle, "int8")
+    calibrated = Files(bundle.path, unet(0).model(), quantised)
+    record = calibrated.calibration.networks["refiner"]
+    calibrated.calibration = Calibration({"base": record})
+    with pytest.raises(BundleError, match="found that of the base alone.*build .* --backend native"):
+        build(calibrated, "int8")
+    foreign = dataclasses.replace(record, sources={"refiner.onnx": "1" * 64})
+    calibrated.calibration = Calibration({"refiner": foreign})
+    with pytest.raises(BundleError, match="int8 refiner belongs to another graph"):
+        build(calibrated, "int8")
 
 
 def test_float16_weights(tmp_path, monkeypatch):
@@ -140,10 +218,11 @@ def test_one_form_of_large_weights(bundle, monkeypatch):
         assert (got[name] == wanted[name]).all()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["weights.bin", "graph.onnx"])
-@pytest.mark.parametrize("damage", ["cut", "flip", "link"])
-def test_damage_is_refused(bundle, name, damage):
-    artefact = native_artefact.build(bundle, deterministic=True)
+@pytest.mark.parametrize("damage", ["cut", "flip", "link", "gone"])
+def test_damage_is_refused_and_built_anew(both, name, damage, precision):
+    artefact = build(both, precision)
     path = artefact.path / name
     data = bytearray(path.read_bytes())
     if damage == "cut":
@@ -153,44 +232,97 @@ def test_damage_is_refused(bundle, name, damage):
         path.write_bytes(bytes(data))
     else:
         shutil.move(str(path), str(path) + ".real")
-        path.symlink_to(str(path) + ".real")
-    with pytest.raises(BundleError, match="crispseg build .* --backend native"):
-        load(bundle, artefact)
+        if damage == "link":
+            path.symlink_to(str(path) + ".real")
+    found = native_artefact.find(both, precision).artefact
+    with pytest.raises(BundleError, match="crispseg build .* --backend native --precision %s" % precision):
+        load(both, found, precision)
+    again = build(both, precision)
+    assert again.files == artefact.files
+    with load(both, again, precision) as engine, load(both, None, precision) as packed:
+        assert same(outputs(engine), outputs(packed))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda facts: facts["weights"].update({key: [1, 64] for key in facts["weights"]}),
-        lambda facts: facts["weights"].update({key: [0, 1 << 50] for key in facts["weights"]}),
-        lambda facts: facts["weights"].update({key: [0, 64] for key in facts["weights"]}),
-        lambda facts: facts.update(weights=[]),
-        lambda facts: facts.update(plan=[{"x": 1}]),
-        lambda facts: facts.update(plan={}),
-    ],
-)
-def test_wrong_facts_are_refused(bundle, change):
-    artefact = native_artefact.build(bundle, deterministic=True)
+def swap(facts):
+    """Places of two weights of one size, so that every one of them still fits."""
+    sizes = {}
+    for key, (_, size) in sorted(facts["weights"].items()):
+        sizes.setdefault(size, []).append(key)
+    a, b = next(keys for keys in sizes.values() if len(keys) > 1)[:2]
+    facts["weights"][a], facts["weights"][b] = facts["weights"][b], facts["weights"][a]
+
+
+FACTS = [
+    lambda facts: facts["weights"].update({key: [1, 64] for key in facts["weights"]}),
+    lambda facts: facts["weights"].update({key: [0, 1 << 50] for key in facts["weights"]}),
+    lambda facts: facts["weights"].update({key: [0, 64] for key in facts["weights"]}),
+    lambda facts: facts["weights"].popitem(),
+    lambda facts: facts.update(weights=[]),
+    lambda facts: facts.update(weights={}),
+    lambda facts: facts.update(plan=[{"x": 1}]),
+    lambda facts: facts.update(plan={}),
+    lambda facts: [item.update(algorithm="winograd") for item in facts["plan"]],
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("change", [*FACTS, swap])
+def test_wrong_facts_are_refused(both, change, sealed, precision):
+    """By their hash, and what memory is read by is checked even where the hash was made to fit."""
+    artefact = build(both, precision)
     path = artefact.path / cache.MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest["facts"])
+    if sealed:
+        manifest["facts"]["sha256"] = native_artefact._facts_hash(manifest["facts"])
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleError):
-        load(bundle, cache.load(artefact.path))
+    found = native_artefact.find(both, precision).artefact
+    if sealed and change is swap:
+        load(both, found, precision).close()  # in bounds: wrong numbers, which only the hash can tell
+        return
+    with pytest.raises(BundleError, match="crispseg build .* --backend native --precision %s" % precision):
+        load(both, found, precision)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 99}', None])
+def test_a_damaged_manifest_is_refused_and_built_anew(both, text):
+    for precision in PRECISIONS:
+        artefact = build(both, precision)
+        path = artefact.path / cache.MANIFEST
+        manifest = json.loads(path.read_text())
+        manifest["identity"]["environment"]["isa"] = "generic"  # weights in another layout
+        path.write_text(json.dumps(manifest) if text is None else text)
+        with pytest.raises(BundleError, match="run `crispseg build .* --backend native --precision %s`" % precision):
+            native_artefact.find(both, precision)
+        build(both, precision)
+        assert native_artefact.find(both, precision).artefact is not None
+
+
+def test_an_artefact_under_another_key_is_refused(both):
+    """That of int8 in the place of fp32."""
+    quantised, plain = build(both, "int8"), build(both)
+    shutil.rmtree(str(plain.path))
+    shutil.copytree(str(quantised.path), str(plain.path))
+    with pytest.raises(BundleError, match="run `crispseg build"):
+        native_artefact.find(both)
 
 
 def test_another_refiner_or_instruction_set_does_not_fit(bundle, tmp_path):
     native_artefact.build(bundle, deterministic=True)
     for isa in ISAS[1:]:
-        assert native_artefact.find(bundle, isa) is None
-    other = Files(tmp_path, unet(1).model())
-    assert native_artefact.find(other) is None
+        other = native_artefact.find(bundle, isa=isa)
+        assert other.artefact is None
+        assert "isa: expected %s" % isa in other.why
+    other = native_artefact.find(Files(tmp_path, unet(1).model()))
+    assert other.artefact is None
+    assert "refiner.onnx: expected" in other.why
 
 
 def test_the_environment_overrules_the_plan(bundle, monkeypatch):
     native_artefact.build(bundle, deterministic=True)
     monkeypatch.setenv("CRISPSEG_WINOGRAD", "0")
-    assert native_artefact.find(bundle) is None
+    assert native_artefact.find(bundle) == native_artefact.Found(why="CRISPSEG_WINOGRAD is set")
 
 
 def test_bands():
@@ -206,7 +338,7 @@ def test_bands():
 
 
 def test_command(tmp_path):
-    """build, then run from the artefact; int8 is no matter of a build."""
+    """build, then run from the artefact; no int8 without a calibration."""
     pytest.importorskip("onnxruntime")
     from pathlib import Path
 
@@ -230,6 +362,7 @@ def test_command(tmp_path):
     np.testing.assert_array_equal(*labels)
     for pipeline in pipelines:
         pipeline.close()
-    refused = CliRunner().invoke(app, ["build", str(copy), "--backend", "native", "--precision", "int8"])
-    assert isinstance(refused.exception, InputError)
-    assert "fp32" in str(refused.exception)
+    for precision, error, text in (("fp16", InputError, "fp32 or int8"), ("int8", BundleError, "crispseg calibrate")):
+        refused = CliRunner().invoke(app, ["build", str(copy), "--backend", "native", "--precision", precision])
+        assert isinstance(refused.exception, error)
+        assert text in str(refused.exception)
