@@ -116,6 +116,7 @@ def entry(context: typer.Context, version: bool = VERSION) -> None:  # noqa: D10
 
 @app.command()
 def run(
+    context: typer.Context,
     bundle: Path = BUNDLE,
     input: str = INPUT,
     out: Path = OUT,
@@ -141,6 +142,9 @@ def run(
     Example: crispseg run demo/bundle drive.mp4 -o out --save labels,overlay
     """
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import of_backend, of_pictures, refuse_unused
+
+    refuse_unused(context, {**of_backend(backend.value), **of_pictures(split(save))})
 
     def work(progress):  # type: ignore[no-untyped-def]
         from crispseg.runtime.run import run
@@ -173,6 +177,7 @@ def run(
 
 @app.command()
 def latency(
+    context: typer.Context,
     bundle: Path = BUNDLE,
     input: Optional[str] = FRAMES_FROM,
     baseline: bool = BASELINE,
@@ -195,6 +200,9 @@ def latency(
     Example: crispseg latency demo/bundle --baseline --report latency.html
     """
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import of_backend, refuse_unused
+
+    refuse_unused(context, of_backend(backend.value))
 
     def work(progress):  # type: ignore[no-untyped-def]
         from crispseg.runtime.latency import measure
@@ -222,6 +230,7 @@ def latency(
 
 @app.command("eval")
 def evaluate(
+    context: typer.Context,
     bundle: Path = BUNDLE,
     images: Path = IMAGES,
     labels: Path = LABELS,
@@ -242,6 +251,9 @@ def evaluate(
     Example: crispseg eval demo/bundle val/images val/labels --baseline
     """
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import of_backend, refuse_unused
+
+    refuse_unused(context, of_backend(backend.value))
 
     def work(progress):  # type: ignore[no-untyped-def]
         from crispseg.runtime.accuracy import evaluate

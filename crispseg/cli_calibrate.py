@@ -54,6 +54,7 @@ OUT = typer.Option(None, "-o", "--out", metavar="BUNDLE", help="directory to wri
 
 @app.command()
 def calibrate(
+    context: typer.Context,
     bundle: Path = BUNDLE,
     images: Optional[Path] = IMAGES,
     method: Method = METHOD,
@@ -89,6 +90,13 @@ def calibrate(
     """
     from crispseg.cli_make import require_host_python
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import refuse_unused
+
+    if not scan:
+        of_scan = ("scan_frames", "scan_blocks", "scan_state", "plot")
+        refuse_unused(context, {name: "expected --scan with it, found none" for name in of_scan})
+    if scan or check_fp16:
+        refuse_unused(context, {"force": "expected a bundle to write, found a measurement alone"})
 
     def work(progress):  # type: ignore[no-untyped-def]
         require_host_python("calibrate")
@@ -116,6 +124,8 @@ def calibrate(
         if scan:
             from crispseg.cli_calibrate_scan import ScanChoices, scan_bundle
 
+            if plot is not None and plot.suffix.lower() != ".svg":
+                raise InputError(f"--plot {plot}: expected FILE.svg, found the ending {plot.suffix or '(none)'}")
             if out is not None or trt_cache is not None:
                 raise InputError("--scan: expected no -o and no --trt-cache, found one: a scan writes no bundle")
             options = ScanChoices(scan_frames, scan_blocks, scan_state, plot)
@@ -126,8 +136,6 @@ def calibrate(
             if out is not None or trt_cache is not None:
                 raise InputError("--check-fp16: expected no -o and no --trt-cache, found one: it writes no bundle")
             return check_half(bundle, images, choices, progress)
-        if plot is not None or scan_state is not None:
-            raise InputError("--plot, --scan-state: expected --scan with them, found none")
         return calibrate_bundle(bundle, images, out, choices, progress)
 
     execute(work, json=json, title="calibrating", report_file=report)

@@ -59,6 +59,7 @@ VALIDATE_EVERY = typer.Option(400, "--validate-every", min=1, help="steps betwee
 
 @app.command()
 def fit(
+    context: typer.Context,
     what: What = WHAT,
     out: Path = FIT_OUT,
     images: List[Path] = TRAIN_IMAGES,
@@ -102,7 +103,9 @@ def fit(
     Example: crispseg fit refiner --base base/best.pt --images train/images --labels train/labels --size 360x480 -o r
     """
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import of_training, refuse_unused
 
+    refuse_unused(context, of_training(what.value))
     if len(images) != len(labels):
         raise InputError(f"expected one --labels for each --images, found {len(labels)} for {len(images)}")
     if (val_images is None) != (val_labels is None):

@@ -111,12 +111,17 @@ def export(
     Example: crispseg export sfnet_lite_r18 --weights base.pth --refiner sparserefine --refiner-weights r.ckpt -o b
     """
     from crispseg.cli_output import execute, show_bundle
+    from crispseg.cli_unused import refuse_unused
 
     if base in MASK_REFINERS:
         require_host_python("export")
         given = [key for key in context.params if str(context.get_parameter_source(key)).endswith("COMMANDLINE")]
         export_mask_refiner(str(base), out, weights, window, mode, half, random_weights, name, given, json)
         return
+    if refiner == "none":
+        refuse_unused(
+            context, {name: "expected a refiner with it, found --refiner none" for name in ("planes", "repeats")}
+        )
 
     def work(progress):  # type: ignore[no-untyped-def]
         height, width = parse_size(size)

@@ -61,6 +61,7 @@ ANNOTATIONS = typer.Option(None, "--annotations", help="COCO file with the photo
 
 @app.command()
 def refine(
+    context: typer.Context,
     bundle: Path = BUNDLE,
     images: Path = PHOTOS,
     masks: Path = MASKS,
@@ -87,6 +88,10 @@ def refine(
     Example: crispseg refine segrefiner-hr photo.jpg mask.png -o out
     """
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import refuse_unused
+
+    if backend is not Engine.tensorrt:
+        refuse_unused(context, {"device": f"expected --backend tensorrt with it, found {backend.value}"})
 
     def work(progress):  # type: ignore[no-untyped-def]
         from crispseg.runtime.mask_refiner import RefineOptions

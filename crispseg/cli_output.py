@@ -13,6 +13,7 @@ from crispseg.errors import CrispsegError, InputError
 from crispseg.files import require_writable
 
 DEBUG = "CRISPSEG_DEBUG"
+_PAGES = (".html", ".htm")
 # package that failed to import -> what to install
 _PACKAGES = {
     "onnxruntime": "onnxruntime",
@@ -47,7 +48,7 @@ def execute(
         work: called with ``progress(done, total, text="")``; returns a report.
         json: print the report as JSON and nothing else on stdout.
         title: text before the progress bar.
-        report_file: also write the report there: a page for .html, JSON otherwise.
+        report_file: also write the report there: .json, or a page for .html.
         show: turns the report into something that rich prints; the report's tables without it.
     """
     from crispseg import report as reports
@@ -58,7 +59,7 @@ def execute(
     with contextlib.redirect_stdout(sys.stderr), progress_bar(title) as progress:
         result = work(progress)
     if report_file is not None:
-        if report_file.suffix.lower() in (".html", ".htm"):
+        if report_file.suffix.lower() in _PAGES:
             reports.write_text(report_file, reports.render_html(result))
         else:
             reports.write_json(report_file, result)
@@ -78,7 +79,25 @@ def check_report_file(path: Path) -> None:
     """Refuses an impossible --report before the work is done. Raises InputError."""
     if path.is_dir():
         raise InputError(f"--report {path}: expected a file, found a folder; name a file in it")
+    ending = path.suffix.lower()
+    if ending not in (".json", *_PAGES):
+        found = f"the ending {ending}" if ending else "no ending"
+        raise InputError(f"--report {path}: expected FILE.json or FILE.html, found {found}; name it so")
     require_writable(path, "--report")
+    if ending == ".json" and path.exists() and not _is_report(path):
+        raise InputError(
+            f"--report {path}: expected a new file or an older report, found another JSON file; choose another name"
+        )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a report may replace it: one of ours, or nothing that anybody misses. Its start says."""
+    try:
+        with open(str(path), "rb") as stream:
+            start = stream.read(200)
+    except OSError:
+        return True  # writing it will tell
+    return not start.strip() or (b'"schema"' in start and b'"kind"' in start and b'"mask-refiner"' not in start)
 
 
 @contextlib.contextmanager

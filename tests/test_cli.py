@@ -145,7 +145,7 @@ def test_json_is_the_only_thing_on_stdout(fake, capsys):
     assert "a library talks" in captured.err
 
 
-@pytest.mark.parametrize("name", ["r.json", "r.html"])
+@pytest.mark.parametrize("name", ["r.json", "r.html", "r.HTM"])
 def test_report_file(name, fake, capsys, tmp_path):
     fake("crispseg.runtime.latency", measure=lambda bundle, **options: {"kind": "latency", "density": 12.5})
     assert main(["latency", "b", "--report", str(tmp_path / name)]) == 0
@@ -158,6 +158,57 @@ def test_impossible_report_file_is_refused_before_the_work(fake, capsys, tmp_pat
     (tmp_path / "file").write_text("")
     assert main(["latency", "b", "--report", str(tmp_path / "file" / "r.json")]) == 2
     assert "--report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("r.txt", "found the ending .txt"), ("r", "found no ending"), ("r.csv", ".json"), ("bundle.json", "another JSON")],
+)
+def test_report_of_another_kind_is_refused_before_the_work(name, part, fake, capsys, tmp_path):
+    fake("crispseg.runtime.latency", measure=raising(AssertionError("must not run")))
+    (tmp_path / "bundle.json").write_text('{\n "schema": 1,\n "name": "mine"}')
+    assert main(["latency", "b", "--report", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --report")
+    assert part in error
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.json"]
+
+
+def test_report_replaces_a_report(fake, capsys, tmp_path):
+    fake("crispseg.runtime.latency", measure=lambda bundle, **options: {"schema": 1, "kind": "latency", "x": 1})
+    for before in (None, " ", '{"x": 2}'):
+        if before is not None:
+            (tmp_path / "r.json").write_text(before)
+        assert main(["latency", "b", "--report", str(tmp_path / "r.json")]) == (2 if before == '{"x": 2}' else 0)
+    assert main(["latency", "b", "--report", str(tmp_path / "new.json")]) == 0
+    assert main(["latency", "b", "--report", str(tmp_path / "new.json")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("run b clip.mp4 -o out --device 0", "--device: expected --backend cuda or tensorrt with it, found native"),
+        ("latency b --device 1 --backend onnxruntime", "found onnxruntime"),
+        ("eval b i l --device 1", "--device"),
+        ("refine b i m -o out --device 1", "--device: expected --backend tensorrt with it, found auto"),
+        ("run b clip.mp4 -o out --backend cuda --provider CPUExecutionProvider", "--provider: expected --backend"),
+        ("run b clip.mp4 -o out --save labels --alpha 0.3", "--alpha: expected overlay in --save, found labels"),
+        ("run b clip.mp4 -o out --save color --legend", "--legend"),
+        ("fit base -o out --scenes 4 --features rgb", "--features: belongs to crispseg fit refiner, found fit base"),
+        ("fit refiner -o out --scenes 4 --stride 4", "--stride: belongs to crispseg fit base"),
+        ("export small --refiner none --planes 8 -o out", "--planes: expected a refiner"),
+        ("calibrate b i -o out --scan-frames 3", "--scan-frames: expected --scan with it"),
+        ("calibrate b i --scan --force", "--force"),
+        ("calibrate b i --scan --plot x.png", "--plot x.png: expected FILE.svg, found the ending .png"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(arguments, part, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_run_prints_its_report_and_exits_130(fake, capsys):
@@ -180,10 +231,13 @@ def test_export_hands_its_options_on(fake, capsys):
 
     fake("crispseg.export.project", export_bundle=export_bundle)
     fake("crispseg.runtime.describe", describe=lambda path: {"kind": "inspect", "path": str(path)})
-    command = "export small --random-weights --planes 8,16 --size 64x96 --classes camvid --refiner none -o b --json"
-    assert main(command.split()) == 0
+    command = "export small --random-weights --size 64x96 --classes camvid -o b --json"
+    assert main([*command.split(), "--refiner", "none"]) == 0
+    assert seen["refiner"] is None
+    capsys.readouterr()
+    assert main([*command.split(), "--planes", "8,16"]) == 0
     assert json.loads(capsys.readouterr().out) == {"kind": "export", "path": "b"}
-    assert (seen["height"], seen["width"], seen["refiner"], seen["classes"]) == (64, 96, None, "camvid")
+    assert (seen["height"], seen["width"], seen["refiner"], seen["classes"]) == (64, 96, "sparserefine", "camvid")
     assert seen["refiner_settings"] == {"planes": (8, 16), "repeats": (2, 2)}
 
 

@@ -49,6 +49,7 @@ ALLOWED = {
     "cli_masks": {"cli", "cli_output"},
     "cli_foreign": set(),
     "cli_output": set(),
+    "cli_unused": set(),
     "__main__": {"cli"},
     "environment": {"plugins"},  # which instruction set the native library takes
 }

@@ -1,0 +1,53 @@
+"""Options that a choice has no use for: refused when they stand on the command line, never silently ignored."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, Mapping
+
+from crispseg.errors import InputError
+
+_GPU = ("cuda", "tensorrt")
+#: `crispseg fit`: what belongs to one kind of network alone.
+FIT = {
+    "refiner": (
+        "base", "base_name", "planes", "repeats", "features", "extent", "ensembler", "density", "threshold",
+        "iou_weight", "logit_noise",
+    ),
+    "base": ("stride",),
+}  # fmt: skip
+
+
+def refuse_unused(context: Any, unused: Mapping[str, str]) -> None:
+    """Raise InputError for the first parameter of a command that was given although nothing would read it.
+
+    ``context``: typer's, of the command. ``unused``: parameter -> what it would need, as "expected ..., found ...".
+    """
+    for name, why in unused.items():
+        if str(context.get_parameter_source(name)).endswith("COMMANDLINE"):
+            raise InputError(f"--{name.replace('_', '-')}: {why}; leave it out")
+
+
+def of_backend(backend: str) -> Dict[str, str]:
+    """What run, latency and eval cannot use on a backend."""
+    if backend in _GPU:
+        return {"provider": f"expected --backend native or onnxruntime with it, found {backend}"}
+    return {"device": f"expected --backend cuda or tensorrt with it, found {backend}, which runs on no numbered GPU"}
+
+
+def of_pictures(saved: Iterable[str]) -> Dict[str, str]:
+    """What run cannot use when no overlay is drawn. ``saved``: the items of --save."""
+    items = list(saved)
+    if "overlay" in items:
+        return {}
+    why = f"expected overlay in --save, found {','.join(items) or 'nothing'}"
+    return {name: why for name in ("alpha", "outline", "legend")}
+
+
+def of_training(what: str) -> Dict[str, str]:
+    """What crispseg fit cannot use: the options of the other kind of network."""
+    return {
+        name: f"belongs to crispseg fit {kind}, found fit {what}"
+        for kind, names in FIT.items()
+        for name in names
+        if kind != what
+    }
