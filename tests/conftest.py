@@ -27,6 +27,9 @@ class RealDriver:
     def order(self, *unused):
         pass
 
+    def schedule(self, *unused):
+        pass
+
     def eager(self, on):
         if on:  # asked for by tests whose host code reads what the emulated device has written
             pytest.skip("device memory that the host reads: the emulated driver's only")
@@ -68,5 +71,6 @@ def emulated(emulated_driver):
     """The emulated driver for one test: afterwards no guard bytes are damaged and no kernel has failed unnoticed."""
     yield emulated_driver
     emulated_driver.order()
+    emulated_driver.schedule()
     emulated_driver.eager(False)
     assert emulated_driver.check() == ""

@@ -22,6 +22,7 @@ class CudaLabels:
     """
 
     capacity = 0
+    binds_image = False
 
     def __init__(
         self, kernels: Kernels, size: Tuple[int, int], logits: Tuple[int, int, int], upsample: str, logits_type: str

@@ -73,7 +73,10 @@ class CudaRefiner:
     Attributes:
         inputs, outputs: name -> (numpy dtype, shape) as seen by :meth:`run`.
         stage_times: ms on the device of the last :meth:`run`, by stage.
+        binds_image: whether every frame must lie at the same address.
     """
+
+    binds_image = False
 
     def __init__(self, graph: Graph, kernels: Kernels, spec: EngineSpec, logits_type: str) -> None:
         self.path, self.spec, self.logits_type = graph.raw.path, spec, logits_type

@@ -18,16 +18,19 @@ from crispseg.runtime.pipeline import pad_colour
 class FrameInput:
     """Buffers and kernels for frames of one size; the same arithmetic as the CPU pipeline's Pillow.
 
-    Attributes:
-        frame: device address of the uploaded frame, uint8 [H0,W0,3].
-        canvas: device address of the picture at the bundle's size, uint8 [H,W,3]; the frame itself when it has it.
+    Args:
+        kernels: of the device.
+        place: of the frame on the bundle's canvas.
+        net: the base.
+        input_type: of its input, "fp32" or "fp16".
+        own_canvas: the canvas has one address for all frames, even when they have its size.
     """
 
-    def __init__(self, kernels: Kernels, place: Placement, net: NetInfo, input_type: str) -> None:
+    def __init__(self, kernels: Kernels, place: Placement, net: NetInfo, input_type: str, own_canvas: bool) -> None:
         self._kernels, self._place, self._net, self._type = kernels, place, net, TYPES[input_type]
         context, (height, width) = kernels.context, place.canvas
-        self._buffers: List[Buffer] = [context.alloc(place.frame[0] * place.frame[1] * 3)]
-        self.frame = self.canvas = self._buffers[0].address
+        self._buffers: List[Buffer] = []
+        self._canvas = 0  # none: the frame itself
         self._small: Optional[Buffer] = None
         workspace = [kernels.size("csg_resize_workspace", height, width, net.height, net.width)]
         if not place.identity:
@@ -35,24 +38,33 @@ class FrameInput:
             bars = np.empty((height, width, 3), np.uint8)  # bars are drawn once: frames never touch them
             bars[:] = pad_colour(net)
             self._buffers.append(upload_now(context, bars))
-            self.canvas = self._buffers[-1].address
+            self._canvas = self._buffers[-1].address
             if (place.height, place.width) != place.canvas:
                 self._small = context.alloc(place.height * place.width * 3)
                 self._buffers.append(self._small)
+        elif own_canvas:
+            self._buffers.append(context.alloc(height * width * 3))
+            self._canvas = self._buffers[-1].address
         self._workspace = context.alloc(max(workspace))
         self._buffers.append(self._workspace)
 
-    def enqueue(self, stream: Stream, target: int) -> None:
-        """Frame -> canvas -> ``target``: address of the base's input [3,h,w]."""
+    def canvas(self, frame: int) -> int:
+        """Device address of the picture at the bundle's size, uint8 [H,W,3], of the frame at ``frame``."""
+        return self._canvas or frame
+
+    def enqueue(self, stream: Stream, frame: int, target: int) -> None:
+        """Frame (device address, uint8 [H0,W0,3]) -> canvas -> ``target``: address of the base's input [3,h,w]."""
         place, net = self._place, self._net
         if not place.identity:
-            self._fit(stream, self.frame, place.frame, (place.height, place.width), None,
-                      self._small.address if self._small else self.canvas)  # fmt: skip
+            self._fit(stream, frame, place.frame, (place.height, place.width), None,
+                      self._small.address if self._small else self._canvas)  # fmt: skip
+        elif self._canvas:
+            stream.copy(self._canvas, frame, 3 * place.canvas[0] * place.canvas[1])
         if self._small is not None:
             row = 3 * place.width
-            corner = self.canvas + 3 * (place.top * place.canvas[1] + place.left)
+            corner = self._canvas + 3 * (place.top * place.canvas[1] + place.left)
             stream.copy_rows(corner, 3 * place.canvas[1], self._small.address, row, row, place.height)
-        self._fit(stream, self.canvas, place.canvas, (net.height, net.width), target, None)
+        self._fit(stream, self.canvas(frame), place.canvas, (net.height, net.width), target, None)
 
     def _fit(
         self, stream: Stream, source: int, size: Tuple[int, int], to: Tuple[int, int], out: Any, small: Any

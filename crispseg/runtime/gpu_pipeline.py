@@ -1,9 +1,11 @@
 """The pipeline on a GPU: a frame goes up once, its label map comes down as uint8, all between stays on the device.
 
-One stream. The whole frame (upload, resize and normalise, base, refiner, download) is one CUDA graph when the base can
-be captured, else two graphs around the base. Two slots of page-locked memory take turns, so that the next frame is
-decoded and copied, and the last one encoded, while the GPU works: :meth:`GpuPipeline.submit`,
-:meth:`GpuPipeline.collect`. Stage times are CUDA events inside the graphs.
+Three streams: frames go up on one, results come down on another, and between them the kernels of all frames run one
+behind the other. Events say who waits for whom; the host waits for nothing but a frame's results. The kernels of a
+frame (resize and normalise, base, refiner, packing of the results) are one CUDA graph when the base can be captured,
+else two graphs around the base. Two slots (``gpu_slot``) take turns: while the GPU works on one frame, the next one is
+decoded, copied and uploaded, and the last one downloaded and encoded: :meth:`GpuPipeline.submit`,
+:meth:`GpuPipeline.collect`. Stage times are CUDA events.
 """
 
 from __future__ import annotations
@@ -15,39 +17,16 @@ from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from crispseg.bundle import Bundle, NetInfo
-from crispseg.engines.cuda import Context, Event, Graph, Stream
-from crispseg.engines.cuda_clock import StageClock
+from crispseg.engines.cuda import Context, Stream
 from crispseg.engines.cuda_kernels import Kernels
 from crispseg.errors import InputError
 from crispseg.runtime.bars import DeviceBars, bar_cells
 from crispseg.runtime.geometry import Placement, placement, to_frame
 from crispseg.runtime.gpu_frame import FrameInput
+from crispseg.runtime.gpu_slot import Slot
 from crispseg.runtime.pipeline import FrameResult, check_frame
 
 _COPIES = ("h2d", "d2h")
-
-
-class Slot:
-    """Page-locked memory, graphs and events of one frame under way."""
-
-    def __init__(self, context: Context, frame: Tuple[int, ...], canvas: Tuple[int, int], rows: int) -> None:
-        self.frame = context.pinned(frame, np.uint8)
-        self.labels = context.pinned(canvas, np.uint8)
-        self.confidence = context.pinned(canvas, np.uint8)
-        self.coords = context.pinned((rows, 2), np.int32)
-        self.numbers = context.pinned(2, np.int32)  # count, found
-        self.clock = StageClock(context)
-        self.graphs: List[Optional[Graph]] = []
-        self.done: Event = context.event()
-        self.host: Dict[str, float] = {}
-
-    def close(self) -> None:
-        """Free graphs and events; the arrays go with their last view."""
-        for graph in self.graphs:
-            if graph is not None:
-                graph.close()
-        self.clock.close()
-        self.done.close()
 
 
 class GpuPipeline:
@@ -58,7 +37,7 @@ class GpuPipeline:
         net: its base, or its baseline.
         context: the device.
         kernels: of the device.
-        stream: on which everything runs.
+        stream: on which the kernels run.
         base: dense network with ``enqueue(stream, input, output)``, ``input_type``, ``output_type``, ``capturable``.
         refiner: a CudaRefiner, a TensorRTRefiner, or a CudaLabels for the dense network alone.
         fit: how a frame of another size is brought to the bundle's.
@@ -73,6 +52,7 @@ class GpuPipeline:
         self.bundle, self.net = bundle, net
         self.refined = refiner.capacity > 0
         self._context, self._kernels, self._stream = context, kernels, stream
+        self._up, self._down = context.stream(), context.stream()
         self._base, self._refiner, self._fit = base, refiner, fit
         shape = (len(bundle.classes), net.logits_height, net.logits_width)
         item = {"fp32": 4, "fp16": 2}
@@ -162,28 +142,30 @@ class GpuPipeline:
             return self._ready.popleft()
         if not self._pending:
             raise InputError("collect: expected a frame under way, found none; submit one first")
-        return self._finish(self._pending.popleft())
+        return self._finish()
 
     def _finish_all(self) -> None:
         while self._pending:
-            self._ready.append(self._finish(self._pending.popleft()))
+            self._ready.append(self._finish())
 
-    def _finish(self, slot: Slot) -> FrameResult:
+    def _finish(self) -> FrameResult:
+        slot = self._pending[0]
         slot.done.synchronize()
+        self._pending.popleft()  # not before: broken off by Ctrl-C, the slot must not be filled again
         place = self._place
         assert place is not None
         last = time.perf_counter()
-        device = slot.clock.times()
+        device = slot.times()
         compute = sum(ms for stage, ms in device.items() if stage not in _COPIES)
         times = {**slot.host, **device, "gpu_compute": compute, "host_latency": sum(device.values())}
         count, found = (int(slot.numbers[0]), int(slot.numbers[1])) if self.refined else (0, 0)
         active = None
-        if "active" in self._want:
+        if slot.coords is not None:
             active = np.zeros(place.canvas, bool)
             active[slot.coords[:count, 0], slot.coords[:count, 1]] = True
             active = to_frame(active, place)
         labels = to_frame(slot.labels, place)
-        confidence = to_frame(slot.confidence, place) if "confidence" in self._want else None
+        confidence = None if slot.confidence is None else to_frame(slot.confidence, place)
         times["post"] = 1e3 * (time.perf_counter() - last)
         times["total"] = times["post"] + times["host_latency"] + sum(slot.host.values())
         density = count / float(place.canvas[0] * place.canvas[1])
@@ -195,14 +177,15 @@ class GpuPipeline:
         """Buffers for frames of a size, and their graphs."""
         self._drop()
         self._place, self._want, self._turn = place, want, 0
-        self._frames = FrameInput(self._kernels, place, self.net, self._base.input_type)
+        self._frames = FrameInput(self._kernels, place, self.net, self._base.input_type, self._refiner.binds_image)
         low = (self.net.logits_height, self.net.logits_width)
         cells = bar_cells(place, low, self.net.upsample)
         self._bars = DeviceBars(self._context, (len(self.bundle.classes), *low), cells, self._base.output_type)
-        rows = max(1, self._refiner.capacity) if "active" in want else 1
-        self._slots = [Slot(self._context, (*place.frame, 3), place.canvas, rows) for _ in range(self.depth)]
+        rows = max(1, self._refiner.capacity)
+        self._slots = [Slot(self._context, place.frame, place.canvas, want, rows) for _ in range(self.depth)]
         # Once without capturing: libraries load kernels and choose algorithms at their first run, TensorRT's engines
         # get their addresses (one execution context each, for both slots: their frames run one behind the other).
+        self._slots[0].upload(self._stream)
         self._record(self._slots[0], 0)
         self._base_run()
         self._record(self._slots[0], 1)
@@ -224,41 +207,36 @@ class GpuPipeline:
         stream, clock, refiner = self._stream, slot.clock, self._refiner
         assert self._frames is not None
         assert self._bars is not None
+        image = slot.image.address
         if part == 0:
             clock.start(stream)
-            stream.upload(self._frames.frame, slot.frame)
-            clock.mark(stream, "h2d")
-            self._frames.enqueue(stream, self._input.address)
+            self._frames.enqueue(stream, image, self._input.address)
             clock.mark(stream, "preprocess")
             return
         self._bars.enqueue(stream, self._logits.address)
         clock.mark(stream, "base")
-        outputs = ["labels", "count", "found"]
-        outputs += ["confidence"] if "confidence" in self._want else []
-        outputs += ["coords"] if "active" in self._want else []
-        refiner.enqueue(stream, self._frames.canvas, self._logits.address, outputs, clock)
-        stream.download(slot.labels, refiner.address("labels"))
-        stream.download(slot.numbers[:1], refiner.address("count"))
-        stream.download(slot.numbers[1:], refiner.address("found"))
-        if "confidence" in self._want:
-            stream.download(slot.confidence, refiner.address("confidence"))
-        if "active" in self._want:
-            stream.download(slot.coords, refiner.address("coords"))
-        clock.mark(stream, "d2h")
+        refiner.enqueue(stream, self._frames.canvas(image), self._logits.address, slot.outputs, clock)
+        slot.pack(stream, {name: refiner.address(name) for name in slot.outputs})
+        clock.mark(stream, "pack")
 
     def _base_run(self) -> None:
         self._base.enqueue(self._stream, self._input.address, self._logits.address)
 
     def _launch(self, slot: Slot) -> None:
+        slot.upload(self._up)
+        self._stream.wait(slot.uploaded)
         for index, graph in enumerate(slot.graphs):
             if index == 1:
                 self._base_run()
             assert graph is not None
             graph.launch(self._stream)
-        self._stream.record(slot.done)
+        self._stream.record(slot.computed)
+        self._down.wait(slot.computed)
+        slot.download(self._down)
 
     def _drop(self) -> None:
-        self._stream.synchronize()
+        for stream in (self._up, self._stream, self._down):
+            stream.synchronize()
         for slot in self._slots:
             slot.close()
         for part in (self._frames, self._bars):
@@ -292,7 +270,8 @@ class GpuPipeline:
             return
         self._context.activate()
         self._drop()
-        for thing in (self._base, self._refiner, self._logits, self._input, self._stream, self._kernels):
+        streams = (self._up, self._down, self._stream)
+        for thing in (self._base, self._refiner, self._logits, self._input, *streams, self._kernels):
             thing.close()
 
     def __enter__(self) -> GpuPipeline:

@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 CUDA = HERE.parents[1] / "crispseg" / "plugins" / "cuda"
 CACHE = "CRISPSEG_EMULATION_CACHE"
 FORWARD, REVERSE, SHUFFLE = 0, 1, 2
+LATE, KERNELS_LATE, UPLOADS_LATE, DOWNLOADS_LATE, ANY = range(5)  # when work of several streams runs: state.h
 
 _COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-pthread"]
 # What a GPU has too: no rule about the types of pointers that is enforced, and one rounding an operation.
@@ -139,6 +140,7 @@ class Hooks:
         self.library.cs_emu_launches.restype = ctypes.c_int64
         self.library.cs_emu_live_allocations.restype = ctypes.c_int64
         self.library.cs_emu_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
+        self.library.cs_emu_set_schedule.argtypes = [ctypes.c_int, ctypes.c_uint64]
 
     def check(self) -> str:
         """What went wrong since the last call and was not reported (damaged guard bytes, failed kernels), or ""."""
@@ -159,6 +161,10 @@ class Hooks:
             kind, seed = (SHUFFLE, int(text)) if text.isdigit() else (REVERSE if text == "reverse" else FORWARD, 0)
         self.library.cs_emu_set_order(kind, seed)
 
+    def schedule(self, kind: int = LATE, seed: int = 0) -> None:
+        """Which of the orders that streams and events allow the work of several streams takes."""
+        self.library.cs_emu_set_schedule(kind, seed)
+
     def eager(self, on: bool) -> None:
-        """Whether work runs when it is enqueued, or as late as possible."""
+        """Whether work runs when it is enqueued, in the order of the calls, instead of by the schedule."""
         self.library.cs_emu_set_eager(int(on))

@@ -14,6 +14,9 @@ int copied(void *to, const void *from, size_t bytes) {
   return 0;
 }
 
+Node from_host(std::function<int()> run) { return Node{"copy to the device", std::move(run), nullptr, Kind::upload}; }
+Node to_host(std::function<int()> run) { return Node{"copy to the host", std::move(run), nullptr, Kind::download}; }
+
 int to_device(CUdeviceptr to, const void *from, size_t bytes, void *handle) {
   Stream *stream = find_stream(handle);
   if (!stream) return invalid_handle;
@@ -22,9 +25,9 @@ int to_device(CUdeviceptr to, const void *from, size_t bytes, void *handle) {
   if (!is_pinned(from, bytes) && !stream->capture) {  // pageable memory is read during the call
     auto staged = std::make_shared<std::vector<unsigned char>>(static_cast<const unsigned char *>(from),
                                                                static_cast<const unsigned char *>(from) + bytes);
-    return enqueue(stream, Node{"copy to the device", [=] { return copied(pointer(to), staged->data(), bytes); }});
+    return enqueue(stream, from_host([=] { return copied(pointer(to), staged->data(), bytes); }));
   }
-  return enqueue(stream, Node{"copy to the device", [=] { return copied(pointer(to), from, bytes); }});
+  return enqueue(stream, from_host([=] { return copied(pointer(to), from, bytes); }));
 }
 
 int to_host(void *to, CUdeviceptr from, size_t bytes, void *handle) {
@@ -32,7 +35,7 @@ int to_host(void *to, CUdeviceptr from, size_t bytes, void *handle) {
   if (!stream) return invalid_handle;
   if (!bytes) return ok;
   if (!to || !is_device(pointer(from), bytes)) return invalid_value;
-  const int status = enqueue(stream, Node{"copy to the host", [=] { return copied(to, pointer(from), bytes); }});
+  const int status = enqueue(stream, to_host([=] { return copied(to, pointer(from), bytes); }));
   if (status || stream->capture || is_pinned(to, bytes)) return status;
   advance(stream, stream->enqueued);  // into pageable memory: the call waits
   return ok;

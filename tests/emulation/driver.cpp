@@ -380,3 +380,9 @@ EXPORT void cs_emu_set_eager(int eager) {
   std::lock_guard<std::recursive_mutex> lock(state().mutex);
   state().eager = eager != 0;
 }
+// schedule: 0 late, 1 kernels late, 2 uploads late, 3 downloads late, 4 any by the seed.
+EXPORT void cs_emu_set_schedule(int schedule, uint64_t seed) {
+  std::lock_guard<std::recursive_mutex> lock(state().mutex);
+  state().schedule = static_cast<Schedule>(schedule);
+  state().draws = seed * 0x9e3779b97f4a7c15u + 1;
+}

@@ -100,14 +100,21 @@ EXPORT CUresult cuGraphLaunch(void *handle, void *stream_handle) {
   auto it = state().executables.find(static_cast<Graph *>(handle));
   Stream *stream = find_stream(stream_handle);
   if (it == state().executables.end() || !stream) return invalid_handle;
-  std::vector<Node> nodes = it->first->nodes;  // the launch outlives the executable
-  if (!stream->capture)
-    for (const Node &node : nodes)
-      if (node.external && state().events.count(node.external)) {
-        node.external->stream = stream;
-        node.external->position = stream->enqueued + 1;
-        node.external->has_time = false;
+  const std::vector<Node> nodes = it->first->nodes;  // running one may not outlive the executable
+  if (!stream->capture) {
+    // Every node by itself, so that other streams may get between them.
+    for (size_t i = 0; i < nodes.size(); ++i)
+      if (nodes[i].external && state().events.count(nodes[i].external)) {
+        nodes[i].external->stream = stream;
+        nodes[i].external->position = stream->enqueued + 1 + i;
+        nodes[i].external->has_time = false;
       }
+    for (const Node &node : nodes) {
+      const int status = enqueue(stream, node);
+      if (status) return status;
+    }
+    return ok;
+  }
   return enqueue(stream, Node{"graph", [nodes] {
                                 for (const Node &node : nodes) {
                                   const int status = node.run();

@@ -50,12 +50,27 @@ enum : int {
 struct Stream;
 struct Event;
 
-// One piece of work. It runs when something waits for it, as late as the real device may run it.
+// What a schedule tells apart: kernels and what runs like them, copies from the host and to it, and marks in the order
+// of work (event records, waits), which cost nothing.
+enum class Kind { work, upload, download, mark };
+
+// One piece of work. When it runs is a matter of the schedule, within what streams and events allow.
 struct Node {
   const char *what;
   std::function<int()> run;
   Event *external = nullptr;  // an event record that is part of a graph
+  Kind kind = Kind::work;
+  Stream *source = nullptr;   // a wait for an event: it lets pass when source->done >= position
+  uint64_t position = 0;
 };
+
+// All of these are orders that a device may choose: work of one stream in order, nothing before what it waits for.
+//   late            nothing runs before something waits for it
+//   kernels_late    the same for kernels; copies run as soon as they may
+//   uploads_late    ... all but copies from the host
+//   downloads_late  ... all but copies to the host
+//   any             whichever stream a seeded draw names, at any call
+enum class Schedule { late, kernels_late, uploads_late, downloads_late, any };
 
 typedef std::map<Stream *, size_t> Clock;  // per stream: how many of its captured nodes come before
 
@@ -104,12 +119,15 @@ struct Function {
 struct State {
   std::recursive_mutex mutex;
   bool initialized = false;
-  bool eager = false;
+  bool eager = false;  // work runs when it is enqueued: for hosts that read device memory
+  Schedule schedule = Schedule::late;
+  uint64_t draws = 1;  // state of the draw
   int capability = 87;
   int64_t launches = 0;
   int pending = 0;          // error of work that has run, until a call that waits reports it
   std::string error_text;   // of the last failure
   std::map<Stream *, std::unique_ptr<Stream>> streams;
+  std::vector<Stream *> racing;  // the same, in the order of their making
   std::map<Event *, std::unique_ptr<Event>> events;
   std::map<Graph *, std::unique_ptr<Graph>> graphs, executables;
   std::map<Module *, std::unique_ptr<Module>> modules;

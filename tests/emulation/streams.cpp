@@ -1,4 +1,6 @@
-// Streams and events. Work waits in its stream until something waits for it, so that a missing wait shows.
+// Streams and events. In which order the work of several streams runs is chosen against the program (state.h,
+// Schedule), so that a missing wait shows.
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 
@@ -34,14 +36,57 @@ int take_pending() {
   return status;
 }
 
-void advance(Stream *stream, uint64_t position) {
+namespace {
+
+bool may_run(const Stream *stream) {
+  return !stream->queue.empty() && (!stream->queue.front().source ||
+                                    stream->queue.front().source->done >= stream->queue.front().position);
+}
+
+void step(Stream *stream) {
+  Node node = std::move(stream->queue.front());
+  stream->queue.pop_front();
+  ++stream->done;
+  // After a failure the device does nothing more, until the error has been reported.
+  if (node.run && !state().pending) node.run();
+}
+
+uint64_t draw(uint64_t n) {
+  uint64_t &x = state().draws;
+  x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+  return x % n;
+}
+
+// Work that nothing waits for yet, as far as the schedule runs it now.
+void run_ahead() {
   State &s = state();
+  if (s.schedule == Schedule::late) return;
+  if (s.schedule == Schedule::any) {
+    for (uint64_t steps = draw(2 * s.racing.size() + 1); steps; --steps) {
+      Stream *stream = s.racing[draw(s.racing.size())];
+      if (may_run(stream)) step(stream);
+    }
+    return;
+  }
+  const Kind held = s.schedule == Schedule::kernels_late   ? Kind::work
+                    : s.schedule == Schedule::uploads_late ? Kind::upload
+                                                           : Kind::download;
+  for (bool more = true; more;) {
+    more = false;
+    for (Stream *stream : s.racing)
+      while (may_run(stream) && stream->queue.front().kind != held) step(stream), more = true;
+  }
+}
+
+}  // namespace
+
+void advance(Stream *stream, uint64_t position) {
   while (stream->done < position && !stream->queue.empty()) {
-    Node node = std::move(stream->queue.front());
-    stream->queue.pop_front();
-    ++stream->done;
-    if (s.pending) continue;  // after a failure the device does nothing more, until the error has been reported
-    node.run();
+    run_ahead();
+    if (stream->done >= position || stream->queue.empty()) break;
+    const Node &next = stream->queue.front();
+    if (next.source && next.source->done < next.position) advance(next.source, next.position);
+    else step(stream);
   }
 }
 
@@ -96,12 +141,14 @@ int enqueue(Stream *stream, Node node) {
     drain(true);
     ++stream->enqueued;
     ++stream->done;
-    if (!s.pending) node.run();
+    if (node.source) advance(node.source, node.position);
+    else if (!s.pending) node.run();
     return ok;
   }
   stream->queue.push_back(std::move(node));
   ++stream->enqueued;
   if (s.eager) advance(stream, stream->enqueued);
+  else run_ahead();
   return ok;
 }
 
@@ -119,7 +166,6 @@ void stamp(Event *event) {
 }
 
 int record(Event *event, Stream *stream, bool external) {
-  State &s = state();
   if (stream->capture && !external) {
     if (stream->capture->invalid) return capture_invalidated;
     event->capture = stream->capture;
@@ -131,13 +177,12 @@ int record(Event *event, Stream *stream, bool external) {
     event->capture = nullptr;
     event->has_time = false;
   }
-  Node node{"event record", [event] { stamp(event); return 0; }, external ? event : nullptr};
+  Node node{"event record", [event] { stamp(event); return 0; }, external ? event : nullptr, Kind::mark};
   const bool captured = stream->capture != nullptr;
   if (!captured) {
     event->stream = stream;
     event->position = stream->enqueued + 1;
   }
-  (void)s;
   return enqueue(stream, std::move(node));
 }
 
@@ -152,6 +197,7 @@ EXPORT CUresult cuStreamCreate(void **out, unsigned flags) {
   auto stream = std::make_unique<Stream>();
   stream->non_blocking = flags & 1;
   *out = stream.get();
+  state().racing.push_back(stream.get());
   state().streams[stream.get()] = std::move(stream);
   return ok;
 }
@@ -172,6 +218,11 @@ EXPORT CUresult cuStreamDestroy_v2(void *handle) {
       entry.first->stream = &state().legacy;
       entry.first->position = 0;
     }
+  for (auto &entry : state().streams)
+    for (Node &node : entry.first->queue)
+      if (node.source == stream) node.source = nullptr;
+  auto &racing = state().racing;
+  racing.erase(std::remove(racing.begin(), racing.end(), stream), racing.end());
   state().streams.erase(stream);
   return ok;
 }
@@ -230,7 +281,7 @@ EXPORT CUresult cuStreamWaitEvent(void *handle, void *event_handle, unsigned) {
   Stream *source = event->stream;
   const uint64_t position = event->position;
   if (source == stream) return ok;
-  return enqueue(stream, Node{"wait for an event", [source, position] { advance(source, position); return 0; }});
+  return enqueue(stream, Node{"wait for an event", nullptr, nullptr, Kind::mark, source, position});
 }
 
 EXPORT CUresult cuEventCreate(void **out, unsigned flags) {

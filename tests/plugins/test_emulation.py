@@ -253,6 +253,43 @@ def test_events_order_streams(bench):
     assert done.since(start) >= 0.0
 
 
+def test_schedules_choose_among_the_orders_that_events_allow(bench):
+    other, done, host = bench.context.stream(), bench.context.event(), bench.context.pinned(1, np.int32)
+    early = {emulation.UPLOADS_LATE, emulation.DOWNLOADS_LATE}
+    for kind in (emulation.LATE, emulation.KERNELS_LATE, *early, emulation.ANY):
+        for ordered in (False, True):
+            seen = set()
+            for seed in range(8):
+                p = bench.put(np.zeros(1, np.int32))
+                bench.hooks.schedule(kind, seed)
+                bench.launch("t_increment", address(p), c_int(5))
+                bench.stream.record(done)
+                if ordered:
+                    other.wait(done)
+                other.download(host, p.address)
+                other.synchronize()
+                seen.add(int(host[0]))
+                bench.stream.synchronize()
+            assert seen == ({5} if ordered or kind in early else {0, 5} if kind == emulation.ANY else {0}), kind
+
+
+def test_schedules_get_between_the_nodes_of_a_graph(bench):
+    other, host, seen = bench.context.stream(), bench.context.pinned(1, np.int32), set()
+    p = bench.put(np.zeros(1, np.int32))
+    with bench.stream.capture() as graphs:
+        bench.stream.fill(p.address, 0, 4)
+        for _ in range(3):
+            bench.launch("t_increment", address(p), c_int(1))
+    for seed in range(20):
+        bench.hooks.schedule(emulation.ANY, seed)
+        graphs[0].launch(bench.stream)
+        other.download(host, p.address)
+        other.synchronize()
+        seen.add(int(host[0]))
+        bench.stream.synchronize()
+    assert seen > {0, 3}
+
+
 def test_graph_replays_with_the_arguments_of_the_capture(bench):
     p = bench.put(np.zeros(1, np.int32))
     by, timed = c_int(3), bench.context.event()

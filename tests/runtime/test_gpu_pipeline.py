@@ -29,7 +29,8 @@ from crispseg.runtime.run import run, segment
 
 ALL = ("labels", "confidence", "active")
 OWN = ("staging", "enqueue", "host_latency", "post")
-DEVICE_STAGES = ["h2d", "preprocess", "base", "select", "maps", "conv", "ensemble", "scatter", "d2h"]
+DEVICE_STAGES = ["h2d", "preprocess", "base", "select", "maps", "conv", "ensemble", "scatter", "pack",
+                 "d2h"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -63,10 +63,14 @@ class TensorRTRefiner:
 
     Attributes:
         inputs, outputs: name -> (numpy dtype, shape) as the bundle's manifest has them: bytes, not words.
+        binds_image: a context must not be given other addresses once it has been captured in a graph, so that every
+            frame has to lie at the same one.
 
     Raises:
         EnvironmentMismatch: the engine's tensors are not those of the bundle.
     """
+
+    binds_image = True
 
     def __init__(self, engine: Any, bundle: Bundle, context: Context, precision: str) -> None:
         self._engine, self._precision = engine, precision

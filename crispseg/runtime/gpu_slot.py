@@ -1,0 +1,108 @@
+"""What one frame under way has to itself: memory for going up and coming down, graphs, events.
+
+The frame has its own device memory, and so have its results, so that the copy engines work on one frame while the
+kernels work on another: upload, kernels and download are on three streams, each of which waits for the one before it
+by an event. Whoever fills a slot again has taken its results before: then all three have done with it.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from crispseg.engines.cuda import Context, Graph, Stream
+from crispseg.engines.cuda_clock import StageClock
+
+_ALIGNMENT = 256  # of each result: what the copy engines like, and more than any type wants
+
+
+class Slot:
+    """One of the frames under way.
+
+    Args:
+        context: the device.
+        frame: (H0, W0) of the frames.
+        canvas: (H, W) of labels and confidence.
+        want: results to download: "labels", "confidence", "active".
+        rows: most refined pixels a frame.
+
+    Attributes:
+        frame: page-locked uint8 [H0,W0,3], to be filled before :meth:`upload`.
+        image: device memory of the frame, uint8 [H0,W0,3].
+        labels, confidence: page-locked uint8 [H,W]; coords: int32 [rows,2] or [0,2]; numbers: int32 [2], count and
+            found. Valid once ``done`` is reached.
+        uploaded, computed, done: the frame is on the device; its results are packed; they are on the host.
+        clock: stages of the graphs.
+    """
+
+    def __init__(
+        self, context: Context, frame: Tuple[int, int], canvas: Tuple[int, int], want: Sequence[str], rows: int
+    ) -> None:
+        self.frame = context.pinned((*frame, 3), np.uint8)
+        self.image = context.alloc(self.frame.nbytes)
+        pixels = canvas[0] * canvas[1]
+        sizes = {"count": 4, "found": 4, "labels": pixels}
+        if "confidence" in want:
+            sizes["confidence"] = pixels
+        if "active" in want:
+            sizes["coords"] = 8 * rows
+        self._offsets: Dict[str, int] = {}
+        end = 0
+        for name, nbytes in sizes.items():
+            self._offsets[name] = end
+            end += nbytes
+            if name != "count":  # count and found are neighbours
+                end += -end % _ALIGNMENT
+        self._sizes = sizes
+        self._results = context.alloc(end)
+        self._host = context.pinned(end, np.uint8)  # one copy brings all of it
+        self.numbers = self._host[:8].view(np.int32)
+        self.labels = self._view("labels").reshape(canvas)
+        self.confidence = self._view("confidence").reshape(canvas) if "confidence" in sizes else None
+        self.coords = self._view("coords").view(np.int32).reshape(-1, 2) if "coords" in sizes else None
+        self.graphs: List[Optional[Graph]] = []
+        self.clock = StageClock(context)
+        self._up, self._down = context.event(), context.event()
+        self.uploaded, self.computed, self.done = context.event(), context.event(), context.event()
+        self.host: Dict[str, float] = {}
+
+    def _view(self, name: str) -> np.ndarray:
+        start = self._offsets[name]
+        return self._host[start : start + self._sizes[name]]
+
+    @property
+    def outputs(self) -> List[str]:
+        """Names of the refiner's outputs that are downloaded."""
+        return list(self._offsets)
+
+    def upload(self, stream: Stream) -> None:
+        """Put the frame's way to the device on a stream; ``uploaded`` stands behind it."""
+        stream.record(self._up)
+        stream.upload(self.image.address, self.frame)
+        stream.record(self.uploaded)
+
+    def pack(self, stream: Stream, addresses: Dict[str, int]) -> None:
+        """Copy the results (name -> device address) out of the memory that the next frame writes."""
+        for name, start in self._offsets.items():
+            stream.copy(self._results.address + start, addresses[name], self._sizes[name])
+
+    def download(self, stream: Stream) -> None:
+        """Put the results' way to the host on a stream; ``done`` stands behind it."""
+        stream.record(self._down)
+        stream.download(self._host, self._results.address)
+        stream.record(self.done)
+
+    def times(self) -> Dict[str, float]:
+        """Stage -> ms on the device, once ``done`` is reached."""
+        return {"h2d": self.uploaded.since(self._up), **self.clock.times(), "d2h": self.done.since(self._down)}
+
+    def close(self) -> None:
+        """Free everything but the page-locked arrays, which go with their last view."""
+        for graph in self.graphs:
+            if graph is not None:
+                graph.close()
+        for thing in (self.clock, self._up, self._down, self.uploaded, self.computed, self.done):
+            thing.close()
+        self.image.close()
+        self._results.close()
