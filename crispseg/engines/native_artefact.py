@@ -98,7 +98,7 @@ def _load(target: Path, wanted: cache.Identity) -> cache.Artefact:
     except BundleError as error:
         what = str(error).split("; ")[0]  # its own advice is for other artefacts
         command = cache.rebuild_command(target.parent.parent, wanted)
-        raise BundleError("%s (damaged or altered); run `%s`" % (what, command)) from None
+        raise BundleError("%s; run `%s`" % (what, command)) from None
 
 
 def build(

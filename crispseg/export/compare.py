@@ -92,6 +92,11 @@ class Hop:
             return None
         return not self.sites_wrong and self.first_difference is None and self.agreement >= self.agreement_floor
 
+    def limits(self) -> dict[str, Any]:
+        """What ``passed`` holds the hop to: the largest error, and the lowest agreement in percent."""
+        floor = round(100 * self.agreement_floor, 4)
+        return {"network": self.network, "hop": self.hop, "error": self.tolerance, "agreement": floor}
+
     def row(self) -> dict[str, Any]:
         """One line of the report; for a skipped hop, why."""
         if self.skipped is not None:

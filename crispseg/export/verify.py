@@ -27,10 +27,9 @@ from crispseg.export.compare import (
     undecided_sites,
     without_selection,
 )
+from crispseg.export.verify_torch import foreign_reason, rebuilt, torch_hop, torch_reason
 
 TOLERANCE = 1e-4
-# float16 weights against the float32 weights of a checkpoint.
-TOLERANCE_HALF, AGREEMENT_HALF = 5e-2, 0.97
 # int8: sums differ in their last bit, so a near-tie may round to the next integer.
 TOLERANCE_INT8, AGREEMENT_INT8 = 5e-2, 0.98
 
@@ -39,6 +38,8 @@ DEFINITIONS = {
     "tensors": "results compared: for the native engine, those of every op",
     "error": "largest absolute difference of a tensor / largest magnitude of that tensor, over tensors and frames",
     "agreement": "pixels (base: logit pixels) with the same class, percent, lowest frame",
+    "limits": "largest error and lowest agreement with which a hop passes",
+    "compiled": "the artefact of crispseg build --backend native, whose plan may choose other algorithms",
     "sites_different": "active pixels that only one of the two engines selected, highest frame; a hop fails when the "
     "entropy of one of them is not within 1e-5 of the cut (the threshold, or the lowest that the capacity let in)",
     "first_difference": "first op in graph order with a result above the tolerance, and its error",
@@ -116,8 +117,8 @@ def verify_bundle(
         bundle=str(bundle.path),
         name=bundle.name,
         passed=all(hop.passed is not False for hop in hops) and any(hop.passed for hop in hops),
-        tolerance=tolerance,
         hops=[hop.row() for hop in hops if hop.skipped is None],
+        limits=[hop.limits() for hop in hops if hop.skipped is None],
         skipped=[hop.row() for hop in hops if hop.skipped is not None],
         frames_compared=listed,
         environment=environment(threads=EngineSpec("onnxruntime", threads=threads).thread_count),
@@ -158,58 +159,6 @@ def _normalised(canvas: np.ndarray, net: NetInfo) -> np.ndarray:
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
 
 
-def _half(bundle: Bundle, file: str) -> bool:
-    model = onnx.load(str(bundle.file(file)), load_external_data=False)
-    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-
-
-def _torch_hop(bundle: Bundle, network: str, file: str, tolerance: float) -> Hop:
-    if _half(bundle, file):
-        return Hop(network, "torch -> onnxruntime", max(tolerance, TOLERANCE_HALF), AGREEMENT_HALF)
-    return Hop(network, "torch -> onnxruntime", tolerance)
-
-
-def _torch_reason(random: bool) -> str:
-    if random:
-        return "random weights are in no checkpoint"
-    return "no checkpoint given: --weights, --refiner-weights"
-
-
-def _foreign_reason(bundle: Bundle) -> str:
-    """Of a base made with --module or --onnx: why it is not compared again. Empty for one that can be built."""
-    notes = bundle.provenance.get("base")
-    notes = notes if isinstance(notes, dict) else {}
-    for kind in ("module", "onnx"):
-        if notes.get(kind):
-            parity = notes.get("parity")
-            error = parity.get("max_error_std") if isinstance(parity, dict) else None
-            then = f" (logits within {error} of their standard deviation)" if error is not None else ""
-            return f"made with --{kind} {notes[kind]}, which verify does not run: it was compared at export{then}"
-    return ""
-
-
-def _rebuilt(bundle: Bundle, net: NetInfo, weights: str | Path) -> Any:
-    """The base as a torch module with the weights of a checkpoint.
-
-    Raises:
-        InputError: it was made with --module or --onnx. CheckpointError: the weights are those of another network.
-    """
-    reason = _foreign_reason(bundle)
-    if reason:
-        raise InputError(f"--weights: expected a base that crispseg can build, found one {reason}; leave --weights out")
-    notes = bundle.provenance.get("base")
-    if isinstance(notes, dict) and isinstance(notes.get("library"), str):
-        from crispseg.export.sources import Foreign, open_source
-
-        arguments = notes.get("arguments")
-        base = Foreign(library=notes["library"], arguments=arguments if isinstance(arguments, dict) else {})
-        source = open_source(base, len(bundle.classes), weights, (net.height, net.width))
-        return source.module  # type: ignore[attr-defined]
-    from crispseg.export.networks import base_network
-
-    return base_network(net.architecture, len(bundle.classes), weights)[0].module
-
-
 class _Base:
     """Hop torch -> ONNX Runtime of the base; gives the logits that the refiner's hops start from."""
 
@@ -217,12 +166,12 @@ class _Base:
         self.net = net
         self.engine = ort.load(bundle.file(net.file), EngineSpec("onnxruntime", threads=threads))
         self.module = weights
-        self.hop = _torch_hop(bundle, "base", net.file, tolerance)
+        self.hop = torch_hop(bundle, "base", net.file, tolerance)
         self.hops = [self.hop]
         if weights is None:
-            self.hop.skipped = _foreign_reason(bundle) or _torch_reason(net.random_weights)
+            self.hop.skipped = foreign_reason(bundle) or torch_reason(net.random_weights)
         elif isinstance(weights, (str, Path)):
-            self.module = _rebuilt(bundle, net, weights)
+            self.module = rebuilt(bundle, net, weights)
 
     def compare(self, canvas: np.ndarray, index: int) -> np.ndarray:
         x = _normalised(canvas, self.net)
@@ -277,13 +226,15 @@ class _Refiner:
             raise
         except Exception as error:
             raise BundleError(f"{self.path}: expected a refiner in ONNX, found {error}; export it again") from None
-        self.torch_hop = _torch_hop(bundle, "refiner", info.file, tolerance)
+        self.torch_hop = torch_hop(bundle, "refiner", info.file, tolerance)
         self.native_hop = Hop("refiner", "onnxruntime -> native", tolerance)
         if low:
             self.native_hop = Hop("refiner, int8", "onnxruntime -> native", TOLERANCE_INT8, AGREEMENT_INT8)
-        self.hops = [self.torch_hop, self.native_hop]
+        self.compiled = self._open_compiled("int8" if low else "fp32")
+        self.compiled_hop = Hop(self.native_hop.network, "native -> compiled", 0.0, self.native_hop.agreement_floor)
+        self.hops = [self.torch_hop, self.native_hop, *([self.compiled_hop] if self.compiled else [])]
         if weights is None:
-            self.torch_hop.skipped = _torch_reason(info.random_weights)
+            self.torch_hop.skipped = torch_reason(info.random_weights)
         elif isinstance(weights, (str, Path)):
             self.module = self._load(weights)
         self.native = self._open_native()
@@ -316,6 +267,17 @@ class _Refiner:
             self.native_hop.skipped = str(error)
             return None
 
+    def _open_compiled(self, precision: str) -> Any:
+        """The engine of the bundle's artefact for this CPU, None without one. BundleError: it is damaged."""
+        try:
+            from crispseg.engines import native, native_artefact
+
+            artefact = native_artefact.find(self.bundle, precision).artefact
+            spec = EngineSpec("native", threads=self.threads, precision=precision)
+            return native.load(self.path, spec, artefact=artefact) if artefact else None
+        except (EnvironmentMismatch, ImportError):
+            return None  # the hop to the native engine says why
+
     def _session(self, model: onnx.ModelProto) -> Any:
         threads = EngineSpec("onnxruntime", threads=self.threads).thread_count
         return open_onnxruntime(model.SerializeToString(), threads)
@@ -345,6 +307,11 @@ class _Refiner:
         hop, names = self.native_hop, [made.tensor for made in order]
         native = self.native.run(feeds, names)
         hop.frames += 1
+        if self.compiled is not None:
+            mapped = self.compiled.run(feeds, ["labels", "coords"])
+            self.compiled_hop.frames += 1
+            self.compiled_hop.coords(mapped["coords"], native["coords"])
+            self.compiled_hop.classes(mapped["labels"], native["labels"])
         over = int(portable["found"][0]) > len(portable["coords"])
         chosen = [(values["coords"], values["yi"]) for values in (native, portable)]
         hop.coords(native["coords"], portable["coords"], undecided_sites(chosen, self.info.threshold, over))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 
@@ -185,6 +186,26 @@ def test_with_the_native_engine(made):
     assert report["passed"] is True, report["hops"]
     assert 0 < hop["error"] < 1e-4
     assert hop["tensors"] > 30
+    assert {(item["error"], item["agreement"]) for item in report["limits"]} == {(1e-4, 99.9)}
+    assert len(report["limits"]) == len(report["hops"])
+    assert "tolerance" not in report
+
+
+def test_a_compiled_engine_is_compared_too(made, tmp_path):
+    from crispseg.engines import native_artefact
+
+    shutil.copytree(made / "bundle", tmp_path / "b")
+    try:
+        artefact = native_artefact.build(load_bundle(tmp_path / "b"), deterministic=True)
+    except EnvironmentMismatch as error:
+        pytest.skip(str(error))
+    checked = {"path": tmp_path / "b", "weights": None, "refiner_weights": None, "frames": 1}
+    hop = hops(verify(made, **checked))["refiner", "native -> compiled"]
+    assert hop["passed"] is True
+    assert hop["agreement"] == 100
+    (artefact.path / "weights.bin").write_bytes(b"")
+    with pytest.raises(BundleError, match="crispseg build"):
+        verify(made, **checked)
 
 
 def test_pictures_of_another_size(made, tmp_path, monkeypatch):
