@@ -9,14 +9,16 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from crispseg.errors import InputError
+from crispseg.export.foreign_probe import FLOOR, LOGARITHM, is_probability
 from crispseg.export.provenance import checkpoint_notes
 from crispseg.export.sources import Foreign, Torch, foreign_info
 from crispseg.models.bases.padding import padded
@@ -26,7 +28,7 @@ _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes")
 
 
 class Picked(nn.Module):
-    """Returns one of the things that a network returns."""
+    """Returns one of the things that a network returns; with key None all of it."""
 
     def __init__(self, module: nn.Module, key: Any) -> None:
         super().__init__()
@@ -35,7 +37,20 @@ class Picked(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[1,3,H,W] -> logits [1,C,h,w]."""
-        return getattr(self.module, "forward_logits", self.module)(image)[self.key]
+        found = getattr(self.module, "forward_logits", self.module)(image)
+        return found if self.key is None else found[self.key]
+
+
+class LogProbabilities(nn.Module):
+    """Turns the probabilities that a network returns into logits: a softmax over the classes gives them back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[1,3,H,W] -> logits [1,C,h,w]."""
+        return torch.log(torch.clamp(self.module(image), min=FLOOR))
 
 
 def open_module(base: Foreign, num_classes: int, weights: str | Path | None, size: tuple[int, int]) -> Torch:
@@ -81,7 +96,18 @@ def choose_logits(
         raise InputError(f"--pad {base.pad_to}: expected 1 or more")
     height, width = (-(-side // base.pad_to) * base.pad_to for side in size)
     key, shape = _logits(module, num_classes, (height, width), base.output, assumed)
-    return (module if key is None else Picked(module, key).eval()), max(1, round(height / shape[2]))
+    picked = Picked(module, key).eval()
+    noise = _noise((height, width))
+
+    def run(gain: float) -> np.ndarray:
+        with torch.no_grad():
+            return picked(noise * gain).numpy()
+
+    chosen = module if key is None else picked
+    if is_probability(run):
+        assumed.append(LOGARITHM)
+        chosen = LogProbabilities(picked).eval()
+    return chosen, max(1, round(height / shape[2]))
 
 
 def _call(spec: str, num_classes: int, arguments: dict[str, Any], assumed: list[str]) -> nn.Module:
@@ -128,11 +154,15 @@ def _parameters(factory: Any) -> Mapping[str, Any]:
         return {}
 
 
+def _noise(size: tuple[int, int]) -> Tensor:
+    return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
 def _logits(
     module: nn.Module, num_classes: int, size: tuple[int, int], wanted: str | None, assumed: list[str]
 ) -> tuple[Any, tuple[int, ...]]:
     """(key of the logits in what the module returns or None, their shape)."""
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    image = _noise(size)
     call = getattr(module, "forward_logits", module)
     try:
         with torch.no_grad():
@@ -144,7 +174,7 @@ def _logits(
             "if it needs other sides, change --size or --scale, or give --pad with the number that divides them"
         ) from error
     items = _items(found)
-    listing = "; ".join(f"{k}: {_describe(v)}" for k, v in items.items()) or _describe(found)
+    listing = "; ".join(("" if k is None else f"{k}: ") + _describe(v) for k, v in items.items()) or _describe(found)
     fitting = [k for k, v in items.items() if _fits(v, num_classes)]
     if wanted is not None:
         chosen = [k for k in items if str(k) == wanted]
@@ -156,16 +186,12 @@ def _logits(
         chosen = fitting if len(fitting) == 1 or "out" not in fitting else ["out"]
     if not chosen:
         raise InputError(
-            f"network output: expected logits [1,{num_classes},h,w], found {listing}; --classes must name as many "
-            "classes as the network has"
+            f"network output: expected logits [1,{num_classes},h,w], found {listing}; {_remedy(items.values())}"
         )
     if len(chosen) > 1:
         raise InputError(f"network output: {listing}: several could be the logits; say which with --output")
     logits = items[chosen[0]]
-    refuse_probabilities(logits.min().item(), logits.max().item(), logits.sum(1))
-    if chosen[0] is None:
-        return None, tuple(logits.shape)
-    if wanted is None:
+    if chosen[0] is not None and wanted is None:
         assumed.append(f"the logits are output {chosen[0]!r} of {listing} (--output)")
     return chosen[0], tuple(logits.shape)
 
@@ -190,17 +216,17 @@ def _fits(value: Any, num_classes: int) -> bool:
 
 
 def _describe(value: Any) -> str:
-    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    kind = "" if value.is_floating_point() else f" {str(value.dtype).rpartition('.')[2]}"
+    return f"{list(value.shape)}{kind}"
 
 
-def refuse_probabilities(low: float, high: float, sums: Any) -> None:
-    """Refuse an output that went through a softmax already: its entropy would be wrong.
-
-    Raises:
-        InputError: all values lie in 0..1 and those of each pixel sum to 1.
-    """
-    if low >= 0 and high <= 1 and float(abs(sums - 1).max()) < 1e-3:
-        raise InputError(
-            "network output: expected logits, found probabilities (they sum to 1 at every pixel); export the network "
-            "without its softmax"
-        )
+def _remedy(values: Iterable[Any]) -> str:
+    """What to do about a network none of whose results could be logits."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if any(not value.is_floating_point() for value in tensors):
+        return "whole numbers are labels: export the network without its argmax"
+    if any(value.dim() == 4 and value.shape[1] == 1 for value in tensors):
+        return "one channel tells two classes apart by a sigmoid: return two channels, one for each"
+    return "--classes must name as many classes as the network has"

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, version_converter
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from crispseg.engines.external_data import check_external_data
 from crispseg.errors import BundleError, InputError, UnsupportedOp
 from crispseg.export import dense
 from crispseg.export.compare import open_onnxruntime
 from crispseg.export.fold import drop_unused, fold_constants, merge_equal, rename_readably
+from crispseg.export.foreign_probe import FLOOR, LOGARITHM, is_probability
 from crispseg.export.sources import Foreign, foreign_info
 from crispseg.models.bases import BaseInfo
 
@@ -41,7 +42,12 @@ class Onnx:
         self.wanted = base.output
         assumed: list[str] = []
         self.layout = _layout(path, _entry(path, model), assumed)
+        self.probabilities = False
         self.first = (size, self._fixed(size, assumed))
+        if is_probability(self._on_noise, f"--onnx {path}: output {self.output}"):
+            assumed.append(LOGARITHM)
+            self.probabilities = True
+            self.first = (size, self._fixed(size, []))
         shape = _dims(self.first[1].graph.output[0])
         self.info: BaseInfo = foreign_info(base, path.stem[:100] or "onnx", max(1, round(size[0] / shape[2])), assumed)
         self.notes: dict[str, Any] = {"onnx": path.name, "opset": _opset(model), "stride": self.info.stride}
@@ -62,7 +68,9 @@ class Onnx:
         (wanted,) = _run(source, {entry.name: given}, [self.output], threads)
         if wanted.shape != found.shape:
             wanted = wanted.transpose(0, 3, 1, 2)
-        if self.softmax:  # equal up to a constant at every pixel
+        if self.probabilities:
+            wanted = np.log(np.maximum(wanted, np.float32(FLOOR)))
+        elif self.softmax:  # equal up to a constant at every pixel
             wanted = np.log(np.maximum(wanted, 1e-30))
             found = (
                 found
@@ -84,6 +92,12 @@ class Onnx:
         """Nothing: a file pads for itself, or not at all."""
         return {}
 
+    def _on_noise(self, gain: float) -> np.ndarray:
+        """The graph's output on a noise image times ``gain``."""
+        model = self.first[1]
+        x = np.random.default_rng(0).standard_normal(_dims(model.graph.input[0])).astype(np.float32)
+        return _run(dense.to_bytes(model), {"image": x * np.float32(gain)}, ["logits"], 1)[0]
+
     def _fixed(self, size: tuple[int, int], assumed: list[str]) -> onnx.ModelProto:
         model = dense._copy(self.model)
         graph = model.graph
@@ -101,6 +115,8 @@ class Onnx:
         _connect_input(graph, _entry(self.path, model).name, self.layout)
         self.softmax, output = _without_softmax(self.path, graph, output, layout, assumed)
         _connect_output(graph, output, layout)
+        if self.probabilities:
+            _take_logarithm(graph)
         del graph.value_info[:], graph.input[:], graph.output[:]
         graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, 3, *size)))
         graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
@@ -335,6 +351,17 @@ def _connect_output(graph: onnx.GraphProto, name: str, layout: str) -> None:
         return
     _replace(graph, name, "logits.nhwc", True)
     graph.node.append(helper.make_node("Transpose", ["logits.nhwc"], ["logits"], name="layout/out", perm=[0, 3, 1, 2]))
+
+
+def _take_logarithm(graph: onnx.GraphProto) -> None:
+    _replace(graph, "logits", "logits.probabilities", True)
+    graph.initializer.append(numpy_helper.from_array(np.array(FLOOR, np.float32), "logits.floor"))
+    nodes = (
+        ("Max", ["logits.probabilities", "logits.floor"], "logits.clamped"),
+        ("Log", ["logits.clamped"], "logits"),
+    )
+    for kind, inputs, output in nodes:
+        graph.node.append(helper.make_node(kind, inputs, [output], name=f"logits/{kind.lower()}"))
 
 
 def _has_external(path: Path) -> bool:

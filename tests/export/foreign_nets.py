@@ -29,6 +29,18 @@ class Net(nn.Module):
             return logits, self.aux(features)
         if self.kind == "probabilities":
             return logits.softmax(1)
+        if self.kind == "enlarged probabilities":
+            return F.interpolate(logits.softmax(1), x.shape[2:], mode="bilinear")
+        if self.kind == "sigmoid":
+            return F.interpolate(logits.sigmoid(), x.shape[2:], mode="bilinear")
+        if self.kind == "positive":  # logits from 0 to 1 on a quiet image
+            return 0.1 * logits.relu()
+        if self.kind == "infinite":
+            return logits / 0
+        if self.kind == "binary":
+            return logits[:, :1].sigmoid()
+        if self.kind == "one-hot":
+            return F.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2).float()
         if self.kind == "labels":
             return logits.argmax(1)
         return logits

@@ -76,6 +76,20 @@ class TestModule:
         assert "Net takes num_classes=5" in notes["assumed"]
         assert [t for t in said if t.startswith("assumed: images are normalised by ImageNet")]
 
+    @pytest.mark.parametrize("kind", ["probabilities", "enlarged probabilities"])
+    def test_probabilities_become_logits(self, tmp_path, kind):
+        made, said = bundle(tmp_path, module(kind))
+        with torch.no_grad():
+            wanted = foreign_nets.Net(C, kind=kind).eval()(torch.from_numpy(image())).numpy()
+        found = np.exp(run(made, image()))
+        np.testing.assert_allclose(found / found.sum(1, keepdims=True), wanted, atol=1e-5)
+        assert [t for t in said if "returns probabilities: their logarithm is used" in t]
+
+    def test_quiet_positive_logits_are_no_sigmoid(self, tmp_path):
+        made, _ = bundle(tmp_path, module("positive"))
+        found = run(made, image())
+        assert 0 <= found.min() < found.max() < 1
+
     def test_settings_replace_assumptions(self, tmp_path):
         settings = {"mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0), "channel_order": "bgr", "upsample": "nearest"}
         made, _ = bundle(tmp_path, Foreign(module="foreign_nets:plain", **settings))
@@ -100,8 +114,11 @@ class TestModule:
         ("base", "match"),
         [
             (module("twins"), "several could be the logits; say which with --output"),
-            (module("probabilities"), "found probabilities"),
-            (module("labels"), r"expected logits \[1,5,h,w\], found None: \[1, 11, 17\]"),
+            (module("sigmoid"), "found values from 0 to 1 that do not sum to 1 .* as a sigmoid"),
+            (module("one-hot"), "found labels .* without its argmax"),
+            (module("infinite"), "expected finite logits, found 935 of 935 values"),
+            (module("binary"), r"found \[1, 1, 11, 17\]; one channel tells two classes apart"),
+            (module("labels"), r"expected logits \[1,5,h,w\], found \[1, 11, 17\] int64; whole numbers are labels"),
             (module("tuple", output="7"), "--output 7: expected one of 0: "),
             (module("tuple", output="1"), "--output 1: expected logits"),
             (Foreign(module="foreign_nets:Net", arguments={"num_classes": 6}), "as many classes as the network has"),
@@ -250,6 +267,28 @@ class TestOnnx:
         np.testing.assert_allclose(run(made, image()), wanted, atol=1e-4)
         assert "assumed: the last Softmax is left out: the logits before it are used" in said
         assert made.provenance["base"]["parity"]["max_error_std"] < 1e-4
+
+    @pytest.mark.parametrize("last", [False, True])
+    def test_a_softmax_before_other_operators(self, tmp_path, last):
+        """Its values tell, not its place; channels last, too."""
+        model = exported("enlarged probabilities")
+        if last:
+            name = model.graph.output[0].name
+            output = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, *SIZE, C))
+            model = wrapped(
+                model, after=[helper.make_node("Transpose", [name], ["y"], perm=[0, 2, 3, 1])], output=output
+            )
+        made, said = bundle(tmp_path, save(tmp_path, model))
+        with torch.no_grad():
+            net = foreign_nets.Net(C, kind="enlarged probabilities").eval()
+            wanted = net(torch.from_numpy(image())).numpy()
+        found = np.exp(run(made, image()))
+        np.testing.assert_allclose(found / found.sum(1, keepdims=True), wanted, atol=1e-5)
+        assert [t for t in said if "returns probabilities: their logarithm is used" in t]
+        assert made.provenance["base"]["parity"]["max_error_std"] < 1e-4
+
+    def test_a_sigmoid_before_other_operators_is_refused(self, tmp_path):
+        refused(tmp_path, exported("sigmoid"), InputError, "net.onnx: output .* as a sigmoid gives them")
 
     def test_a_last_sigmoid_is_refused(self, tmp_path):
         model = exported()
