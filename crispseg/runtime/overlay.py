@@ -1,4 +1,8 @@
-"""Pictures of a label map: class colours, blended over the frame, outline of refined pixels, legend."""
+"""Pictures of a label map: class colours, blended over the frame, outline of refined pixels, legend.
+
+Colours are blended in whole numbers, by the same rule as in csg_overlay on a GPU, so that both give the same bytes:
+``a = floor(255 * alpha + 0.5)`` of alpha as float32, ``out = round(((255 - a) * frame + a * colour) / 255)``.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,11 @@ def blend(
     """
     from PIL import Image
 
-    out = np.array(Image.blend(Image.fromarray(np.ascontiguousarray(image)), _color_image(labels, table), alpha))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    # A mask blends in whole numbers, where Image.blend adds floats and cuts off.
+    weight = Image.new("L", picture.size, int(float(np.float32(alpha)) * 255 + 0.5))
+    picture.paste(_color_image(labels, table), (0, 0), weight)
+    out = np.array(picture)
     if active is not None:
         out[outline(active)] = _OUTLINE
     if legend:

@@ -7,6 +7,7 @@ import pytest
 
 from crispseg.errors import InputError
 from crispseg.plugins.cuda_loader import F16, F32, Fit
+from crispseg.runtime import overlay
 from crispseg.runtime.geometry import placement, resize_image
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -128,18 +129,30 @@ def test_overlay(gpu, size, colours, shift):
     labels = rng.integers(0, 256, size, np.uint8)
     out = gpu.room((*size, 3), np.uint8, shift=shift)
     rooms = gpu.put(frame, shift=shift), gpu.put(labels), gpu.put(table)
-    for alpha in (0.0, 0.5, 0.3, 1.0):
+    for alpha in (0.0, 0.5, 0.7, 1.0):
 
         def enqueue(alpha=alpha):
             gpu.call("csg_overlay", *rooms[:2], *size, rooms[2], colours, alpha, out)
 
         enqueue()
         named = labels < colours
-        mixed = (1 - alpha) * frame + alpha * table[np.minimum(labels, colours - 1)].astype(np.float64)
+        weight = int(float(np.float32(alpha)) * 255 + 0.5)
+        mixed = (255 - weight) * frame.astype(int) + weight * table[np.minimum(labels, colours - 1)].astype(int)
         got = out.get()
         assert (got[~named] == frame[~named]).all()
-        assert np.abs(got[named] - mixed[named]).max(initial=0) <= 0.5 + 1e-4
+        assert (got[named] == (2 * mixed[named] + 255) // 510).all()
     gpu.same_in_any_order(enqueue, [out])
+
+
+def test_overlay_has_the_bytes_of_the_cpu_pipeline(gpu):
+    """Every frame value under every colour value, for weights whose product with 255 lies near a half too."""
+    frame = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 256, axis=1)[..., None].repeat(3, axis=2)
+    labels = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    table = np.stack([np.arange(256), 255 - np.arange(256), np.arange(256) // 2], axis=1).astype(np.uint8)
+    out, rooms = gpu.room(frame.shape, np.uint8), (gpu.put(frame), gpu.put(labels), gpu.put(table))
+    for alpha in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0, 77.5 / 255):
+        gpu.call("csg_overlay", *rooms[:2], 256, 256, rooms[2], 256, alpha, out)
+        np.testing.assert_array_equal(out.get(), overlay.blend(frame, labels, table, alpha))
 
 
 def test_bad_arguments(gpu):

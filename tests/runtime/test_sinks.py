@@ -160,6 +160,8 @@ def test_blend():
     table = overlay.palette(CAMVID)
     want = 0.3 * table[labels] + 0.7 * image
     assert np.abs(overlay.blend(image, labels, table, 0.3) - want).max() <= 1
+    weighed = (255 - 77) * image.astype(int) + 77 * table[labels].astype(int)  # 0.3 * 255 = 76.5
+    np.testing.assert_array_equal(overlay.blend(image, labels, table, 0.3), (2 * weighed + 255) // 510)
     np.testing.assert_array_equal(overlay.blend(image, labels, table, 0.0), image)
     np.testing.assert_array_equal(overlay.blend(image, labels, table, 1.0), table[labels])
     active = np.zeros((20, 30), bool)

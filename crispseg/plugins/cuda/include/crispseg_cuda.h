@@ -162,7 +162,8 @@ typedef struct {
 CSG_API size_t csg_resize_workspace(int H0, int W0, int rows, int columns);
 CSG_API int csg_prepare_frame(csg_context *ctx, csg_stream stream, const uint8_t *d_frame, int H0, int W0, const csg_fit *fit, csg_type type,
                               void *d_out, int h, int w, uint8_t *d_small, void *d_workspace, size_t workspace_bytes);
-/* uint8 RGB [H,W,3] = round((1 - alpha) * frame + alpha * colour of the label); ids without a colour leave the frame. */
+/* uint8 RGB [H,W,3] = round(((255 - a) * frame + a * colour of the label) / 255) with a = floor(255 * alpha + 0.5); ids without a
+ * colour leave the frame. The CPU pipeline has the same rule (runtime/overlay.py). */
 CSG_API int csg_overlay(csg_context *ctx, csg_stream stream, const uint8_t *d_frame, const uint8_t *d_labels, int H, int W,
                         const uint8_t *d_palette, int colours, float alpha, uint8_t *d_out);
 

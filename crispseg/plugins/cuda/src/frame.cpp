@@ -105,8 +105,9 @@ int csg_overlay(csg_context *ctx, csg_stream stream, const uint8_t *d_frame, con
   CSG_CHECK(colours >= 1 && colours <= 256, "%s: %d colours, expected 1..256", who, colours);
   CSG_CHECK(alpha >= 0.0f && alpha <= 1.0f, "%s: alpha = %g, expected 0..1", who, static_cast<double>(alpha));
   const int64_t pixels = static_cast<int64_t>(H) * W;
+  const uint32_t weight = static_cast<uint32_t>(static_cast<double>(alpha) * 255.0 + 0.5);
   return launch(ctx, kernel::csk_overlay, row_blocks(ctx, kernel::csk_overlay, pixels, 1024, 256), 256, 0, stream,
-                d_frame, d_labels, pixels, d_palette, colours, alpha, d_out);
+                d_frame, d_labels, pixels, d_palette, colours, weight, d_out);
 }
 
 }  // extern "C"
