@@ -51,6 +51,7 @@ def calibrate_bundle(
         AccuracyGate: the int8 networks cost more than ``choices.gate`` points; nothing was written.
     """
     from crispseg.calibration import gate, provenance
+    from crispseg.engines import keep
     from crispseg.environment import environment, peak_memory_mib
     from crispseg.report import new_report
     from crispseg.runtime.accuracy import pair_files
@@ -86,11 +87,12 @@ def calibrate_bundle(
         result = measure_gate(loaded, candidate, images, chosen, choices, progress)
     if not choices.force:
         gate.require(result)
-    final = _store(out, loaded, made, Calibration(records, result, when))
+    final, kept, removed = keep.rewrite(out, lambda: _store(out, loaded, made, Calibration(records, result, when)))
     if choices.trt_cache is not None:
         _write(choices.trt_cache, caches[0])
     warnings = [] if not chosen.synthetic else ["calibrated on random data (--synthetic): not for use"]
     warnings += [] if result["passed"] else ["the gate failed; written because of --force"]
+    warnings += removed
     return new_report(
         "calibrate",
         bundle=str(out),
@@ -103,6 +105,7 @@ def calibrate_bundle(
         total_s=round(time.perf_counter() - start, 2),
         peak_memory_mib=peak,
         calibration=facts(final, "int8"),
+        engines_kept=kept,
         environment=environment(choices.threads),
         warnings=warnings,
     )

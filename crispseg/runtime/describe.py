@@ -87,6 +87,8 @@ def describe(path: object, verify: bool = True) -> dict:
 def graph_facts(path: Any) -> dict:
     """Parameters, operators and opset of an ONNX file; all None when the onnx package is absent.
 
+    Parameters are those of the network: scales and zero points of a quantised file are not counted.
+
     Raises:
         BundleError: the file is not an ONNX graph.
     """
@@ -98,9 +100,11 @@ def graph_facts(path: Any) -> dict:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own exception types differ between its versions
         raise BundleError(f"{path}: expected an ONNX graph, found: {error}; export the bundle again") from None
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    scales = {name for node in pairs for name in node.input[1:]}
     parameters = 0
     for tensor in model.graph.initializer:
-        size = 1
+        size = 0 if tensor.name in scales else 1
         for length in tensor.dims:
             size *= length
         parameters += size

@@ -81,6 +81,8 @@ def test_the_bundle_says_where_it_came_from(int8, tiny, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["calibration"]["networks"]["base"]["images_sha256"] == found.images_sha256
     assert [row["part"] for row in report["networks"]] == ["base", "baseline", "base, int8", "baseline, int8"]
+    counts = [row["parameters"] for row in report["networks"]]
+    assert counts[:2] == counts[2:], "scales and zero points are no parameters"
 
 
 def test_the_same_inputs_give_the_same_bytes(int8):
@@ -255,6 +257,24 @@ def test_check_fp16_measures_and_writes_nothing(tiny, frames, tmp_path, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_in_place_engines_of_the_float_files_stay(tiny, frames, tmp_path, capsys):
+    from crispseg.engines import cache
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny, copy)
+    loaded = load_bundle(copy)
+    for name in ("base.onnx", "base.int8.onnx"):
+        sources = {name: loaded.files[name].sha256 if name in loaded.files else "0" * 64}
+        cache.store(copy, cache.Identity("tensorrt", "base", sources, {"precision": "fp16"}), {"plan": b"x"})
+    code, report = calibrate(capsys, copy, frames, "--gate", 100, "-o", copy)
+    assert code == 0
+    assert report["engines_kept"] == 1
+    assert any(
+        f"run `crispseg build {copy} --backend tensorrt --precision fp16`" in text for text in report["warnings"]
+    )
+    assert len(list((copy / "engines").iterdir())) == 1
+
+
 def test_verify_compares_the_calibrated_files(demo8, tiny, capsys):
     assert main(["verify", str(demo8), "--precision", "int8", "--frames", "1", "--threads", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -262,6 +282,8 @@ def test_verify_compares_the_calibrated_files(demo8, tiny, capsys):
         ("base, int8", "Q/DQ file -> integer form"), ("refiner", "onnxruntime -> native")
     ]  # fmt: skip
     assert 0 < report["hops"][0]["error"] < 0.05
+    limits = [(row["network"], row["error"], row["agreement"]) for row in report["limits"]]
+    assert limits == [("base, int8", 0.05, 98.0), ("refiner", 1e-4, 99.9)]
     assert main(["verify", str(tiny), "--precision", "int8", "--json"]) == 2
     assert "crispseg calibrate" in json.loads(capsys.readouterr().out)["error"]["message"]
     assert main(["verify", str(demo8), "--precision", "fp16", "--json"]) == 2
