@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Sequence
 
+from .prune import prune, used
+
 HERE = Path(__file__).resolve().parent
 CUDA = HERE.parents[1] / "crispseg" / "plugins" / "cuda"
 CACHE = "CRISPSEG_EMULATION_CACHE"
@@ -40,7 +42,7 @@ def compiler() -> list[str]:
 
 
 def cache() -> Path:
-    """Folder of objects and libraries; everything in it is named by a hash of what made it."""
+    """Folder of objects and libraries; all is named by a hash of what made it, and goes when it was not used for days."""
     folder = os.environ.get(CACHE) or os.path.join(tempfile.gettempdir(), f"crispseg-emulation-{os.getuid()}")
     path = Path(folder)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,7 +55,13 @@ def cache() -> Path:
 def _locked(folder: Path) -> Iterator[None]:
     with open(folder / "lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        _prune_once(folder)
         yield
+
+
+@functools.lru_cache(maxsize=None)
+def _prune_once(folder: Path) -> int:
+    return prune(folder)
 
 
 def _run(command: Sequence[str]) -> bytes:
@@ -74,7 +82,7 @@ def _object(folder: Path, source: Path, flags: Sequence[str]) -> Path:
         partial = folder / f"{target.name}.{os.getpid()}.partial"
         _run([*base, "-c", str(source), "-o", str(partial)])
         os.replace(partial, target)
-    return target
+    return used(target)
 
 
 def _shared(folder: Path, name: str, objects: Sequence[Path], flags: Sequence[str] = ()) -> Path:
@@ -86,7 +94,7 @@ def _shared(folder: Path, name: str, objects: Sequence[Path], flags: Sequence[st
         command = [*compiler(), "-shared", "-pthread", "-Wl,--no-undefined", *map(str, objects), "-ldl", "-lm", *flags]
         _run([*command, "-o", str(partial)])
         os.replace(partial, target)
-    return target
+    return used(target)
 
 
 @functools.lru_cache(maxsize=None)
@@ -168,3 +176,39 @@ class Hooks:
     def eager(self, on: bool) -> None:
         """Whether work runs when it is enqueued, in the order of the calls, instead of by the schedule."""
         self.library.cs_emu_set_eager(int(on))
+
+
+class _Totals(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_ulonglong) for n in ("requests", "wavefronts", "fewest", "sectors", "fewest_sectors")]
+
+
+class _Counts(ctypes.Structure):
+    _fields_ = [("on", ctypes.c_int), ("of", _Totals * 4)]
+
+
+class Accesses:
+    """What the accesses of whole warps to shared memory cost (banks.h), in the kernels of an emulated image."""
+
+    KINDS = ("copy", "matrix", "store", "load")
+
+    def __init__(self, kernel_image: bytes) -> None:
+        self._library = ctypes.CDLL(kernel_image.split(b"\n")[1].decode())
+        self._library.cs_emu_access_counts.restype = ctypes.POINTER(_Counts)
+
+    @contextmanager
+    def counted(self) -> Iterator[dict]:
+        """Counts inside the block; filled at its end: kind -> {"requests", "wavefronts", "fewest", ...}."""
+        counts = self._library.cs_emu_access_counts().contents
+        ctypes.memset(ctypes.addressof(counts), 0, ctypes.sizeof(counts))
+        counts.on = 1
+        found: dict = {}
+        try:
+            yield found
+        finally:
+            counts.on = 0
+            for kind, totals in zip(self.KINDS, counts.of):
+                found[kind] = {name: getattr(totals, name) for name, _ in totals._fields_}
+
+    def wavefronts(self, addresses: Sequence[int], size: int) -> int:
+        """Wavefronts of one access of ``size`` bytes by 32 lanes."""
+        return self._library.cs_emu_wavefronts((ctypes.c_size_t * 32)(*addresses), size)

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "banks.h"
 #include "runtime.h"
 
 #define CS_ARCH 900  // every path is compiled; tensor-core and copy instructions have host versions behind wrappers
@@ -41,6 +42,10 @@ template <class T> struct SharedSlot {  // no constructor: zero-initialised with
 };
 
 inline unsigned lane() { return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31u; }
+
+inline void count_access(Access kind, const void *shared, unsigned bytes, const void *global = nullptr) {
+  if (access_counts.on) count_access(lane(), threadIdx.x / 32, *runtime->epoch, kind, shared, bytes, global);
+}
 
 // A collective of a warp: every lane brings a Slot; combine sees the slots of all lanes in `present` (others are null)
 // and writes the results into them.

@@ -32,3 +32,12 @@ extern "C" __attribute__((visibility("default"))) const cs_emu::Image cs_emu_ima
     cs_emu::runtime_version, kernels,   sizeof kernels / sizeof *kernels, &threadIdx, &blockIdx,
     &blockDim,               &gridDim,  &cs_emu::runtime,
 };
+
+// For tests (tests/emulation/__init__.py): what counted accesses have cost, and the wavefronts of given addresses.
+extern "C" __attribute__((visibility("default"))) cs_emu::AccessCounts *cs_emu_access_counts() {
+  return &cs_emu::access_counts;
+}
+extern "C" __attribute__((visibility("default"))) unsigned cs_emu_wavefronts(const uintptr_t *addresses,
+                                                                             unsigned bytes) {
+  return cs_emu::wavefronts(addresses, bytes);
+}

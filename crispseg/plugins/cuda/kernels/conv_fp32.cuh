@@ -45,11 +45,8 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(256) csk_conv_f32(ConvArgs a) {
       cs_sync();
     }
   }
-#pragma unroll 1
-  for (int i = 0; i < 2; ++i) {
-    float v[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = i ? sum[1][j] : sum[0][j];
-    if (rows[r + i] >= 0) conv_finish(a, rows[r + i], t.column_tile * COLUMNS + c, v);
-  }
+  const int row[2] = {rows[r], rows[r + 1]}, column = t.column_tile * COLUMNS + c;
+  Words4 residual[2][2];
+  conv_fetch_residual(a, row, column, residual);
+  conv_finish(a, row, column, sum, residual);
 }

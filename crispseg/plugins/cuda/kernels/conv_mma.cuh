@@ -29,7 +29,7 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
   static constexpr int M = WARP_ROWS / 16, N = WARP_COLUMNS / 16;
   static constexpr int A_BYTES = ROWS * CONV_CHUNK, STAGE_BYTES = A_BYTES + COLUMNS * CONV_CHUNK;
   static_assert((ROWS / WARP_ROWS) * (COLUMNS / WARP_COLUMNS) * 32 == THREADS, "four warps");
-  static_assert(4 * 16 * CONV_STAGE_STRIDE<WARP_COLUMNS> * 4 <= STAGES * STAGE_BYTES, "the epilogue reuses the stages");
+  static_assert(ROWS * COLUMNS * 4 <= STAGES * STAGE_BYTES, "the epilogue reuses the stages");
 
   // One step's rows and weights. No branch: pieces that are absent, or all of them when the step is past the last, become
   // zeros without reading their address, so that ptxas can lay these instructions between those of the tensor cores.
@@ -120,27 +120,19 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
     copy_async_wait<0>();
     cs_sync();
 
-    constexpr int stride = CONV_STAGE_STRIDE<WARP_COLUMNS>;
-    Sum *const own = (Sum *)memory + warp * 16 * stride;
-    // Rolled, for one copy of the epilogue in the code; sums are registers, so each m has its own stores.
-#pragma unroll 1
-    for (int m = 0; m < M; ++m) {
+    using Stage = ConvStage<WARP_COLUMNS, true>;
+    Sum *const own = (Sum *)memory + warp * WARP_ROWS * Stage::STRIDE;
 #pragma unroll
-      for (int i = 0; i < M; ++i) {
-        if (i != m) continue;
+    for (int m = 0; m < M; ++m)
 #pragma unroll
-        for (int n = 0; n < 2 * N; ++n)
+      for (int n = 0; n < 2 * N; ++n)
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            Sum *to = own + (lane / 4 + 8 * h) * stride + 8 * n + 2 * (lane % 4);
-            to[0] = sum[i][n][2 * h];
-            to[1] = sum[i][n][2 * h + 1];
-          }
-      }
-      __syncwarp();
-      conv_leave<ROWS, COLUMNS, WARP_COLUMNS>(a, t, rows, own, row0 + 16 * m, column0);
-      __syncwarp();
-    }
+        for (int h = 0; h < 2; ++h) {
+          const Words2 pair = {{conv_bits_of(sum[m][n][2 * h]), conv_bits_of(sum[m][n][2 * h + 1])}};
+          shared_store_8(own + Stage::at(16 * m + lane / 4 + 8 * h, 8 * n + 2 * (lane % 4)), pair);
+        }
+    __syncwarp();
+    conv_leave<ROWS, COLUMNS, WARP_COLUMNS, true, WARP_ROWS>(a, t, rows, own, row0, column0);
   }
 
   CS_DEVICE void run(const ConvArgs &a, unsigned char *memory) {

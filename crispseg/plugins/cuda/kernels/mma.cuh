@@ -18,6 +18,13 @@ template <> struct MmaTypes<true> { using Sum = int; };
 #define CS_HAVE_MMA 0
 #endif
 
+struct alignas(16) Words4 {
+  unsigned w[4];
+};
+struct alignas(8) Words2 {
+  unsigned w[2];
+};
+
 #if defined(CS_EMULATE)
 // ---- host ----
 typedef char *SharedAddress;
@@ -59,6 +66,7 @@ CS_DEVICE EmulatedCopies &emulated_copies() {
 CS_DEVICE void copy_async_16(SharedAddress to, const void *from, bool live, bool) {
   EmulatedCopies &c = emulated_copies();
   if (c.last - c.first == 64) __trap();
+  cs_emu::count_access(cs_emu::Access::copy, to, 16, live ? from : nullptr);
   c.queue[c.last++ % 64] = {to, from, c.group, live};
 }
 CS_DEVICE void copy_async_commit() { ++emulated_copies().group; }
@@ -75,12 +83,23 @@ CS_DEVICE void load_matrices(unsigned (&r)[4], SharedAddress row) {
   EmulatedLane *lanes = emulated_warp();
   const int lane = threadIdx.x & 31;
   lanes[lane].address = row;
+  cs_emu::count_access(cs_emu::Access::matrix, row, 16);
   __syncwarp();
   for (int i = 0; i < 4; ++i) {
     const unsigned char *p = (const unsigned char *)lanes[8 * i + lane / 4].address + 4 * (lane % 4);
     r[i] = p[0] | p[1] << 8 | p[2] << 16 | (unsigned)p[3] << 24;
   }
   __syncwarp();
+}
+
+// Accesses of a whole warp to shared memory whose bank conflicts the tests count.
+CS_DEVICE Words4 shared_load_16(const void *p) {
+  cs_emu::count_access(cs_emu::Access::load, p, 16);
+  return *(const Words4 *)p;
+}
+CS_DEVICE void shared_store_8(void *p, Words2 w) {
+  cs_emu::count_access(cs_emu::Access::store, p, 8);
+  *(Words2 *)p = w;
 }
 
 template <bool I8>
@@ -146,6 +165,8 @@ CS_DEVICE SharedAddress shared_address(const void *p) {
   asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(a) : "l"(p));
   return a;
 }
+CS_DEVICE Words4 shared_load_16(const void *p) { return *(const Words4 *)p; }
+CS_DEVICE void shared_store_8(void *p, Words2 w) { *(Words2 *)p = w; }
 
 #if CS_HAVE_MMA
 // 16 bytes to shared memory, zeros when not live (`from` is then not read). near: keep the line in L1.
