@@ -42,7 +42,7 @@ def compiler() -> list[str]:
 
 
 def cache() -> Path:
-    """Folder of objects and libraries; all is named by a hash of what made it, and goes when it was not used for days."""
+    """Folder of objects and libraries; each is named by a hash of what made it; unused ones go."""
     folder = os.environ.get(CACHE) or os.path.join(tempfile.gettempdir(), f"crispseg-emulation-{os.getuid()}")
     path = Path(folder)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

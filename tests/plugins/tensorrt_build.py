@@ -52,7 +52,7 @@ def core_program() -> Path:
             partial = target.with_suffix(".%d.partial" % os.getpid())
             emulation._run([*emulation.compiler(), *map(str, objects), "-o", str(partial)])
             os.replace(partial, target)
-        return target
+        return emulation.used(target)
 
 
 def plugin_library(include: Path) -> Path:
