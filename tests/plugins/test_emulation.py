@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import threading
+import time
 from ctypes import byref, c_int, c_int64, c_size_t, c_uint, c_ulonglong, c_void_p
 
 import emulation
 import numpy as np
 import pytest
+from emulation.prune import prune, used
 
 from crispseg.engines import cuda
 from crispseg.errors import EnvironmentMismatch, InputError
@@ -253,7 +256,16 @@ def test_events_order_streams(bench):
     assert done.since(start) >= 0.0
 
 
-def test_schedules_choose_among_the_orders_that_events_allow(bench):
+@pytest.fixture
+def no_garbage():
+    """Freeing device memory waits for the device: a collection at the wrong moment would put the work in order."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_schedules_choose_among_the_orders_that_events_allow(bench, no_garbage):
     other, done, host = bench.context.stream(), bench.context.event(), bench.context.pinned(1, np.int32)
     early = {emulation.UPLOADS_LATE, emulation.DOWNLOADS_LATE}
     for kind in (emulation.LATE, emulation.KERNELS_LATE, *early, emulation.ANY):
@@ -273,7 +285,7 @@ def test_schedules_choose_among_the_orders_that_events_allow(bench):
             assert seen == ({5} if ordered or kind in early else {0, 5} if kind == emulation.ANY else {0}), kind
 
 
-def test_schedules_get_between_the_nodes_of_a_graph(bench):
+def test_schedules_get_between_the_nodes_of_a_graph(bench, no_garbage):
     other, host, seen = bench.context.stream(), bench.context.pinned(1, np.int32), set()
     p = bench.put(np.zeros(1, np.int32))
     with bench.stream.capture() as graphs:
@@ -399,3 +411,19 @@ def test_a_thread_without_a_context_is_told_so(bench):
     thread.start()
     thread.join()
     assert results == [201]
+
+
+# ---- the build cache -------------------------------------------------------------------------------------------------
+def test_what_was_not_used_for_days_leaves_the_build_cache(tmp_path):
+    now = time.time()
+    for name, days in (("a-1.o", 9), ("a-2.o", 1), ("b.o.7.partial", 9), ("old/kernels.so", 9), ("new/kernels.so", 1)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        for thing in (path, path.parent):
+            os.utime(thing, (now - 86400 * days,) * 2)
+    (tmp_path / "lock").touch()
+    os.utime(tmp_path / "lock", (0, 0))
+    used(tmp_path / "a-1.o")
+    assert prune(tmp_path, 3.0) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.o", "a-2.o", "lock", "new"]

@@ -5,6 +5,8 @@ Mistakes are planted too: each must change a result, or be refused, in one of th
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,15 @@ ALL = ("labels", "confidence", "active")
 ORDERS = [LATE, KERNELS_LATE, UPLOADS_LATE, DOWNLOADS_LATE]
 SCHEDULES = [*((kind, 0) for kind in ORDERS), *((ANY, seed) for seed in range(4))]
 FRAMES = [picture(seed, *FRAME) for seed in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def no_garbage():
+    """Freeing device memory waits for the device: a collection at the wrong moment would put the work in order."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="module")
