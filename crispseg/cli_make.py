@@ -161,11 +161,17 @@ def export(
 
 @app.command()
 def verify(
+    context: typer.Context,
     bundle: Path = BUNDLE,
     images: Optional[Path] = VERIFY_IMAGES,
     weights: Optional[Path] = WEIGHTS,
     refiner_weights: Optional[Path] = REFINER_WEIGHTS,
     frames: int = FRAMES,
+    module: Optional[str] = MODULE,
+    module_args: Optional[str] = ARGUMENTS,
+    drop: List[str] = DROP,
+    output: Optional[str] = OUTPUT,
+    pad: int = PAD,
     precision: str = VERIFY_PRECISION,
     threads: int = THREADS,
     report: Optional[Path] = REPORT,
@@ -176,15 +182,29 @@ def verify(
     Exit code 3 when they do not agree. Example: crispseg verify demo/bundle --images val/images
     """
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import refuse_unused
+
+    if module is None:
+        of_module = ("module_args", "drop", "output", "pad")
+        refuse_unused(context, {name: "expected --module with it, found none" for name in of_module})
 
     def work(progress):  # type: ignore[no-untyped-def]
         require_host_python("verify")
         from crispseg.export.verify import verify_bundle
 
+        base: Any = weights
+        if module is not None:
+            from crispseg.bundle import load_bundle
+            from crispseg.export.sources import open_source
+
+            loaded = load_bundle(bundle)
+            chosen = chosen_base(None, module, None, module_args, drop, output, None, None, None, None, pad)
+            size = (loaded.base.height, loaded.base.width)
+            base = open_source(chosen, len(loaded.classes), weights, size).module  # type: ignore[attr-defined]
         return verify_bundle(
             bundle,
             images=images,
-            weights=weights,
+            weights=base,
             refiner_weights=refiner_weights,
             frames=frames,
             threads=threads,

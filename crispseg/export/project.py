@@ -25,6 +25,7 @@ from crispseg.export.networks import Network, refiner_network
 from crispseg.export.provenance import origin
 from crispseg.export.refiner import export_refiner
 from crispseg.export.sources import Foreign, Source, open_source, tensorrt_gaps
+from crispseg.export.verify_recorded import record
 from crispseg.models.bases import BaseInfo, base_info
 
 REFINERS = ("sparserefine",)
@@ -127,6 +128,8 @@ def export_bundle(
         say(f"compare {role} with its source")
         parity, wrong = _dense_parity(source, model, role, half_weights)
         notes[role] = {**source.notes, **source.notes_at(*size), "parity": parity, **_gate(wrong, force, say)}
+        if role == "base":
+            notes[role]["recorded"] = record(model, torch.get_num_threads())
         gaps = tensorrt_gaps(model)
         if gaps:
             notes[role]["tensorrt_unsupported"] = gaps

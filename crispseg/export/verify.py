@@ -27,6 +27,7 @@ from crispseg.export.compare import (
     undecided_sites,
     without_selection,
 )
+from crispseg.export.verify_recorded import recorded_hop
 from crispseg.export.verify_torch import foreign_reason, rebuilt, torch_hop, torch_reason
 
 TOLERANCE = 1e-4
@@ -81,7 +82,7 @@ def verify_bundle(
 
     Raises:
         BundleError: the bundle is damaged.
-        InputError: frames that cannot be read.
+        InputError: frames that cannot be read, or nothing to compare.
         CheckpointError: a checkpoint of another network.
     """
     from crispseg.environment import environment
@@ -103,6 +104,7 @@ def verify_bundle(
     ]
     if bundle.refiner is not None:
         checks.append(_Refiner(bundle, refiner_weights, threads, tolerance, precision))
+    _require_something([hop for check in checks for hop in check.hops])
     listed = []
     for done, (label, canvas) in enumerate(_frames(bundle, images, frames)):
         say(done, frames, label)
@@ -125,6 +127,16 @@ def verify_bundle(
     )
     report["definitions"].update(DEFINITIONS)
     return report
+
+
+def _require_something(hops: list[Hop]) -> None:
+    """Raise InputError when there is no hop that could run: to have compared nothing is no result."""
+    if all(hop.skipped is not None for hop in hops):
+        reasons = "; ".join(f"{hop.network}, {hop.hop}: {hop.skipped}" for hop in hops)
+        raise InputError(
+            f"verify: expected two engines to compare, found none: {reasons}; give --weights or --refiner-weights, or "
+            "export the bundle again"
+        )
 
 
 def _frames(bundle: Bundle, images: str | Path | None, count: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -167,7 +179,7 @@ class _Base:
         self.engine = ort.load(bundle.file(net.file), EngineSpec("onnxruntime", threads=threads))
         self.module = weights
         self.hop = torch_hop(bundle, "base", net.file, tolerance)
-        self.hops = [self.hop]
+        self.hops = [self.hop, recorded_hop(bundle, self.engine, tolerance)]
         if weights is None:
             self.hop.skipped = foreign_reason(bundle) or torch_reason(net.random_weights)
         elif isinstance(weights, (str, Path)):

@@ -43,7 +43,8 @@ def foreign_reason(bundle: Bundle) -> str:
             parity = notes.get("parity")
             error = parity.get("max_error_std") if isinstance(parity, dict) else None
             then = f" (logits within {error} of their standard deviation)" if error is not None else ""
-            return f"made with --{kind} {notes[kind]}, which verify does not run: it was compared at export{then}"
+            again = "; give --module again to compare it here" if kind == "module" else ""
+            return f"made with --{kind} {notes[kind]}: it was compared at export{then}{again}"
     return ""
 
 
@@ -55,7 +56,7 @@ def rebuilt(bundle: Bundle, net: NetInfo, weights: str | Path) -> Any:
     """
     reason = foreign_reason(bundle)
     if reason:
-        raise InputError(f"--weights: expected a base that crispseg can build, found one {reason}; leave --weights out")
+        raise InputError(f"--weights: expected a base that crispseg can build, found one {reason}")
     notes = bundle.provenance.get("base")
     if isinstance(notes, dict) and isinstance(notes.get("library"), str):
         from crispseg.export.sources import Foreign, open_source

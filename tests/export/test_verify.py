@@ -89,6 +89,9 @@ def hops(report):
     return {(hop["network"], hop["hop"]): hop for hop in report["hops"] + report["skipped"]}
 
 
+RECORDED = ("base", "recorded at export -> onnxruntime")
+
+
 def test_engines_that_agree(made, monkeypatch):
     pretend(monkeypatch, lambda found: None)
     seen = []
@@ -97,6 +100,7 @@ def test_engines_that_agree(made, monkeypatch):
     found = hops(report)
     assert set(found) == {
         ("base", "torch -> onnxruntime"),
+        RECORDED,
         ("refiner", "torch -> onnxruntime"),
         ("refiner", "onnxruntime -> native"),
     }
@@ -165,17 +169,61 @@ def test_altered_weights_are_found_against_the_checkpoint(made, tmp_path, monkey
     assert report["passed"] is False
 
 
-def test_hops_without_checkpoint_or_library_say_why(made, monkeypatch):
+def test_hops_without_checkpoint_or_library_say_why(made, monkeypatch, tmp_path):
     def missing(path, spec):
         raise EnvironmentMismatch("library libcrispseg: none found; build it")
 
     pretend(monkeypatch, lambda found: None)
     sys.modules["crispseg.engines.native"].load = missing
-    report = verify(made, weights=None, refiner_weights=None, frames=1)
-    assert report["hops"] == []
+    without = {"weights": None, "refiner_weights": None, "frames": 1}
+    report = verify(made, **without)
+    assert [(hop["network"], hop["hop"]) for hop in report["hops"]] == [RECORDED]
     assert all(hop["reason"] for hop in report["skipped"])
     assert len(report["skipped"]) == 3
-    assert report["passed"] is False, "a comparison of nothing is no success"
+    assert report["passed"] is True
+    with pytest.raises(InputError, match=r"expected two engines to compare, found none: base.* no checkpoint given.*"
+                       r"older crispseg.*libcrispseg: none found"):  # fmt: skip
+        verify(made, path=rewritten(made / "bundle", tmp_path, recorded=None), **without)
+
+
+def rewritten(path, target, recorded, **files):
+    """A copy of a bundle with another record of its base's logits, or other files."""
+    bundle = load_bundle(path)
+    notes = {k: v for k, v in bundle.provenance["base"].items() if k != "recorded"}
+    if recorded is not None:
+        notes["recorded"] = recorded
+    kept = ("name", "height", "width", "classes", "base", "baseline", "refiner")
+    write_bundle(
+        target / "b",
+        files={**{name: bundle.file(name) for name in bundle.files}, **files},
+        provenance={**bundle.provenance, "base": notes},
+        **{name: getattr(bundle, name) for name in kept},
+    )
+    return target / "b"
+
+
+@pytest.mark.parametrize("change", ["head", "nothing"])
+def test_another_base_is_found_without_its_source(made, tmp_path, change):
+    """The bundle's own record tells: no checkpoint, no torch."""
+    model = onnx.load(made / "bundle" / "base.onnx")
+    tensor = [t for t in model.graph.initializer if len(t.dims) == 4][-1]
+    if change == "head":
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
+    kept = load_bundle(made / "bundle").provenance["base"]["recorded"]
+    path = rewritten(made / "bundle", tmp_path, kept, **{"base.onnx": model.SerializeToString()})
+    hop = hops(verify(made, path=path, weights=None, refiner_weights=None, frames=1))[RECORDED]
+    assert hop["passed"] is (change == "nothing")
+    assert (hop["first_difference"] is None) is (change == "nothing")
+
+
+@pytest.mark.parametrize(
+    "damage", [{"shape": [3, 11]}, {"logits": "%%"}, {"shape": [2, 5]}, {"shape": None}, {"logits": None}]
+)
+def test_a_damaged_record_is_refused(made, tmp_path, damage):
+    kept = {**load_bundle(made / "bundle").provenance["base"]["recorded"], **damage}
+    path = rewritten(made / "bundle", tmp_path, kept)
+    with pytest.raises(BundleError, match=r"bundle\.json: provenance\.base\.recorded: expected logits"):
+        verify(made, path=path, frames=1)
 
 
 def test_with_the_native_engine(made):
@@ -186,7 +234,7 @@ def test_with_the_native_engine(made):
     assert report["passed"] is True, report["hops"]
     assert 0 < hop["error"] < 1e-4
     assert hop["tensors"] > 30
-    assert {(item["error"], item["agreement"]) for item in report["limits"]} == {(1e-4, 99.9)}
+    assert {(item["error"], item["agreement"]) for item in report["limits"]} == {(1e-4, 99.9), (1e-4, 90)}
     assert len(report["limits"]) == len(report["hops"])
     assert "tolerance" not in report
 
@@ -221,7 +269,7 @@ def test_pictures_of_another_size(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["module", "onnx"])
-def test_a_base_from_outside_is_not_compared_again(made, tmp_path, monkeypatch, kind):
+def test_a_base_from_outside(made, tmp_path, capsys, kind):
     import foreign_nets
 
     from crispseg.classes import ClassInfo
@@ -235,15 +283,30 @@ def test_a_base_from_outside_is_not_compared_again(made, tmp_path, monkeypatch, 
         base = Foreign(onnx=tmp_path / "net.onnx")
     classes = [ClassInfo(f"c{i}", (i, i, i)) for i in range(5)]
     export_bundle(base, tmp_path / "b", refiner=None, height=48, width=64, classes=classes)
-    (hop,) = hops(verify(made, path=tmp_path / "b", weights=None, refiner_weights=None, frames=1)).values()
+    report = verify(made, path=tmp_path / "b", weights=None, refiner_weights=None, frames=1)
+    assert report["passed"] is True
+    assert hops(report)[RECORDED]["passed"] is True
+    reason = hops(report)["base", "torch -> onnxruntime"]["reason"]
     name = {"module": "foreign_nets:Net", "onnx": "net.onnx"}[kind]
-    assert hop["reason"].startswith(f"made with --{kind} {name}, which verify does not run: it was compared at export")
-    assert "logits within" in hop["reason"]
-    monkeypatch.setattr(sys, "stderr", lines := __import__("io").StringIO())
+    assert reason.startswith(f"made with --{kind} {name}: it was compared at export")
+    assert "logits within" in reason
+    assert ("give --module again" in reason) == (kind == "module")
+    assert main(["verify", str(tmp_path / "b"), "--json"]) == 0
+    capsys.readouterr()
     assert main(["verify", str(tmp_path / "b"), "--weights", str(made / "base.pt")]) == 2
-    text = " ".join(lines.getvalue().split())
-    assert "--weights: expected a base that crispseg can build, found one made with --" in text
-    assert "leave --weights out" in text
+    text = " ".join(capsys.readouterr().err.split())
+    assert f"--weights: expected a base that crispseg can build, found one made with --{kind}" in text
+    # The module itself, when it is given again, is run on the frames.
+    again = ["verify", str(tmp_path / "b"), "--module", "foreign_nets:Net", "--json", "--frames", "1"]
+    assert main(again) == 0
+    found = hops(json.loads(capsys.readouterr().out))["base", "torch -> onnxruntime"]
+    assert found["passed"] is True
+    assert 0 <= found["error"] < 1e-5
+    if kind == "module":  # another module than the one that was exported
+        assert main([*again, "--module-args", '{"kind": "twins"}', "--output", "1"]) == 3
+        assert hops(json.loads(capsys.readouterr().out))["base", "torch -> onnxruntime"]["passed"] is False
+    assert main(["verify", str(tmp_path / "b"), "--output", "1"]) == 2
+    assert "--output: expected --module with it" in capsys.readouterr().err
 
 
 def test_wrong_inputs(made, tmp_path):
