@@ -203,7 +203,7 @@ CS_DEVICE void cs_ensemble_gated(const CsEnsemble &a) {
 }
 
 CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_ensemble_gated20(CsEnsemble a) { cs_ensemble_gated<20, 2>(a); }
-CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_ensemble_gated32(CsEnsemble a) { cs_ensemble_gated<32, 1>(a); }
+CS_GLOBAL void CS_LAUNCH_BOUNDS(128, 3) csk_ensemble_gated32(CsEnsemble a) { cs_ensemble_gated<32, 1>(a); }
 
 // ye = yi where its entropy is lower, else yo (ties and NaN: yo).
 CS_GLOBAL void CS_LAUNCH_BOUNDS(128) csk_ensemble_entropy(CsEnsemble a) {

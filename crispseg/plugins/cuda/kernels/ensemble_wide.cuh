@@ -92,7 +92,7 @@ CS_GLOBAL void CS_LAUNCH_BOUNDS(64) csk_ensemble_gated_wide(CsEnsemble a) {
       }
     }
     __syncwarp();
-#pragma unroll 1
+#pragma unroll  // z0 and z1 are registers: no run-time index
     for (int r = 0; r < CS_WIDE_ROWS; ++r) {
       const cs_i64 row = min(first + r, (cs_i64)n - 1);
       const float top = fmaxf(z0[r], z1[r]), e0 = cs_exp(z0[r] - top), e1 = cs_exp(z1[r] - top);
