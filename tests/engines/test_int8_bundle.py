@@ -19,7 +19,7 @@ from crispseg.engines import cuda_refiner
 from crispseg.engines.spec import EngineSpec
 from crispseg.engines.tensorrt import artefacts
 from crispseg.engines.tensorrt.build import BuildOptions
-from crispseg.errors import BundleError, InputError
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp
 from crispseg.runtime import gpu_open
 
 
@@ -111,3 +111,43 @@ def test_a_calibration_cache_beside_an_int8_base_is_refused(world, tmp_path):  #
     options = BuildOptions(precision="int8", calibration=tmp_path / "ranges")
     with pytest.raises(InputError, match="int8 base, whose QuantizeLinear nodes hold them"):
         artefacts.build_bundle(whole, options, convert, Context(), trt=trt, library=library, pack=pack)
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "11.4.0.106"])
+def test_the_base_is_fp16_beside_a_refiner_that_alone_was_calibrated(world, tmp_path, version):  # noqa: F811
+    trt, library = world(version)
+    _, whole = with_int8_refiner(tmp_path)
+    how = {"trt": trt, "library": library, "pack": pack}
+    options = BuildOptions(precision="int8", workspace_mib=256)
+    rows = artefacts.build_bundle(whole, options, convert, Context(), **how)
+    assert [(row["part"], row["precision"], row["engine"]) for row in rows] == [
+        ("base", "fp16", "built"), ("refiner", "int8", "built"),
+    ]  # fmt: skip
+    info = Context().info
+    base = artefacts.find(whole, "base", "int8", trt, info)
+    assert (base.identity.spec["precision"], list(base.identity.sources)) == ("fp16", ["base.onnx", "base.weights"])
+    assert artefacts.find(whole, "base", "fp16", trt, info).path == base.path, "the float pipeline has the same one"
+    assert artefacts.find(whole, "refiner", "int8", trt, info, library=library).identity.spec["precision"] == "int8"
+    again = artefacts.build_bundle(whole, options, convert, Context(), **how)
+    assert {row["engine"] for row in again} == {"kept"}
+
+
+def test_ranges_from_elsewhere_are_kept_beside_an_int8_refiner(world, tmp_path):  # noqa: F811
+    trt, _ = world("8.6.1")
+    _, whole = with_int8_refiner(tmp_path)
+    (tmp_path / "ranges").write_bytes(b"TRT-1-EntropyCalibration2\n")
+    options = BuildOptions(precision="int8", calibration=tmp_path / "ranges")
+    (row,) = artefacts.build_bundle(whole, options, convert, Context(), trt=trt, pack=pack, roles=["base"])
+    assert row["precision"] == "int8"
+    assert artefacts.find(whole, "base", "int8", trt, Context().info).identity.spec["precision"] == "int8"
+
+
+def test_a_missing_base_names_a_command_that_makes_it(world, tmp_path):  # noqa: F811
+    trt, _ = world("11.4.0.106")
+    plain, whole = with_int8_refiner(tmp_path)
+    with pytest.raises(EnvironmentMismatch, match="crispseg build .*int8 --backend tensorrt --precision fp16"):
+        artefacts.find(whole, "base", "int8", trt, Context().info)
+    with pytest.raises(UnsupportedOp, match="--precision int8 needs QuantizeLinear nodes"):
+        artefacts.build_bundle(
+            plain, BuildOptions(precision="int8"), convert, Context(), trt=trt, pack=pack, roles=["base"]
+        )

@@ -165,6 +165,29 @@ def test_int8_takes_the_fp16_refiner(built, process, emulated, monkeypatch):
     assert asked == [("base", "int8"), ("refiner", "int8")]
 
 
+def test_int8_refiner_beside_a_float_base(built, process, emulated, tmp_path, kernel_image, capsys):
+    """A bundle whose refiner alone was calibrated: one command builds, one runs."""
+    process("11.4.0.106")
+    bundle = gpu_toy.calibrated(gpu_toy.write(tmp_path / "float"), tmp_path / "int8")
+    gpu_toy.store_kernels(bundle, kernel_image)
+    Image.fromarray(picture(0, *FRAME)).save(tmp_path / "a.png")
+    path = str(bundle.path)
+    assert main(["build", path, "--backend", "tensorrt", "--precision", "int8", "--refiner-engine", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["engines"]
+    assert [(row["part"], row["precision"]) for row in rows] == [("base", "fp16"), ("refiner", "int8")]
+    process("11.4.0.106")
+    common = ["--backend", "tensorrt", "--precision", "int8", "--refiner-engine", "--json"]
+    assert main(["run", path, str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), *common]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["pipeline"]["refiner"]["precision"] == "int8"
+    assert report["warnings"] == ["the base has no calibration: it runs in float"]
+    with open_engines(bundle, precision="int8") as pipe:
+        found = pipe.run(picture(0, *FRAME), ALL)
+    with open_pipeline(bundle, backend="tensorrt", precision="int8") as pipe:
+        assert pipe.describe()["refiner"]["precision"] == "int8"
+        same(found, pipe.run(picture(0, *FRAME), ALL))
+
+
 def test_an_engine_of_a_lower_capacity(built, process, emulated, tmp_path, kernel_image):
     process("11.4.0.106")
     bundle = gpu_toy.write(tmp_path / "b")

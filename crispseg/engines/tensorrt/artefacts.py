@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 from crispseg.bundle import Bundle
-from crispseg.bundle_calibration import calibrated, network_file
+from crispseg.bundle_calibration import calibrated, network_file, runs_at
 from crispseg.engines import cache
 from crispseg.engines.tensorrt import compat, registry
 from crispseg.engines.tensorrt.build import BuildOptions, build_engine
@@ -35,6 +35,19 @@ def engine_file(role: str) -> str:
 def refiner_precision(bundle: Bundle, precision: str) -> str:
     """What the refiner is built for: without a calibration of its own it stays fp16 beside an int8 base."""
     return "fp16" if precision == "int8" and not calibrated(bundle, "refiner") else precision
+
+
+def base_precision(bundle: Bundle, options: BuildOptions) -> str:
+    """What the base is built for: fp16 beside an int8 refiner when it has no int8 ranges, from wherever.
+
+    They may come from its own calibration, from a calibration cache, or stand in its file.
+    """
+    if options.calibration is not None or runs_at(bundle, "base", options.precision) == options.precision:
+        return options.precision
+    import onnx
+
+    model = onnx.load(str(bundle.file(bundle.base.file)), load_external_data=False)
+    return "int8" if _quantised(model) else "fp16"
 
 
 def source_file(bundle: Bundle, role: str, precision: str) -> str:
@@ -98,6 +111,7 @@ def find(
 ) -> cache.Artefact:
     """The engine of a part of the bundle for this device, built before. Never builds.
 
+    At int8 a base whose refiner alone was calibrated is fp16, unless it was built with ranges from elsewhere.
     ``capacity``: of a refiner, 0 = the bundle's, None = any: the newest is taken.
 
     Raises:
@@ -105,6 +119,11 @@ def find(
     """
     facts = environment(trt, device, role, library)
     wanted = identity(bundle, role, {"precision": precision}, facts, capacity or 0)
+    if role == "base" and runs_at(bundle, role, precision) != precision:
+        try:
+            return cache.find(bundle.path, wanted)
+        except EnvironmentMismatch:  # no ranges of whatever kind: base_precision
+            return cache.find(bundle.path, identity(bundle, role, {"precision": "fp16"}, facts))
     if capacity is None:
         spec = {key: value for key, value in wanted.spec.items() if key != "capacity"}
         wanted = dataclasses.replace(wanted, spec=spec)
@@ -161,7 +180,10 @@ def build_bundle(
     rows = []
     for role in roles:
         facts = environment(trt, context.info, role, library)
-        wanted = identity(bundle, role, options.spec(), facts, capacity)
+        spec = options.spec()
+        if role == "base":
+            spec["precision"] = base_precision(bundle, options)
+        wanted = identity(bundle, role, spec, facts, capacity)
         kept = None if force else _kept(bundle, wanted)
         if kept is None:
             artefact = _build(bundle, role, wanted, options, convert, trt, pack, progress)
@@ -187,6 +209,7 @@ def _build(
         options = _with(options, precision=precision, calibration=None, profiles={}, dla=None)
         registry.require_fields(trt, front.model)
     else:
+        options = _with(options, precision=precision)
         if precision == "int8" and options.calibration is None:
             _require_quantised(model, bundle, role)
         typed = precision == "int8" and options.calibration is None and compat.strongly_typed(trt)
@@ -218,11 +241,15 @@ def _read(bundle: Bundle, name: str) -> Any:
 
 
 def _require_quantised(model: Any, bundle: Bundle, role: str) -> None:
-    if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    if not _quantised(model):
         raise UnsupportedOp(
             "bundle %s: %s: --precision int8 needs QuantizeLinear nodes in the ONNX file, found none; run "
             "`crispseg calibrate` on it first, or use --precision fp16" % (bundle.path, role)
         )
+
+
+def _quantised(model: Any) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
 def kernel_image(
