@@ -17,8 +17,8 @@ from crispseg.plugins.loader import ConvArguments, ConvInt8Arguments, GateArgume
 from crispseg.plugins.quantise import quantise_by
 
 KEEP_BOTH = 1 << 20
-"""Bytes up to which a weight that Winograd uses is kept for the direct kernel too, which takes over on frames whose
-sites lie apart. Such frames have few sites on the deep levels, where the weights are large."""
+"""Bytes up to which a weight that Winograd uses is packed for the direct kernel too, which takes over on frames whose
+sites lie apart. Compiled engines keep both forms of all: what is not touched takes no memory there."""
 
 # Forms of a packed weight, as the ends of their keys.
 DIRECT, WINOGRAD, INT8 = "", "#winograd", "#int8"
@@ -58,6 +58,7 @@ def prepare(
     compiled: Optional[Compiled] = None,
     allocate: Callable[[int], np.ndarray] = aligned,
     rows: Optional[Mapping[str, ByteRows]] = None,
+    keep_both: Optional[int] = None,
 ) -> Weights:
     """Pack and keep what the nodes need; the graph's constants are let go.
 
@@ -67,6 +68,7 @@ def prepare(
         compiled: decisions, and packed weights to use as they are; what it lacks is packed, if the graph has values.
         allocate: memory for packed weights, bytes -> uint8 array at an address divisible by 64.
         rows: matrices that are bytes, of a graph with int8 convolutions (``native_int8.bytes_of``).
+        keep_both: bytes instead of ``KEEP_BOTH``.
 
     Raises:
         BundleError: ``compiled`` lacks a weight that the graph has by shape alone, or has one of another size than
@@ -75,7 +77,8 @@ def prepare(
     """
     weights = Weights()
     chosen = choose(graph, None if compiled is None else compiled.algorithms)
-    packer = _Packer(native, graph, weights, {} if compiled is None else compiled.packed, allocate)
+    keep_both = KEEP_BOTH if keep_both is None else keep_both
+    packer = _Packer(native, graph, weights, {} if compiled is None else compiled.packed, allocate, keep_both)
     for index, node in enumerate(graph.nodes):
         if node.op == "SparseConv2d":
             if node.attributes["x_scale"]:
@@ -114,6 +117,11 @@ class _Packer:
     weights: Weights
     ready: Mapping[str, np.ndarray]
     allocate: Callable[[int], np.ndarray]
+    keep_both: int
+
+    def has_direct(self, name: str) -> bool:
+        """Whether a weight that Winograd uses is there for the direct kernel too."""
+        return name in self.ready or self.size(name, DIRECT) <= self.keep_both
 
     def size(self, name: str, form: str) -> int:
         return packed_bytes(self.native, self.graph.raw.constants[name].shape, form)
@@ -171,7 +179,7 @@ def _conv(
     name = node.inputs["weight"]
     a = ConvArguments() if quantised is None else quantised.conv
     a.K, a.cin, a.cout = graph.raw.constants[name].shape
-    if quantised is None and (not winograd or packer.size(name, DIRECT) <= KEEP_BOTH):
+    if quantised is None and (not winograd or packer.has_direct(name)):
         a.weight = packer.address(name, DIRECT)
     a.bias = _constant(graph, node.inputs["bias"], weights)
     if node.inputs.get("x2"):

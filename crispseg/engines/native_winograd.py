@@ -1,8 +1,8 @@
 """Which convolutions of a refiner run by Winograd's algorithm, and the tile plans that they share.
 
 Which ones may is fixed when the engine is compiled or loaded. Whether those of a level do follows the frame: where
-sites lie apart, the direct kernel is up to ten times as fast. Those with large weights keep the Winograd form alone
-(``native_weights.KEEP_BOTH``) and run so on any frame.
+sites lie apart, the direct kernel is up to ten times as fast. In an engine that was packed at load, those with large
+weights have the Winograd form alone (``native_weights.KEEP_BOTH``) and run so on any frame.
 """
 
 from __future__ import annotations
