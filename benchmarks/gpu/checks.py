@@ -1,8 +1,8 @@
 """Section "checks": the whole refiner on this GPU against the CPU engine, at full size, and what a graph must keep.
 
 The ops one by one, on the op table, are the tests (section "tests"). Here: front end and maps of a whole frame; labels
-of the refiner in fp32 and fp16; the same bytes from a graph as without one and from run to run; a frame without an
-active pixel; a frame with more than the capacity.
+of the refiner in fp32, fp16 and int8; the same bytes from a graph as without one and from run to run; a frame without
+an active pixel; a frame with more than the capacity.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from gpu.bench import Bench
 from gpu.layers import OnDevice, scene_levels
-from gpu.settings import Settings
+from gpu.settings import REFINER, REFINER_INT8, Settings
 from gpu.skip import Skip
 
 OUTPUTS = ("labels", "confidence", "coords", "count", "found")
@@ -69,24 +69,34 @@ def run_checks(settings: Settings) -> Dict[str, Any]:
 
     maps_against_cpu(bench, check)
     cpu = reference(path, settings, scene)
-    for precision, least in (("fp32", 0.9999), ("fp16", 0.995)):
-        refiner = Refiner(bench, path, precision)
+    files = forms(settings)
+    for precision, least in (("fp32", 0.9999), ("fp16", 0.995), ("int8", 0.99)):
+        if precision not in files:
+            continue
+        refiner = Refiner(bench, files[precision], precision)
         refiner.feed(scene["image"], scene["logits"])
         refiner.enqueue()
         first = refiner.read()
-        same = float(np.mean(first["labels"] == cpu["labels"]))
-        confidence = int(np.abs(first["confidence"].astype(int) - cpu["confidence"].astype(int)).max())
-        measured[precision] = {"labels_equal": same, "largest_confidence_difference": confidence,
-                               "count": int(first["count"][0])}  # fmt: skip
-        check(precision + " labels", same >= least, "equal on %.5f of the pixels, expected %.4f" % (same, least))
+        # int8: against the CPU's int8 kernels, whose other rows are fp32. How far int8 is from fp32 is only told.
+        same_kind = cpu if precision != "int8" else reference(files[precision], settings, scene)
+        same = agreement(first["labels"], same_kind)
+        confidence = int(np.abs(first["confidence"].astype(int) - same_kind["confidence"].astype(int)).max())
+        measured[precision] = {
+            "labels_equal": same["all"], "active_labels_equal": same["active"],
+            "labels_equal_to_fp32": agreement(first["labels"], cpu),
+            "largest_confidence_difference": confidence, "count": int(first["count"][0]),
+        }  # fmt: skip
+        check(precision + " labels", same["all"] >= least,
+              "equal on %.5f of the pixels, expected %.4f" % (same["all"], least))  # fmt: skip
         if precision == "fp32":
             wrong = set(map(tuple, first["coords"].tolist())) ^ set(map(tuple, cpu["coords"].tolist()))
             measured["sites_that_differ"] = len(wrong)  # pixels whose entropy lies at the threshold
             check("sites", len(wrong) <= 1e-4 * first["labels"].size, "%d sites differ" % len(wrong))
         behaviour(precision, refiner, scene, first, check)
-    line = "%d checks passed; labels equal to the CPU's: fp32 %.5f, fp16 %.5f" % (
-        len(passed), measured["fp32"]["labels_equal"], measured["fp16"]["labels_equal"],
-    )  # fmt: skip
+    equals = ", ".join("%s %.5f" % (name, measured[name]["labels_equal"]) for name in files)
+    line = "%d checks passed; labels equal to the CPU's: %s" % (len(passed), equals)
+    if "int8" in files:
+        line += "; int8 to fp32 on active pixels: %.5f" % measured["int8"]["labels_equal_to_fp32"]["active"]
     return {"line": line, "passed": passed, "failed": failed, "measured": measured}
 
 
@@ -177,9 +187,22 @@ def reference(path: Path, settings: Settings, scene: Any) -> Dict[str, np.ndarra
         return {name: np.array(value) for name, value in engine.run(feeds, list(OUTPUTS)).items()}
 
 
+def agreement(labels: np.ndarray, reference: Dict[str, np.ndarray]) -> Dict[str, float]:
+    """Share of equal labels: of the whole frame, and of the pixels that the reference refined."""
+    same = labels == reference["labels"]
+    rows, columns = reference["coords"][: int(reference["count"][0])].T
+    return {"all": float(np.mean(same)), "active": float(np.mean(same[rows, columns])) if len(rows) else 1.0}
+
+
+def forms(settings: Settings) -> Dict[str, Path]:
+    """File of the refiner by precision; no int8 where section "prepare" made none."""
+    path, int8 = settings.folder / REFINER, settings.folder / REFINER_INT8
+    return {"fp32": path, "fp16": path, **({"int8": int8} if int8.is_file() else {})}
+
+
 def prepared(settings: Settings) -> Tuple[Path, Any]:
     """refiner.onnx and the scene that section "prepare" made."""
-    path, scene = settings.folder / "refiner.onnx", settings.folder / "scene.npz"
+    path, scene = settings.folder / REFINER, settings.folder / "scene.npz"
     if not path.is_file() or not scene.is_file():
         raise Skip("no refiner.onnx: section prepare did not make one (it needs torch and onnx)")
     return path, np.load(str(scene))

@@ -11,22 +11,25 @@ import numpy as np
 from crispseg.engines.cuda_clock import StageClock
 from crispseg.runtime import clocks
 from gpu.bench import Bench, summary
-from gpu.checks import Refiner, prepared
+from gpu.checks import Refiner, forms, prepared
 from gpu.settings import Settings
 
 WANTED = ("labels", "count", "found")
 
 
 def run_refiner(settings: Settings) -> Dict[str, Any]:
-    """Times of both precisions (fp16 first: the one that counts)."""
-    path, scene = prepared(settings)
+    """Times of every precision (fp16 first: the one that counts); int8 where section "prepare" made that file."""
+    _, scene = prepared(settings)
+    files = forms(settings)
     bench = Bench(settings)
     before = clocks.device_state()
     result: Dict[str, Any] = {"definitions": definitions()}
-    for precision in ("fp16", "fp32"):
-        refiner = Refiner(bench, path, precision)
+    for precision in ("fp16", "int8", "fp32"):
+        if precision not in files:
+            continue
+        refiner = Refiner(bench, files[precision], precision)
         refiner.feed(scene["image"], scene["logits"])
-        runs = settings.replays if precision == "fp16" else max(2, settings.replays // 5)
+        runs = settings.replays if precision != "fp32" else max(2, settings.replays // 5)
         result[precision] = measure(bench, refiner, runs)
         bench.free()
     result["gpu_state"] = {"before": before, "after": clocks.device_state()}
@@ -35,6 +38,10 @@ def run_refiner(settings: Settings) -> Dict[str, Any]:
         fp16["gpu_compute_ms"]["median"], 100 * fp16["conv_share"], fp16["select_and_maps_ms"],
         result["fp32"]["gpu_compute_ms"]["median"], fp16["enqueue_ms"]["median"],
     )  # fmt: skip
+    if "int8" in result:
+        int8 = result["int8"]["gpu_compute_ms"]["median"]
+        result["int8_speedup"] = round(fp16["gpu_compute_ms"]["median"] / int8, 4) if int8 else None
+        result["line"] += ", int8 %.3f ms" % int8
     return result
 
 

@@ -27,13 +27,24 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 sys.path = [entry for entry in sys.path if entry != str(HERE)]  # its modules are gpu.*, not top-level names
 
-from gpu.settings import EMULATED, RESULTS, ROOT, Settings, environment, load_settings, tiny  # noqa: E402
+from gpu.settings import (  # noqa: E402
+    EMULATED,
+    REFINER,
+    REFINER_INT8,
+    RESULTS,
+    ROOT,
+    Settings,
+    environment,
+    int8_name,
+    load_settings,
+    tiny,
+)
 
 # section -> (module, most seconds). The order is that of the value of what they find.
 SECTIONS: Dict[str, Tuple[str, float]] = {
     "device": ("device", 60),
     "build": ("sections_build", 200),
-    "prepare": ("sections_build", 120),
+    "prepare": ("sections_build", 150),
     "checks": ("checks", 120),
     "refiner": ("refiner", 120),
     "layers": ("layers", 90),
@@ -57,7 +68,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="these sections (after device, build and prepare), comma between")
     parser.add_argument("--work", type=Path, help="folder for builds and intermediate files; default: a temporary one")
     parser.add_argument("--json", type=Path, help="also write the result there")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="only write the refiner (torch, onnx; no GPU)")
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE", help="only write the refiner and its int8 form (torch, onnx; no GPU)"
+    )
     parser.add_argument("--refiner", type=Path, metavar="FILE", help="refiner that --export wrote on another machine")
     parser.add_argument("--section", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -74,13 +87,15 @@ def main() -> int:
 
             low = (settings.classes, -(-settings.height // settings.stride), -(-settings.width // settings.stride))
             export(settings, low, options.export)
-            print("wrote %s" % options.export)
+            print("wrote %s and %s" % (options.export, int8_name(options.export.name)))
             return 0
-        refiner = work / "refiner.onnx"  # never one of an earlier run with other settings
-        if refiner.is_symlink() or refiner.exists():
-            refiner.unlink()
-        if options.refiner:
-            refiner.symlink_to(options.refiner.resolve())
+        given = options.refiner.resolve() if options.refiner else None
+        for name, source in ((REFINER, given), (REFINER_INT8, given and given.with_name(int8_name(given.name)))):
+            link = work / name  # never one of an earlier run with other settings
+            if link.is_symlink() or link.exists():
+                link.unlink()
+            if source and source.is_file():
+                link.symlink_to(source)
         return parent(settings, options)
 
 

@@ -12,10 +12,10 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Sequence, Tuple
 
 from gpu import building
-from gpu.settings import EMULATED, IMAGE, ROOT, Settings, environment, tiny
+from gpu.settings import EMULATED, IMAGE, REFINER, REFINER_INT8, ROOT, Settings, environment, int8_name, tiny
 from gpu.skip import Skip
 
 # Tests that run on whatever driver is there; patterns under tests/.
@@ -59,9 +59,10 @@ def run_prepare(settings: Settings) -> Dict[str, Any]:
     image, logits, coords = scene(settings)
     np.savez(str(settings.folder / "scene.npz"), image=image, logits=logits)
     density = 100 * len(coords) / (settings.height * settings.width)
-    target = settings.folder / "refiner.onnx"
+    target = settings.folder / REFINER
     if target.is_file():  # given with --refiner
-        return {"line": "refiner given, %d active pixels (%.2f %%)" % (len(coords), density),
+        given = "refiner given%s" % ("" if (settings.folder / REFINER_INT8).is_file() else " (no int8 file beside it)")
+        return {"line": "%s, %d active pixels (%.2f %%)" % (given, len(coords), density),
                 "active": len(coords), "density": density}  # fmt: skip
     missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
@@ -69,16 +70,24 @@ def run_prepare(settings: Settings) -> Dict[str, Any]:
             "the refiner is exported with torch and onnx; not installed: %s. Export it elsewhere (--export FILE) and "
             "name it here (--refiner FILE)" % ", ".join(missing)
         )
-    parameters = export(settings, logits.shape[1:], target)
-    return {"line": "%.1f M parameters, %d active pixels (%.2f %%)" % (parameters / 1e6, len(coords), density),
-            "parameters": parameters, "active": len(coords), "density": density}  # fmt: skip
+    parameters, share = export(settings, logits.shape[1:], target)
+    return {"line": "%.1f M parameters, %.1f %% of the multiply-adds in the int8 form, %d active pixels (%.2f %%)"
+            % (parameters / 1e6, 100 * share, len(coords), density),
+            "parameters": parameters, "int8_share": share, "active": len(coords), "density": density}  # fmt: skip
 
 
-def export(settings: Settings, logits_shape: Sequence[int], path: Path) -> int:
-    """Random weights whose activations stay of order one: norms take the statistics of a small scene."""
+def export(settings: Settings, logits_shape: Sequence[int], path: Path) -> Tuple[int, float]:
+    """Random weights whose activations stay of order one: norms take the statistics of a small scene.
+
+    Writes the float refiner and, beside it, its int8 form, calibrated on the small scene; returns the number of
+    parameters and the share of the multiply-adds that is int8.
+    """
     import torch
     from bands import band_scene
 
+    from crispseg.calibration.refiner import collect_ranges, quantise_refiner
+    from crispseg.engines import native
+    from crispseg.engines.spec import EngineSpec
     from crispseg.export.refiner import export_refiner
     from crispseg.models.refiners.sparserefine import SparseRefineConfig, SparseRefiner
 
@@ -97,7 +106,18 @@ def export(settings: Settings, logits_shape: Sequence[int], path: Path) -> int:
         threshold=settings.threshold, capacity=settings.capacity,
     )  # fmt: skip
     path.write_bytes(model.SerializeToString())
-    return sum(p.numel() for p in module.parameters())
+    observed = settings.folder / "observed.onnx"
+
+    def open_engine(exposed: Any) -> Any:
+        observed.write_bytes(exposed.SerializeToString())
+        return native.load(observed, EngineSpec("native", threads=0))
+
+    small = export_refiner(module, height=height, width=width, logits_shape=logits.shape[1:],
+                           threshold=settings.threshold)  # fmt: skip
+    quantised = quantise_refiner(model, collect_ranges(small, lambda: [(image, logits)], open_engine))
+    path.with_name(int8_name(path.name)).write_bytes(quantised.model.SerializeToString())
+    observed.unlink()
+    return sum(p.numel() for p in module.parameters()), quantised.share
 
 
 def run_tests(settings: Settings) -> Dict[str, Any]:

@@ -11,7 +11,14 @@ from typing import Any, Dict, Tuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 EMULATED = "emulated"
-IMAGE = "kernels.image"  # in the work folder
+IMAGE = "kernels.image"  # in the work folder, as these two
+REFINER, REFINER_INT8 = "refiner.onnx", "refiner.int8.onnx"
+
+
+def int8_name(name: str) -> str:
+    """Name of the int8 form that lies beside a refiner: refiner.onnx -> refiner.int8.onnx."""
+    stem = name[: -len(".onnx")] if name.endswith(".onnx") else name
+    return stem + ".int8.onnx"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def targets(sections: Dict[str, Any], real: bool) -> List[Dict[str, Any]]:
             0.35,
             False,
         ),
+        row("int8 refiner: times as fast as fp16", get("refiner", "int8_speedup"), 1.0, False),
         row("selection and maps of all levels, ms", get("refiner", "fp16", "select_and_maps_ms"), 0.4, True),
         row("torch gather + matmul + scatter, times of ours", get("rivals", "ratios", "torch_scatter_ms"), 2.0, False),
         row("spconv's implicit GEMM (fp16), times of ours", get("rivals", "ratios", "spconv_ms"), 2.0, False),

@@ -14,7 +14,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from gpu import building, layers, rivals, run, sections_build, settings, structure, summary  # noqa: E402
+from gpu import building, checks, layers, rivals, run, sections_build, settings, structure, summary  # noqa: E402
 
 from crispseg.plugins.loader import Native  # noqa: E402
 
@@ -141,6 +141,24 @@ def test_no_gpu(tmp_path):
     assert "Traceback" not in found.stderr
 
 
+def test_the_int8_form_lies_beside_the_refiner(tmp_path):
+    given = settings.Settings(str(tmp_path))
+    assert checks.forms(given) == {"fp32": tmp_path / "refiner.onnx", "fp16": tmp_path / "refiner.onnx"}
+    (tmp_path / settings.int8_name("refiner.onnx")).touch()
+    assert checks.forms(given)["int8"] == tmp_path / "refiner.int8.onnx"
+    assert settings.int8_name("x") == "x.int8.onnx"
+
+
+def test_agreement_counts_active_pixels():
+    reference = {"labels": np.arange(12).reshape(3, 4), "coords": np.array([[0, 1], [2, 3], [9, 9]]),
+                 "count": np.array([2])}  # fmt: skip
+    labels = reference["labels"].copy()
+    assert checks.agreement(labels, reference) == {"all": 1.0, "active": 1.0}
+    labels[2, 3] = 99
+    assert checks.agreement(labels, reference) == {"all": 11 / 12, "active": 0.5}
+    assert checks.agreement(labels, {**reference, "count": np.array([0])})["active"] == 1.0
+
+
 def test_scene_has_the_density_asked_for():
     chosen = settings.Settings("", height=256, width=512)
     coords = layers.scene(chosen)[2]
@@ -160,6 +178,11 @@ def test_dry_run_on_the_emulated_driver(emulated_driver, tmp_path):
     assert all(states[name] == "ok" for name in ("device", "build", "prepare", "checks", "refiner", "layers"))
     assert report["emulated"]
     assert found.returncode == 0
-    assert len(report["sections"]["checks"]["result"]["passed"]) >= 18
+    checked = report["sections"]["checks"]["result"]
+    assert len(checked["passed"]) >= 25
+    assert checked["measured"]["int8"]["labels_equal_to_fp32"]["active"] > 0.9
+    refiner = report["sections"]["refiner"]["result"]
+    assert refiner["int8"]["count"] == refiner["fp32"]["count"] > 0
+    assert refiner["int8_speedup"] > 0
     assert all(row["met"] is None for row in report["targets"])
     assert "Traceback" not in found.stderr
