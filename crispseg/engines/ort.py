@@ -79,11 +79,9 @@ def load(
     # Shapes that change from frame to frame make a memory plan a new allocation for every new shape.
     options.enable_mem_pattern = False
     try:
-        # Without enable_fallback=0 it would print a banner on stdout and try another provider.
         model = _prepared(path, spec, ort.__version__)
-        session = ort.InferenceSession(model, sess_options=options, providers=[(spec.provider, provider_options or {})],
-                                       enable_fallback=0)  # fmt: skip
-        session.disable_fallback()
+        providers = [(spec.provider, provider_options or {})]
+        session = _without_fallback(ort.InferenceSession)(model, sess_options=options, providers=providers)
     except CrispsegError:
         raise
     except Exception as error:
@@ -95,6 +93,18 @@ def load(
             "fix the installation or name %s" % (spec.provider, ", ".join(used), used[0] if used else "another")
         )
     return OrtEngine(path, spec, session, ort)
+
+
+def _without_fallback(session_class: Any) -> Any:
+    """A session that fails where ONNX Runtime would print a banner on stdout and try another provider.
+
+    Up to 1.22 it takes no word against that: the argument enable_fallback is ignored, the attribute set anew.
+    """
+
+    class Session(session_class):  # type: ignore[misc]
+        _enable_fallback = property(lambda self: False, lambda self, value: None)
+
+    return Session
 
 
 def _prepared(path: Path, spec: EngineSpec, version: str) -> Union[str, bytes]:

@@ -134,10 +134,11 @@ def test_provider_that_falls_back_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     real = onnxruntime.InferenceSession
 
-    def fall_back(path, sess_options, providers, **_):
-        return real(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
+    class FallBack(real):
+        def __init__(self, path, sess_options, providers):
+            super().__init__(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FallBack)
     with pytest.raises(EnvironmentMismatch, match="started CPUExecutionProvider instead"):
         ort.load(conv_model(tmp_path), EngineSpec("onnxruntime", provider="CUDAExecutionProvider"))
 
