@@ -374,6 +374,8 @@ class Behaviour:
     def get_Builder_num_DLA_cores(self, state):
         return 2
 
+    get_Runtime_num_DLA_cores = get_Builder_num_DLA_cores
+
     def get_Builder_platform_has_fast_fp16(self, state):
         return True
 

@@ -17,7 +17,7 @@ from crispseg.calibration.histogram import Histogram
 from crispseg.calibration.refiner_graph import convolutions
 from crispseg.engines import cuda_refiner
 from crispseg.engines.spec import EngineSpec
-from crispseg.engines.tensorrt import artefacts
+from crispseg.engines.tensorrt import artefacts, run
 from crispseg.engines.tensorrt.build import BuildOptions
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp
 from crispseg.runtime import gpu_open
@@ -151,3 +151,30 @@ def test_a_missing_base_names_a_command_that_makes_it(world, tmp_path):  # noqa:
         artefacts.build_bundle(
             plain, BuildOptions(precision="int8"), convert, Context(), trt=trt, pack=pack, roles=["base"]
         )
+
+
+@pytest.mark.parametrize(("version", "taken"), [("8.5.3", False), ("10.13.3.9", False), ("11.4.0.106", True)])
+def test_a_dla_that_takes_no_quantised_files_is_not_left_idle(world, tmp_path, version, taken):  # noqa: F811
+    trt, _ = world(version)
+    bundle = copy_bundle(tmp_path)
+    model = onnx.load(str(bundle.file("base.onnx")), load_external_data=False)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "dla.scale"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.int8(0), "dla.zero"))
+    inputs = [model.graph.node[0].input[0], "dla.scale", "dla.zero"]
+    model.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", inputs, ["dla.q"], "dla.quantise"))
+    files = {name: bundle.file(name) for name in bundle.files}
+    files["base.onnx"] = model.SerializeToString()
+    whole = write_bundle(
+        tmp_path / "q", name="x", height=bundle.height, width=bundle.width, classes=bundle.classes, base=bundle.base,
+        baseline=bundle.baseline, refiner=bundle.refiner, files=files,
+    )  # fmt: skip
+    options = BuildOptions(precision="int8", dla=1)
+    how = {"trt": trt, "pack": pack, "roles": ["base"]}
+    if not taken:
+        with pytest.raises(UnsupportedOp, match="--dla 1: the DLA of TensorRT .* calibration cache alone"):
+            artefacts.build_bundle(whole, options, lambda model, precision: model, Context(), **how)
+        return
+    (row,) = artefacts.build_bundle(whole, options, lambda model, precision: model, Context(), **how)
+    assert row["precision"] == "int8"
+    with run.load(whole, "base", Context(), precision="int8", trt=trt):
+        assert "Runtime.DLA_core=" in trt.calls

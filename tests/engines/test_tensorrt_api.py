@@ -10,7 +10,7 @@ from fake_tensorrt import VERSIONS
 
 ROOM = Path(__file__).parents[2] / "crispseg" / "engines" / "tensorrt"
 FILES = {path.name: path.read_text() for path in sorted(ROOM.glob("*.py"))}
-TYPED = ("compat.py", "registry.py", "build.py", "timing.py", "run.py")
+TYPED = ("compat.py", "dla.py", "registry.py", "build.py", "timing.py", "run.py")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -53,9 +53,10 @@ BREAK = [
      'if not hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):', "11.4.0.106"),
     # wrong names, keywords, numbers of arguments
     ("compat.py", "config.set_memory_pool_limit(", "config.set_memory_pool_limits(", "8.5.3"),
-    ("compat.py", "config.DLA_core = core", "config.dla_core = core", "10.16.1.11"),
-    ("compat.py", "cores = builder.num_DLA_cores", "cores = builder.num_dla_cores", "10.16.1.11"),
-    ("compat.py", "trt.BuilderFlag.GPU_FALLBACK", "trt.BuilderFlag.GPU_FALLBACKS", "8.6.1"),
+    ("dla.py", "config.DLA_core = core", "config.dla_core = core", "10.16.1.11"),
+    ("dla.py", "runtime.DLA_core = core", "runtime.dla_core = core", "8.5.3"),
+    ("dla.py", "cores = builder.num_DLA_cores", "cores = builder.num_dla_cores", "10.16.1.11"),
+    ("dla.py", "trt.BuilderFlag.GPU_FALLBACK", "trt.BuilderFlag.GPU_FALLBACKS", "8.6.1"),
     ("compat.py", "report_layer_time(self, layer_name: str, ms: float)", "report_layer_time(self, ms: float)", "8.6.1"),
     ("compat.py", "def step_complete(", "def step_completed(", "10.0.1"),
     ("run.py", "execute_async_v3(stream.handle)", "execute_async_v3(stream=stream.handle)", "8.5.3"),

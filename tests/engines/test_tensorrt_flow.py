@@ -184,7 +184,11 @@ def test_profile_and_dla(version):
     shapes = dict([parse_profile("1x3x8x8,1x3x16x16,1x3x32x32")])
     result = built(trt, dense((1, 3, -1, -1)), BuildOptions(precision="fp16", profiles=shapes, dla=1))
     assert {"IOptimizationProfile.set_shape", "IBuilderConfig.DLA_core="} <= set(trt.calls)
-    engine = run.open_engine(result.plan, Context(), trt=trt)
+    engine = run.open_engine(result.plan, Context(), trt=trt, core=1)
+    order = [call for call in trt.calls if call in ("Runtime.DLA_core=", "Runtime.deserialize_cuda_engine")]
+    assert order == ["Runtime.DLA_core=", "Runtime.deserialize_cuda_engine"]
+    with pytest.raises(EnvironmentMismatch, match="DLA core 2, for which the engine was built: TensorRT finds 2"):
+        run.open_engine(result.plan, Context(), trt=trt, core=2)
     engine.set_shapes({"x": (1, 3, 16, 16)})
     assert engine.outputs["y"][1] == (1, 3, 16, 16) or engine.outputs["y"][1][:2] == (1, 3)
     with pytest.raises(EnvironmentMismatch, match=r"--dla 2: expected a core below 2"):

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 from crispseg.bundle import Bundle
 from crispseg.bundle_calibration import calibrated, network_file, runs_at
 from crispseg.engines import cache
-from crispseg.engines.tensorrt import compat, registry
+from crispseg.engines.tensorrt import compat, dla, registry
 from crispseg.engines.tensorrt.build import BuildOptions, build_engine
 from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError, UnsupportedOp
 
@@ -212,6 +212,12 @@ def _build(
         options = _with(options, precision=precision)
         if precision == "int8" and options.calibration is None:
             _require_quantised(model, bundle, role)
+            if options.dla is not None and not dla.quantises(trt):
+                raise UnsupportedOp(
+                    "bundle %s: %s: --dla %d: the DLA of TensorRT %s takes int8 ranges from a calibration cache alone, "
+                    "found QuantizeLinear nodes; use --precision fp16, or a bundle without an int8 base and "
+                    "--calibration-cache" % (bundle.path, role, options.dla, compat.version(trt))
+                )
         typed = precision == "int8" and options.calibration is None and compat.strongly_typed(trt)
         converted = convert(model, "int8-typed" if typed else precision)
         front = strip.describe(model if converted is None else converted)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from crispseg.engines.tensorrt import compat, registry, timing
+from crispseg.engines.tensorrt import compat, dla, registry, timing
 from crispseg.engines.tensorrt.diagnose import Message, explain, explain_parse
 from crispseg.errors import EnvironmentMismatch, InputError, UnsupportedOp
 
@@ -219,7 +219,7 @@ def _configure(
     if options.opt_level is not None:
         compat.set_optimisation_level(trt, config, options.opt_level)
     if options.dla is not None:
-        compat.set_dla(trt, builder, config, options.dla)
+        dla.build_for(trt, builder, config, options.dla)
     compat.set_detailed(trt, config)
     if not options.tf32:
         compat.forbid_tf32(trt, config)

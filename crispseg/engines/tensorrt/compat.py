@@ -222,19 +222,6 @@ def set_detailed(trt: Any, config: Any) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
-def set_dla(trt: Any, builder: Any, config: Any, core: int) -> None:
-    """Run on DLA core ``core``, with the GPU for what it cannot run. Raises EnvironmentMismatch without that core."""
-    cores = builder.num_DLA_cores
-    if not 0 <= core < cores:
-        raise EnvironmentMismatch(
-            "--dla %d: expected a core below %d, the number of DLA cores that TensorRT finds here; leave --dla out to "
-            "use the GPU" % (core, cores)
-        )
-    config.default_device_type = trt.DeviceType.DLA
-    config.DLA_core = core
-    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-
-
 def has_fast(trt: Any, builder: Any, precision: str) -> bool:
     """False when the GPU has no fast arithmetic of this precision. Newer versions do not tell: True."""
     if precision == "fp16" and hasattr(trt.Builder, "platform_has_fast_fp16"):

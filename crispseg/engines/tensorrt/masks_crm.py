@@ -99,7 +99,8 @@ def load_crm_engines(
     try:
         for role, artefact in found.items():
             plan = artefact.read(engine_file(role))
-            engine = open_engine(plan, context, what=role, trt=trt, advice=artefact.rebuild)
+            core = artefact.identity.spec.get("dla")
+            engine = open_engine(plan, context, what=role, trt=trt, advice=artefact.rebuild, core=core)
             networks[role] = CrmNetwork(engine, artefact.path / engine_file(role), context.stream())
         return networks
     except BaseException:

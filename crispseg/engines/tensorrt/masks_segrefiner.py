@@ -83,7 +83,8 @@ def load_segrefiner_engine(
         bundle.path, identity(bundle, ROLE, _info(bundle).file, {"precision": precision}, trt, context.info)
     )
     plan = artefact.read(engine_file(ROLE))
-    return SegRefinerEngine(open_engine(plan, context, what=ROLE, trt=trt, advice=artefact.rebuild))
+    core = artefact.identity.spec.get("dla")
+    return SegRefinerEngine(open_engine(plan, context, what=ROLE, trt=trt, advice=artefact.rebuild, core=core))
 
 
 class SegRefinerEngine:

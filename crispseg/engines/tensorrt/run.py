@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from crispseg.bundle import Bundle
-from crispseg.engines.tensorrt import artefacts, compat, registry
+from crispseg.engines.tensorrt import artefacts, compat, dla, registry
 from crispseg.errors import EnvironmentMismatch, InputError, UnsupportedOp
 
 Port = Tuple[np.dtype, Tuple[int, ...]]
@@ -52,13 +52,23 @@ def load(
     plan = artefact.read(artefacts.engine_file(role))
     if role == "refiner" and library is not None:
         registry.load(trt, library, kernels or artefacts.kernel_image(bundle, context))
-    return open_engine(plan, context, what=role, trt=trt, advice=artefact.rebuild)
+    core = None if role == "refiner" else artefact.identity.spec.get("dla")
+    return open_engine(plan, context, what=role, trt=trt, advice=artefact.rebuild, core=core)
 
 
 def open_engine(
-    plan: bytes, context: Any, *, what: str = "engine", trt: Any = None, advice: str = "build it again"
+    plan: bytes,
+    context: Any,
+    *,
+    what: str = "engine",
+    trt: Any = None,
+    advice: str = "build it again",
+    core: Optional[int] = None,
 ) -> TensorRTEngine:
-    """Deserialise an engine; its plugins are registered. Raises EnvironmentMismatch when TensorRT does not take it."""
+    """Deserialise an engine; its plugins are registered. ``core``: of the DLA that it was built for.
+
+    Raises EnvironmentMismatch when TensorRT does not take it.
+    """
     trt = compat.require() if trt is None else trt
     context.activate()
     log: List[str] = []
@@ -67,6 +77,8 @@ def open_engine(
         runtime = trt.Runtime(logger)
     except TypeError as error:
         raise EnvironmentMismatch("%s: TensorRT gives no runtime: %s; see crispseg doctor" % (what, error)) from None
+    if core is not None:
+        dla.open_on(trt, runtime, core)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         reason = " ".join((log or ["no reason given"])[-1].split())[:300]
