@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -34,6 +35,10 @@ class Interrupted(CrispsegError):
     exit_code = 130
 
 
+class Printed(InputError):
+    """Something failed after the report was printed: stdout holds a whole document already."""
+
+
 def execute(
     work: Callable[[Callable[..., None]], Dict[str, Any]],
     *,
@@ -58,11 +63,15 @@ def execute(
     # Libraries that print (exporters do) must not spoil the JSON document.
     with contextlib.redirect_stdout(sys.stderr), progress_bar(title) as progress:
         result = work(progress)
+    failed = None
     if report_file is not None:
-        if report_file.suffix.lower() in _PAGES:
-            reports.write_text(report_file, reports.render_html(result))
-        else:
-            reports.write_json(report_file, result)
+        try:
+            if report_file.suffix.lower() in _PAGES:
+                reports.write_text(report_file, reports.render_html(result))
+            else:
+                reports.write_json(report_file, result)
+        except InputError as error:  # a full disk shall not cost the result of the work
+            failed = error
     if json:
         print(reports.to_json(result), flush=True)
     else:
@@ -70,8 +79,10 @@ def execute(
 
         console = Console(soft_wrap=False, highlight=False)
         console.print(show(result) if show else reports.render_table(result))
-        if report_file is not None:
+        if report_file is not None and failed is None:
             console.print(f"report: {report_file}", markup=False)
+    if failed is not None:
+        raise Printed(str(failed))
     return result
 
 
@@ -137,9 +148,7 @@ def failure(error: BaseException) -> Optional[Dict[str, Any]]:
     elif isinstance(error, ImportError) and (error.name or "").split(".")[0] in _PACKAGES:
         package = _PACKAGES[(error.name or "").split(".")[0]]
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({text})"
-        text = (
-            f"this command needs {package}, which {reason}; run: {Path(sys.executable).name} -m pip install {package}"
-        )
+        text = f"this command needs {package}, which {reason}; run: {_python()} -m pip install {package}"
     elif isinstance(error, MemoryError):
         text = f"out of memory{': ' + text if text else ''}; close programs or use smaller frames (crispseg doctor)"
     elif isinstance(error, OSError):
@@ -156,6 +165,12 @@ def failure(error: BaseException) -> Optional[Dict[str, Any]]:
     return {"type": kind, "message": text, "exit_code": code}
 
 
+def _python() -> str:
+    """How to call the interpreter that runs this: by name where the shell finds that very one, else by its path."""
+    name = Path(sys.executable).name
+    return name if shutil.which(name) == sys.executable else sys.executable
+
+
 def report_failure(error: BaseException, json: bool) -> int:
     """Prints one line on stderr (and the JSON document on stdout when asked for); returns the exit code."""
     found = failure(error)
@@ -164,7 +179,7 @@ def report_failure(error: BaseException, json: bool) -> int:
     if found is None:
         _give_up_stdout()
         return 0
-    if json:
+    if json and not isinstance(error, Printed):
         from crispseg.report import to_json
 
         with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import types
@@ -356,3 +357,40 @@ def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     assert __main__.main() == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_report_that_cannot_be_written_costs_no_result(fake, capsys, tmp_path):
+    """The disk is full after minutes of work: the result is printed all the same, as one document."""
+
+    def measure(bundle, **options):
+        (tmp_path / "r.json.partial").mkdir()  # in the way of the report
+        return {"kind": "latency", "density": 12.5}
+
+    fake("crispseg.runtime.latency", measure=measure)
+    for arguments in (["--json"], []):
+        assert main(["latency", "b", "--report", str(tmp_path / "r.json"), *arguments]) == 2
+        captured = capsys.readouterr()
+        assert "12.5" in captured.out
+        assert "cannot write the report" in captured.err
+        if arguments:
+            assert json.loads(captured.out)["density"] == 12.5
+        (tmp_path / "r.json.partial").rmdir()
+
+
+def test_advice_names_this_very_interpreter(fake, capsys, monkeypatch):
+    fake("crispseg.runtime.describe", describe=raising(ModuleNotFoundError("No module named 'torch'", name="torch")))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["inspect", "b"]) == 2
+    assert f"run: {sys.executable} -m pip install torch" in capsys.readouterr().err
+
+
+def test_onnxruntime_keeps_no_identity_and_sends_nothing(tmp_path):
+    pytest.importorskip("onnxruntime")
+    program = "import crispseg, onnxruntime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    kept = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    for given, wanted in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                              env={**kept, "HOME": str(tmp_path), **given})  # fmt: skip
+        assert done.stdout.strip() == wanted, done.stderr
+        if not given:
+            assert list(tmp_path.iterdir()) == []

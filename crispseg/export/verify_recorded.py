@@ -16,7 +16,6 @@ import onnx
 from crispseg.bundle import Bundle
 from crispseg.environment import package_version
 from crispseg.errors import BundleError
-from crispseg.export import dense
 from crispseg.export.compare import Hop, Made, open_onnxruntime
 
 _VALUES = 1024  # logits kept, about: 5 kB of the manifest
@@ -28,6 +27,8 @@ def record(model: onnx.ModelProto, threads: int = 1) -> dict[str, Any]:
 
     The image is that of ``numpy.random.RandomState(0)``, whose numbers NumPy keeps the same for ever.
     """
+    from crispseg.export import dense  # needs torch, which comparing does without
+
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     (logits,) = open_onnxruntime(dense.to_bytes(model), threads).run(["logits"], {"image": _noise(shape)})
     rows = _rows(logits, max(2, _VALUES // logits.shape[1]))

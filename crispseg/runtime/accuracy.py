@@ -10,7 +10,7 @@ import numpy as np
 
 from crispseg.errors import BundleError, InputError
 from crispseg.report import new_report
-from crispseg.runtime.images import IMAGE_SUFFIXES, natural_key, read_image
+from crispseg.runtime.images import IMAGE_SUFFIXES, natural_key, open_picture, read_image
 
 BOUNDARY_RATIO = 0.02
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -254,7 +254,7 @@ def read_pair(image_file: Path, label_file: Path, num_classes: int, ignore: int 
         InputError: unreadable, of different sizes, not ids in one channel, or ids beyond the classes.
     """
     image, label = read_image(image_file), _read_ids(label_file)
-    if label.ndim != 2 or label.dtype == bool:
+    if label.ndim != 2 or label.dtype.kind not in "ui":
         raise InputError(
             f"{label_file}: expected class ids in one channel (8-bit grey or palette PNG), found an "
             f"image of shape {label.shape}, {label.dtype}; convert colours to ids"
@@ -275,15 +275,8 @@ def read_pair(image_file: Path, label_file: Path, num_classes: int, ignore: int 
 
 def _read_ids(path: Path) -> np.ndarray:
     """Pixels as stored: ids, or the indices of a palette."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: expected a label map, found nothing there") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: expected a readable label map, found: {error}") from None
+    with open_picture(path, "label map") as image:
+        return np.asarray(image)
 
 
 def _files(root: Path, suffixes: tuple) -> list:

@@ -134,8 +134,8 @@ def open_source(source: Union[str, Path], limit: Optional[int] = None) -> Source
             )
     else:
         raise InputError(
-            "input %s: expected a picture, folder, glob, video file, camera:N or stream address, found "
-            "nothing there" % text
+            "input %s: expected a picture, folder, glob, video file, camera:N or stream address, found %s"
+            % (text, _why_absent(text))
         )
     if limit is not None:
         opened._frames = itertools.islice(opened._frames, limit)
@@ -210,6 +210,17 @@ def live_source(
             close_reader()
 
     return Source("live", name, frames(), None, fps, close, latest)
+
+
+def _why_absent(path: str) -> str:
+    """Why nothing exists at a path; a folder on the way that may not be entered hides what is there."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "nothing there"
+    except (OSError, ValueError) as error:
+        return "%s; check the path and its permissions" % (getattr(error, "strerror", None) or error)
+    return "nothing there"
 
 
 def _suffixes() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import types
 
@@ -343,3 +344,12 @@ def test_difference():
     assert difference(np.array([np.nan, -4]), np.array([np.nan, -4])) == (0, 0)
     assert difference(np.array([3], np.uint8), np.array([5], np.uint8)) == (2, 2)
     assert difference(a[:0], a[:0]) == (0, 0)
+
+
+def test_without_torch_the_engines_are_compared_all_the_same(made):
+    """On a device: what the bundle recorded, and the native engine against ONNX Runtime."""
+    program = "import sys; sys.modules['torch'] = None; from crispseg.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", program, "verify", str(made / "bundle"), "--frames", "1", "--json"],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert hops(json.loads(done.stdout))[RECORDED]["passed"] is True

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -201,10 +202,25 @@ def test_label_errors_name_file_and_value(data):
     colour = write(data / "colour.png", np.zeros((12, 16, 3), np.uint8))
     with pytest.raises(InputError, match="one channel"):
         read_pair(image, colour, 3)
+    with pytest.raises(InputError, match=r"floats\.tif: expected class ids in one channel .* float32"):
+        read_pair(image, write(data / "floats.tif", np.full((12, 16), 1.5, np.float32)), 3)
     broken = data / "broken.png"
     broken.write_bytes(image.read_bytes()[:60])
     with pytest.raises(InputError, match="broken.png"):
         read_pair(broken, beyond, 8)
+
+
+def test_a_label_map_beyond_all_size_warns_nobody(data, recwarn):
+    Image.new("L", (12000, 8000)).save(data / "huge.png")
+    with pytest.raises(InputError, match=r"16x12, found 12000x8000"):
+        read_pair(data / "images" / "f1.png", data / "huge.png", 3)
+    assert not recwarn.list
+
+
+def test_a_pipe_is_no_label_map(data):
+    os.mkfifo(data / "pipe.png")
+    with pytest.raises(InputError, match="found a pipe or device"):
+        read_pair(data / "images" / "f1.png", data / "pipe.png", 3)
 
 
 def test_ignored_ids(data):

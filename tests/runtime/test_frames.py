@@ -302,3 +302,12 @@ def test_gstreamer_without_support():
 def test_stream_that_is_not_there():
     with pytest.raises(InputError, match="expected a readable stream"):
         frames.open_source("rtsp://127.0.0.1:9/nothing")
+
+
+def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(frames.os, "stat", denied)
+    with pytest.raises(InputError, match=r"a\.png: expected a picture.*found Permission denied; check the path"):
+        frames.open_source(tmp_path / "locked" / "a.png")
