@@ -90,6 +90,10 @@ _USES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ),
     (
         "TensorRT engines (crispseg build, --backend tensorrt)",
+        (*_CORE, "CUDA driver", "CUDA kernels", "TensorRT"),
+    ),
+    (
+        "the refiner as a TensorRT engine too (--refiner-engine)",
         (*_CORE, "CUDA driver", "CUDA kernels", "TensorRT", "TensorRT plugin"),
     ),
 )
@@ -179,6 +183,7 @@ def _death(code: int) -> str:
 
 
 def _check(name: str, ok: bool, found: str, fix: Optional[str]) -> dict:
+    found = found[len(name) + 2 :] if found.startswith(name + ": ") else found  # messages begin with the thing too
     return {"name": name, "ok": bool(ok), "needed": name not in _OPTIONAL, "found": found, "fix": None if ok else fix}
 
 

@@ -60,12 +60,14 @@ import os, tensorrt
 found = "%s at %s" % (tensorrt.__version__, os.path.dirname(tensorrt.__file__))
 """,
     "TensorRT plugin": """
-import ctypes
+import ctypes, json
 from crispseg.engines.tensorrt import registry
 path = registry.find_library(); library = ctypes.CDLL(str(path)); found = str(path)
 describe = getattr(library, "crispseg_plugin_info", None)
 if describe is not None:
-    describe.restype = ctypes.c_char_p; found += ", " + describe().decode()
+    describe.restype = ctypes.c_char_p; facts = json.loads(describe().decode())
+    serves = "10 and 11" if facts["shell"] == "IPluginV3" else "8.5 and 8.6"
+    found += ", for TensorRT %s (headers of %s), %d ops, %s" % (serves, facts["tensorrt"], facts["ops"], facts["cuda"])
 try: import tensorrt
 except ImportError: pass
 else: registry.load(tensorrt, path); found += ", registers in TensorRT " + tensorrt.__version__

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 
 from crispseg.runtime import doctor, doctor_gpu
@@ -25,6 +28,7 @@ def test_cpu_alone_is_enough_for_run(monkeypatch):
         "base on a GPU (--provider CUDAExecutionProvider)",
         "run on a GPU without TensorRT (--backend cuda)",
         "TensorRT engines (crispseg build, --backend tensorrt)",
+        "the refiner as a TensorRT engine too (--refiner-engine)",
     ]
 
 
@@ -79,13 +83,37 @@ def test_a_library_without_an_image_needs_nvrtc(monkeypatch):
     assert checks[KERNELS]["fix"] is None
 
 
-def test_tensorrt_needs_its_plugin(monkeypatch):
+def test_only_an_engine_of_the_refiner_needs_the_plugin(monkeypatch):
     missing = (False, "EnvironmentMismatch: TensorRT plugin library: expected libcrispseg_tensorrt.so, found none")
     checks, can = examine(monkeypatch, **{"TensorRT plugin": missing})
-    use = can["TensorRT engines (crispseg build, --backend tensorrt)"]
+    assert can["TensorRT engines (crispseg build, --backend tensorrt)"]["ok"]
+    use = can["the refiner as a TensorRT engine too (--refiner-engine)"]
     assert use["missing"] == ["TensorRT plugin"]
     assert "TensorRT_ROOT" in checks["TensorRT plugin"]["fix"]
     assert "JetPack" not in checks  # no Jetson
+
+
+def test_what_a_message_begins_with_is_not_said_twice(monkeypatch):
+    missing = (False, "CUDA driver: expected libcuda.so.1, found none")
+    checks, _ = examine(monkeypatch, **{"CUDA driver": missing})
+    assert checks["CUDA driver"]["found"] == "expected libcuda.so.1, found none"
+
+
+def test_the_plugin_says_which_tensorrt_it_serves(tmp_path, monkeypatch):
+    source = tmp_path / "plugin.c"
+    source.write_text(
+        'const char *crispseg_plugin_info(void) { return "{\\"tensorrt\\": \\"11.1.0\\", \\"shell\\": '
+        '\\"IPluginV3\\", \\"ops\\": 8, \\"cuda\\": \\"kernels for 86\\"}"; }'
+    )
+    library = tmp_path / "libcrispseg_tensorrt.so"
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    subprocess.run(["gcc", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    monkeypatch.setenv("CRISPSEG_TENSORRT_LIBRARY", str(library))
+    code = doctor_gpu.PROBES["TensorRT plugin"].replace("import tensorrt", "import tensorrt_is_not_here")
+    ok, found = doctor.probe(code)
+    assert ok
+    assert found == "%s, for TensorRT 10 and 11 (headers of 11.1.0), 8 ops, kernels for 86" % library
 
 
 def test_jetson(monkeypatch, tmp_path):
