@@ -10,28 +10,34 @@ constexpr int kVectors = 2;                      // vectors of rows in a block
 constexpr int kBlock = kVectors * VW;            // rows of a block
 constexpr int kOutputs = VW == 16 ? 8 : 4;       // outputs accumulated together (registers)
 
+// The first kCount of kOutputs outputs, of which ``n`` are stored.
+template <bool Relu, int kCount>
+inline void outputs_of(const float *in, int inputs, const float *weight, const float *bias, int n, float *out) {
+  vf sum[kCount][kVectors];
+  for (int j = 0; j < kCount; ++j)
+    for (int v = 0; v < kVectors; ++v) sum[j][v] = splat(bias[j]);
+  for (int k = 0; k < inputs; ++k, weight += kOutputs, in += kBlock) {
+    vf value[kVectors];
+    for (int v = 0; v < kVectors; ++v) value[v] = load(in + v * VW);
+    for (int j = 0; j < kCount; ++j) {
+      const vf factor = splat(weight[j]);
+      for (int v = 0; v < kVectors; ++v) sum[j][v] += factor * value[v];
+    }
+  }
+  for (int j = 0; j < n; ++j)
+    for (int v = 0; v < kVectors; ++v)
+      // NaN stays NaN: vmax returns its second operand then.
+      store(out + static_cast<int64_t>(j) * kBlock + v * VW, Relu ? vmax(vf{}, sum[j][v]) : sum[j][v]);
+}
+
 // out[o] = act(bias[o] + sum_k weight[o/kOutputs][k][o%kOutputs] * in[k]); `in` and `out` are [.][kBlock].
 template <bool Relu>
 inline void linear(const float *in, int inputs, const float *weight, const float *bias, int outputs, float *out) {
-  for (int o = 0; o < outputs; o += kOutputs, weight += static_cast<int64_t>(inputs) * kOutputs) {
-    vf sum[kOutputs][kVectors];
-    for (int j = 0; j < kOutputs; ++j)
-      for (int v = 0; v < kVectors; ++v) sum[j][v] = splat(bias[o + j]);
-    const float *w = weight, *x = in;
-    for (int k = 0; k < inputs; ++k, w += kOutputs, x += kBlock) {
-      vf value[kVectors];
-      for (int v = 0; v < kVectors; ++v) value[v] = load(x + v * VW);
-      for (int j = 0; j < kOutputs; ++j) {
-        const vf factor = splat(w[j]);
-        for (int v = 0; v < kVectors; ++v) sum[j][v] += factor * value[v];
-      }
-    }
-    const int n = outputs - o < kOutputs ? outputs - o : kOutputs;
-    for (int j = 0; j < n; ++j)
-      for (int v = 0; v < kVectors; ++v)
-        // NaN stays NaN: vmax returns its second operand then.
-        store(out + static_cast<int64_t>(o + j) * kBlock + v * VW, Relu ? vmax(vf{}, sum[j][v]) : sum[j][v]);
+  for (; outputs > kOutputs / 2; outputs -= kOutputs, bias += kOutputs, out += kOutputs * kBlock) {
+    outputs_of<Relu, kOutputs>(in, inputs, weight, bias, outputs < kOutputs ? outputs : kOutputs, out);
+    weight += static_cast<int64_t>(inputs) * kOutputs;
   }
+  if (outputs > 0) outputs_of<Relu, kOutputs / 2>(in, inputs, weight, bias, outputs, out);
 }
 
 int64_t work_floats(int C, int hidden) {

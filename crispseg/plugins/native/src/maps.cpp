@@ -1,7 +1,11 @@
 // Kernel maps from a dense index grid (see grid.h).
+#include <array>
 #include <cstring>
 
 #include "grid.h"
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace crispseg {
 
@@ -63,22 +67,63 @@ void down_rows(const int32_t *grid, const int32_t *sites, int64_t begin, int64_t
   }
 }
 
-void up_rows(const int32_t *coarse, const int32_t *coords, int64_t begin, int64_t end, int oh, int ow, int32_t *up) {
+// 2o + k = y: k = 1 for odd y, k = 0 and k = 2 for even y. Sites beyond the coarse grid fall on its empty border, as
+// 0 <= y / 2 <= oh and 0 <= x / 2 <= ow.
+void up_rows(const int32_t *coarse, const int32_t *coords, int64_t begin, int64_t end, int ow, int32_t *up) {
   const int64_t stride = ow + 2;
   for (int64_t i = begin; i < end; ++i) {
+    const int y = coords[2 * i], x = coords[2 * i + 1];
+    const int32_t *at = coarse + ((y >> 1) + 1) * stride + (x >> 1) + 1;
     int32_t *m = up + 9 * i;
     for (int k = 0; k < 9; ++k) m[k] = -1;
-    const int y = coords[2 * i], x = coords[2 * i + 1];
-    // 2o + k = y: k = 1 for odd y, k = 0 and k = 2 for even y.
-    for (int kx = x & 1; kx < 3; kx += 2) {
-      const int ox = (x - kx) >> 1;
-      if (ox < 0 || ox >= ow) continue;
-      for (int ky = y & 1; ky < 3; ky += 2) {
-        const int oy = (y - ky) >> 1;
-        if (oy >= 0 && oy < oh) m[ky + 3 * kx] = coarse[(oy + 1) * stride + ox + 1] - 1;
-      }
+    switch (2 * (y & 1) + (x & 1)) {
+      case 0:
+        m[0] = at[0] - 1;
+        m[2] = at[-stride] - 1;
+        m[6] = at[-1] - 1;
+        m[8] = at[-stride - 1] - 1;
+        break;
+      case 1:
+        m[3] = at[0] - 1;
+        m[5] = at[-stride] - 1;
+        break;
+      case 2:
+        m[1] = at[0] - 1;
+        m[7] = at[-1] - 1;
+        break;
+      default:
+        m[4] = at[0] - 1;
     }
   }
+}
+
+constexpr int kSortedTaps = 9;
+
+// Rank in the Gray code, where neighbours differ in one tap: a tile across two groups wastes little.
+std::array<uint16_t, 1 << kSortedTaps> gray_ranks() {
+  std::array<uint16_t, 1 << kSortedTaps> ranks{};
+  for (unsigned code = 0; code < ranks.size(); ++code) {
+    unsigned bits = code;
+    for (unsigned shift = 1; shift < kSortedTaps; shift <<= 1) bits ^= bits >> shift;
+    ranks[code] = static_cast<uint16_t>(bits);
+  }
+  return ranks;
+}
+
+// Bit k: entry k of a row of K names a row.
+inline unsigned taps_of(const int32_t *row, int K) {
+  unsigned missing = 0;
+#if defined(__SSE2__)
+  if (K == 9) {
+    const auto signs = [](const int32_t *p) {
+      return static_cast<unsigned>(_mm_movemask_ps(_mm_castsi128_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))));
+    };
+    missing = signs(row) | signs(row + 4) << 4 | (static_cast<uint32_t>(row[8]) >> 31) << 8;
+    return ~missing & 0x1ff;
+  }
+#endif
+  for (int k = 0; k < K; ++k) missing |= (static_cast<uint32_t>(row[k]) >> 31) << k;
+  return ~missing & ((1u << K) - 1);
 }
 
 }  // namespace
@@ -138,7 +183,7 @@ extern "C" int cs_down_map(cs_context *ctx, const int32_t *coords, int32_t n, in
   fill(ctx, grid, coords, n, W);
   fill(ctx, coarse, coords_out, m, ow);
   by_rows(ctx, m, [&](int64_t begin, int64_t end) { down_rows(grid, coords_out, begin, end, W, down); });
-  by_rows(ctx, n, [&](int64_t begin, int64_t end) { up_rows(coarse, coords, begin, end, oh, ow, up); });
+  by_rows(ctx, n, [&](int64_t begin, int64_t end) { up_rows(coarse, coords, begin, end, ow, up); });
   clear(ctx, grid, coords, n, W);
   clear(ctx, coarse, coords_out, m, ow);
   return CS_OK;
@@ -147,24 +192,20 @@ extern "C" int cs_down_map(cs_context *ctx, const int32_t *coords, int32_t n, in
 extern "C" int cs_plan_map(cs_context *ctx, const int32_t *map, int32_t n, int K, int32_t *order) {
   using namespace crispseg;
   constexpr int64_t kRows = 1920;  // small enough that the rows of a block and their neighbours stay in the L2 cache
-  constexpr int kMaxSortedTaps = 9;
+  static const std::array<uint16_t, 1 << kSortedTaps> ranks = gray_ranks();
   if (!ctx || n < 0 || K < 1 || (n > 0 && (!map || !order)))
     return fail(CS_BAD_ARGUMENT, "cs_plan_map: missing pointer, or n = %d, K = %d out of range", n, K);
-  if (K > kMaxSortedTaps) {
+  if (K > kSortedTaps) {
     for (int32_t i = 0; i < n; ++i) order[i] = i;
     return CS_OK;
   }
   parallel_for(ctx, ceil_div(n, kRows), [&](int64_t block, int) {
     const int64_t begin = block * kRows, rows = begin + kRows < n ? kRows : n - begin;
     uint16_t mask[kRows];
-    int32_t place[1 << kMaxSortedTaps] = {};
+    int32_t place[1 << kSortedTaps] = {};
     for (int64_t i = 0; i < rows; ++i) {
-      unsigned bits = 0;
-      for (int k = 0; k < K; ++k) bits |= static_cast<unsigned>(map[(begin + i) * K + k] >= 0) << k;
-      // Rank in the Gray code, where neighbours differ in one tap: a tile across two groups wastes little.
-      for (unsigned shift = 1; shift < kMaxSortedTaps; shift <<= 1) bits ^= bits >> shift;
-      mask[i] = static_cast<uint16_t>(bits);
-      ++place[bits];
+      mask[i] = ranks[taps_of(map + (begin + i) * K, K)];
+      ++place[mask[i]];
     }
     int32_t at = static_cast<int32_t>(begin);
     for (int bits = 0; bits < 1 << K; ++bits) {
