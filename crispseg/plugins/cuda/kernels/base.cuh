@@ -94,6 +94,22 @@ template <class T> CS_DEVICE T cs_warp_min(T v) {
   for (int d = 16; d > 0; d >>= 1) v = min(v, __shfl_xor_sync(CS_FULL_MASK, v, d));
   return v;
 }
+// Keeps what a loop needs in registers: the assembler would rather compute cheap values again in every pass than hold
+// them, but not the result of a shuffle.
+CS_DEVICE void cs_keep(int &v) {
+#if !defined(CS_EMULATE)
+  v = __shfl_sync(CS_FULL_MASK, v, cs_lane());
+#else
+  (void)v;
+#endif
+}
+CS_DEVICE void cs_keep(const char *&p) {
+#if !defined(CS_EMULATE)
+  p = (const char *)__shfl_sync(CS_FULL_MASK, (cs_u64)p, cs_lane());
+#else
+  (void)p;
+#endif
+}
 // Sum over this lane and those before it.
 CS_DEVICE int cs_warp_scan(int v) {
   for (int d = 1; d < 32; d <<= 1) {

@@ -19,9 +19,8 @@
 #include "conv_common.cuh"
 
 #if CS_HAVE_MMA
-CS_DEVICE SharedAddress conv_swizzled(SharedAddress tile, int row, int piece) {
-  return tile + row * CONV_CHUNK + ((piece ^ ((row >> 1) & 3)) << 4);
-}
+// Bytes from the start of a tile of rows in shared memory.
+CS_DEVICE int conv_swizzled(int row, int piece) { return row * CONV_CHUNK + ((piece ^ ((row >> 1) & 3)) << 4); }
 
 template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma {
   using Sum = typename MmaTypes<I8>::Sum;
@@ -31,37 +30,64 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
   static_assert((ROWS / WARP_ROWS) * (COLUMNS / WARP_COLUMNS) * 32 == THREADS, "four warps");
   static_assert(ROWS * COLUMNS * 4 <= STAGES * STAGE_BYTES, "the epilogue reuses the stages");
 
-  // One step's rows and weights. No branch: pieces that are absent, or all of them when the step is past the last, become
-  // zeros without reading their address, so that ptxas can lay these instructions between those of the tensor cores.
-  CS_DEVICE void copy(const ConvArgs &a, SharedAddress stage, const int *inputs, const ConvSteps &at, bool live,
-                      int column0) {
-    const int piece = threadIdx.x & 3, first = threadIdx.x >> 2, tap = at.tap(), x_piece = at.chunk * 4 + piece;
-    const SharedAddress to = conv_swizzled(stage, first, piece);  // 32 rows further the swizzle is the same
-    const char *const x = (const char *)a.x + x_piece * 16;
-    const bool x_live = live && x_piece < a.x_pieces;
-#pragma unroll
-    for (int i = 0; i < ROWS / 32; ++i) {
-      const int input = inputs[tap * ROWS + first + 32 * i];
-      copy_async_16(to + i * 32 * CONV_CHUNK, x + (cs_i64)input * a.x_stride, x_live && input >= 0, true);
+  // What a thread needs for its addresses, computed once. Places are bytes from the start of a stage.
+  struct Lane {
+    int x, w, to;         // ldmatrix of rows and of columns (the second half of a step: bit 5 flipped); copies
+    int inputs;           // bytes from the start of the index: of this thread's first row
+    int pieces, columns;  // 16-byte pieces of x from this thread's on; columns of the weights likewise
+    unsigned x_stride, w_stride;  // bytes
+    const char *x_from, *w_from;
+    CS_MEMBER Lane(const ConvArgs &a, int row0, int column0, int tile_column) {
+      const int lane = cs_lane(), piece = threadIdx.x & 3, first = threadIdx.x >> 2;
+      x = conv_swizzled(row0 + (lane & 15), lane >> 4);
+      w = A_BYTES + conv_swizzled(column0 + (lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
+      to = conv_swizzled(first, piece);
+      inputs = first * 4;
+      pieces = a.x_pieces - piece;
+      columns = a.cout_padded - tile_column - first;
+      x_stride = (unsigned)a.x_stride;
+      w_stride = (unsigned)a.cout_padded * CONV_CHUNK;
+      x_from = (const char *)a.x + piece * 16;
+      w_from = (const char *)a.weight + (tile_column + first) * CONV_CHUNK + piece * 16;
+      cs_keep(x);
+      cs_keep(w);
+      cs_keep(to);
+      cs_keep(inputs);
+      cs_keep(columns);
+      cs_keep(x_from);
+      cs_keep(w_from);
     }
-    const char *const w = conv_weight(a, at.chunk, tap) + (column0 + first) * CONV_CHUNK + piece * 16;
+  };
+
+  // One step's rows and weights. No branch: pieces that are absent, or all of them when the step is past the last,
+  // become zeros without reading their address, so that ptxas can lay these instructions between those of the tensor
+  // cores.
+  CS_DEVICE void copy(const Lane &l, SharedAddress stage, SharedAddress index, const ConvSteps &at, int taps,
+                      bool live) {
+    const SharedAddress to = stage + l.to, inputs = index + l.inputs;
+    const int tap = at.tap();
+    const char *const x = l.x_from + at.chunk * CONV_CHUNK;
+    const bool x_live = live && at.chunk * 4 < l.pieces;
+#pragma unroll
+    for (int i = 0; i < ROWS / 32; ++i) {  // 32 rows further the swizzle is the same
+      const int input = shared_load_int(inputs + tap * ROWS * 4 + 32 * i * 4);
+      // Unsigned: one instruction; the address of row -1 is not read.
+      copy_async_16(to + i * 32 * CONV_CHUNK, x + (cs_u64)(unsigned)input * l.x_stride, x_live && input >= 0, true);
+    }
+    const char *const w = l.w_from + (cs_u64)(unsigned)(at.chunk * taps + tap) * l.w_stride;
 #pragma unroll
     for (int i = 0; i < COLUMNS / 32; ++i)
-      copy_async_16(to + A_BYTES + i * 32 * CONV_CHUNK, w + i * 32 * CONV_CHUNK,
-                    live && column0 + first + 32 * i < a.cout_padded, false);
+      copy_async_16(to + A_BYTES + i * 32 * CONV_CHUNK, w + i * 32 * CONV_CHUNK, live && 32 * i < l.columns, false);
   }
 
   // 32 bytes along k of the warp's rows and columns. Matrices of x: rows 0-7, rows 8-15, then the same of the next 16
-  // bytes; of w: columns 0-7 and the next 16 bytes, columns 8-15 and the next 16 bytes.
-  CS_DEVICE void load(unsigned (&x)[M][4], unsigned (&w)[N][4], SharedAddress stage, int row0, int column0, int k) {
-    const int lane = cs_lane();
+  // bytes; of w: columns 0-7 and the next 16 bytes, columns 8-15 and the next 16 bytes. 16 rows further the swizzle is
+  // the same.
+  CS_DEVICE void load(const Lane &l, unsigned (&x)[M][4], unsigned (&w)[N][4], SharedAddress stage, int k) {
 #pragma unroll
-    for (int m = 0; m < M; ++m)
-      load_matrices(x[m], conv_swizzled(stage, row0 + 16 * m + (lane & 15), 2 * k + (lane >> 4)));
+    for (int m = 0; m < M; ++m) load_matrices(x[m], stage + (l.x ^ 32 * k) + m * 16 * CONV_CHUNK);
 #pragma unroll
-    for (int n = 0; n < N; ++n)
-      load_matrices(w[n], conv_swizzled(stage + A_BYTES, column0 + 16 * n + (lane & 7) + (lane >> 4) * 8,
-                                        2 * k + (lane >> 3 & 1)));
+    for (int n = 0; n < N; ++n) load_matrices(w[n], stage + (l.w ^ 32 * k) + n * 16 * CONV_CHUNK);
   }
   CS_DEVICE void multiply(Sum (&sum)[M][2 * N][4], const unsigned (&x)[M][4], const unsigned (&w)[N][4]) {
 #pragma unroll
@@ -74,13 +100,17 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
   }
 
   CS_DEVICE void tile(const ConvArgs &a, const ConvTile &t, unsigned char *memory) {
-    const SharedAddress stages = shared_address(memory);
+    SharedAddress stages = shared_address(memory);
+    keep_address(stages);
+    const SharedAddress index = stages + STAGES * STAGE_BYTES + (ROWS + 4) * 4;
     int *const rows = (int *)(memory + STAGES * STAGE_BYTES), *const inputs = rows + ROWS + 4;
     const unsigned mask = conv_tile_rows<ROWS, THREADS>(a, t, rows, inputs, (unsigned *)(rows + ROWS));
     ConvSteps ahead(a, t, mask);
     const int steps = ahead.steps, tile_column = t.column_tile * COLUMNS;
     const int warp = cs_warp(), lane = cs_lane();
     const int row0 = warp % (ROWS / WARP_ROWS) * WARP_ROWS, column0 = warp / (ROWS / WARP_ROWS) * WARP_COLUMNS;
+
+    const Lane mine(a, row0, column0, tile_column);
 
     Sum sum[M][2 * N][4];
 #pragma unroll
@@ -95,7 +125,7 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
     if (steps > 0) {
 #pragma unroll 1
       for (; ahead_step < STAGES - 1; ++ahead_step) {
-        copy(a, stages + ahead_step * STAGE_BYTES, inputs, ahead, ahead_step < steps, tile_column);
+        copy(mine, stages + ahead_step * STAGE_BYTES, index, ahead, a.taps, ahead_step < steps);
         copy_async_commit();
         ahead.next();
       }
@@ -107,11 +137,11 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvMma 
       const SharedAddress now = stages + stage * STAGE_BYTES;
       copy_async_wait<STAGES - 2>();
       cs_sync();  // everyone's copies of this step are there, and everyone is done with the stage that is filled next
-      load(x[0], w[0], now, row0, column0, 0);
-      copy(a, stages + next * STAGE_BYTES, inputs, ahead, ahead_step < steps, tile_column);
+      load(mine, x[0], w[0], now, 0);
+      load(mine, x[1], w[1], now, 1);
+      copy(mine, stages + next * STAGE_BYTES, index, ahead, a.taps, ahead_step < steps);
       copy_async_commit();
       ahead.next();
-      load(x[1], w[1], now, row0, column0, 1);
       multiply(sum, x[0], w[0]);
       multiply(sum, x[1], w[1]);
       stage = stage + 1 == STAGES ? 0 : stage + 1;

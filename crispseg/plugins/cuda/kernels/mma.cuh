@@ -29,6 +29,7 @@ struct alignas(8) Words2 {
 // ---- host ----
 typedef char *SharedAddress;
 CS_DEVICE SharedAddress shared_address(void *p) { return (char *)p; }
+CS_DEVICE void keep_address(SharedAddress &) {}
 
 struct EmulatedLane {
   const char *address;
@@ -92,6 +93,7 @@ CS_DEVICE void load_matrices(unsigned (&r)[4], SharedAddress row) {
   __syncwarp();
 }
 
+CS_DEVICE int shared_load_int(SharedAddress p) { return *(const int *)p; }
 // Accesses of a whole warp to shared memory whose bank conflicts the tests count.
 CS_DEVICE Words4 shared_load_16(const void *p) {
   cs_emu::count_access(cs_emu::Access::load, p, 16);
@@ -164,6 +166,12 @@ CS_DEVICE SharedAddress shared_address(const void *p) {
   unsigned a;
   asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(a) : "l"(p));
   return a;
+}
+CS_DEVICE void keep_address(SharedAddress &a) { a = __shfl_sync(CS_FULL_MASK, a, cs_lane()); }  // as cs_keep
+CS_DEVICE int shared_load_int(SharedAddress p) {
+  int v;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(v) : "r"(p) : "memory");
+  return v;
 }
 CS_DEVICE Words4 shared_load_16(const void *p) { return *(const Words4 *)p; }
 CS_DEVICE void shared_store_8(void *p, Words2 w) { *(Words2 *)p = w; }
