@@ -147,11 +147,12 @@ def table(usages: dict[int, dict[str, Usage]], versions: dict[int, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(page: Path, text: str) -> None:
+def write_between(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put the text between the markers of a page."""
     old = page.read_text("utf-8")
-    if BEGIN not in old or END not in old:
-        raise SystemExit(f"{page}: expected the markers {BEGIN} and {END}")
-    new = old[: old.index(BEGIN) + len(BEGIN)] + "\n" + text + old[old.index(END) :]
+    if begin not in old or end not in old:
+        raise SystemExit(f"{page}: expected the markers {begin} and {end}")
+    new = old[: old.index(begin) + len(begin)] + "\n" + text + old[old.index(end) :]
     page.write_text(new, "utf-8")
 
 
@@ -192,7 +193,7 @@ def main() -> None:
             f"{time.perf_counter() - start:.1f} s, local memory in: {local}"
         )
     if options.write and not failed:
-        _write(options.write, table(usages, versions))
+        write_between(options.write, table(usages, versions))
     elif not options.write:
         print(table(usages, versions))
     sys.exit(1 if failed else 0)
