@@ -51,8 +51,14 @@ def load(
     try:
         import onnxruntime as ort
     except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError)
+        found = "none (%s)" % error
+        if not absent:  # 1.17 beside NumPy 2, or a library that is missing
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            found = "one that does not load beside NumPy %s (%s)" % (np.__version__, reason)
         raise EnvironmentMismatch(
-            "backend onnxruntime: expected the onnxruntime package, found none (%s); pip install onnxruntime" % error
+            "backend onnxruntime: expected the onnxruntime package, found %s; pip install %sonnxruntime"
+            % (found, "" if absent else "--upgrade ")
         ) from None
     if not path.is_file():
         raise BundleError("%s: expected an ONNX file, found none; export the bundle again" % path)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Tuple
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-KNOWS_OVERLOADS = (1, 31)  # the oldest ONNX Runtime with which bundles were run as they are
+KNOWS_OVERLOADS = (1, 27)  # the oldest ONNX Runtime with which bundles were run as they are
 _IR = 8  # the one of opset 17
 
 

@@ -150,6 +150,21 @@ def test_without_onnxruntime(tmp_path, monkeypatch):
         ort.load(path, SPEC)
 
 
+def test_an_onnxruntime_that_does_not_load(tmp_path, monkeypatch):
+    """As 1.17 beside NumPy 2 does: an ImportError without a word."""
+    path = conv_model(tmp_path)
+
+    class Breaking:
+        def find_spec(self, name, path=None, target=None):
+            if name == "onnxruntime":
+                raise ImportError("")
+
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr(sys, "meta_path", [Breaking(), *sys.meta_path])
+    with pytest.raises(EnvironmentMismatch, match=r"found one that does not load beside NumPy .*--upgrade onnxruntime"):
+        ort.load(path, SPEC)
+
+
 def test_broken_files(tmp_path):
     path = conv_model(tmp_path)
     raw = path.read_bytes()

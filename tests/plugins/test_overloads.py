@@ -18,7 +18,7 @@ REFINER = Path(__file__).parents[2] / "demo" / "bundle" / "refiner.onnx"
 
 
 @pytest.mark.parametrize(
-    ("version", "known"), [("1.17.3", False), ("1.24.1", False), ("1.31.0", True), ("1.31.0.dev2", True), ("2.0", True)]
+    ("version", "known"), [("1.17.3", False), ("1.26.0", False), ("1.27.0", True), ("1.31.0.dev2", True), ("2.0", True)]
 )
 def test_versions(version, known):
     assert knows_overloads(version) is known
