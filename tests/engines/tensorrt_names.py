@@ -197,12 +197,9 @@ class Checker:
             if not owner:
                 continue
             methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("__")]
-            if set((self.record(owner) or {"methods": "?"})["methods"]) <= {"__init__"}:
-                continue  # IOutputAllocator since 10.0: the bindings list nothing, C++ looks the names up when it calls
             known = [m for m in methods if self.member(owner, m.name)]
-            # A release has one name of an allocator method, the other, or both.
             for method in methods:
-                if method not in known and not (method.name.startswith("reallocate_output") and known):
+                if method not in known:
                     self.problems.append(f"line {method.lineno}: {owner} has no {method.name} to override")
             for method in known:
                 signatures = self.member(owner, method.name)[1]

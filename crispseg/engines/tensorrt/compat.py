@@ -348,28 +348,6 @@ def make_profiler(trt: Any, report: Callable[[str, float], None]) -> Any:
     return Profiler()
 
 
-def make_output_allocator(trt: Any, reserve: Callable[[str, int], int], shaped: Callable[[str, Any], None]) -> Any:
-    """An allocator for outputs whose size only the run tells: ``reserve(name, bytes)`` gives an address.
-
-    8.x and early 10 call ``reallocate_output``, later versions the method with a stream; both are defined.
-    """
-
-    class Allocator(trt.IOutputAllocator):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.IOutputAllocator.__init__(self)
-
-        def reallocate_output(self, tensor_name: str, memory: Any, size: int, alignment: int) -> int:
-            return reserve(tensor_name, size)
-
-        def reallocate_output_async(self, tensor_name: str, memory: Any, size: int, alignment: int, stream: Any) -> int:
-            return reserve(tensor_name, size)
-
-        def notify_shape(self, tensor_name: str, shape: Any) -> None:
-            shaped(tensor_name, tuple(shape))
-
-    return Allocator()
-
-
 def inspect(trt: Any, engine: Any, context: Any = None) -> str:
     """The engine inspector's JSON."""
     inspector = engine.create_engine_inspector()
