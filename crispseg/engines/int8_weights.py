@@ -6,22 +6,25 @@ from typing import Any, Mapping, Tuple
 
 import numpy as np
 
-from crispseg.engines.native_memory import is_shape_only, shape_only
+from crispseg.engines.native_memory import is_shape_only
 from crispseg.errors import BundleError, UnsupportedOp
 from crispseg.plugins.quantise import LARGEST, dequantise
 
 
-def fold_dequantize(node: Any, constants: Mapping[str, np.ndarray], where: str) -> Tuple[np.ndarray, np.ndarray]:
+def fold_dequantize(
+    node: Any, constants: Mapping[str, np.ndarray], where: str, floats: bool = True
+) -> Tuple[np.ndarray, np.ndarray]:
     """The constant that a DequantizeLinear makes.
 
     Args:
         node: the NodeProto.
         constants: initialisers by name.
         where: text that names the node in messages.
+        floats: False: leave the integers as they are.
 
     Returns:
-        float32 [K, Cin, Cout] and its scales, float32 [Cout]; divided by them it gives back the stored integers. Of
-        integers that are there by shape alone (packed beforehand) so is the weight.
+        float32 [K, Cin, Cout] and its scales, float32 [Cout]; divided by them it gives back the stored integers. Those
+        instead of it without ``floats``, or when they are there by shape alone (packed beforehand).
 
     Raises:
         UnsupportedOp: not a weight of the contract: int8 [K, Cin, Cout], axis 2, float32 scales [Cout], zero point 0.
@@ -52,7 +55,7 @@ def fold_dequantize(node: Any, constants: Mapping[str, np.ndarray], where: str) 
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise BundleError("%s: DequantizeLinear: expected scales above 0; calibrate the bundle again" % where)
     if is_shape_only(q):
-        return shape_only(q.shape, np.float32), scale
+        return q, scale
     if q.size and int(q.min()) < -LARGEST:
         raise BundleError("%s: DequantizeLinear: expected -127..127, found -128; calibrate the bundle again" % where)
-    return dequantise(q, scale), scale
+    return (dequantise(q, scale) if floats else q), scale

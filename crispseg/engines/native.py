@@ -57,7 +57,7 @@ def load(
     """
     spec = spec or EngineSpec()
     if artefact is None:
-        engine = NativeEngine(check_graph(read_graph(path)), spec, isa)
+        engine = NativeEngine(check_graph(read_graph(path, floats=False)), spec, isa)
         engine.why_packed = why or engine.why_packed
         return engine
     try:

@@ -128,7 +128,7 @@ def build(
             return found
         cache.require_room(bundle.path)
         path = bundle.file(network_file(bundle, "refiner", precision))
-        graph = check_graph(read_graph(path))
+        graph = check_graph(read_graph(path, floats=False))
         names = {node.inputs["weight"] for node in graph.nodes if node.op == "SparseConv2d"}
         shapes = {name: graph.raw.constants[name].shape for name in names}
         graph, rows = bytes_of(fuse_shortcuts(graph))

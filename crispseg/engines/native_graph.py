@@ -43,7 +43,8 @@ class RawNode:
 class RawGraph:
     """A graph as it stands in the file: ports as name -> (numpy dtype name, shape), constants as stored.
 
-    ``weight_scales``: name of a dequantised weight among the constants -> its float32 scales [Cout].
+    ``weight_scales``: name of a dequantised weight among the constants -> its float32 scales [Cout]. ``integers``: its
+    int8 values, where the constant has its shape alone.
     """
 
     path: Path
@@ -52,15 +53,17 @@ class RawGraph:
     nodes: Tuple[RawNode, ...]
     constants: Dict[str, np.ndarray]
     weight_scales: Dict[str, np.ndarray] = field(default_factory=dict)
+    integers: Dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def read_graph(path: Union[str, Path], compiled: Optional[bytes] = None) -> RawGraph:
+def read_graph(path: Union[str, Path], compiled: Optional[bytes] = None, floats: bool = True) -> RawGraph:
     """Read and validate the outer structure of a refiner.
 
     Args:
         path: refiner.onnx.
         compiled: content of a compiled graph to read instead of the file: weights that lie packed in PACKED beside it
             are read as zeros of their shape that take no memory.
+        floats: False: leave int8 weights in ``integers``; as floats they take four times the memory.
 
     Raises:
         BundleError: missing, truncated, no ONNX, another kind or contract version, external data, a broken constant.
@@ -74,6 +77,7 @@ def read_graph(path: Union[str, Path], compiled: Optional[bytes] = None) -> RawG
     constants = _constants(graph, path, compiled is not None)
     nodes: List[RawNode] = []
     scales: Dict[str, np.ndarray] = {}
+    integers: Dict[str, np.ndarray] = {}
     if len(graph.node) > MAX_NODES:
         raise BundleError("%s: expected at most %d nodes, found %d" % (path, MAX_NODES, len(graph.node)))
     for index, proto in enumerate(graph.node):
@@ -85,9 +89,11 @@ def read_graph(path: Union[str, Path], compiled: Optional[bytes] = None) -> RawG
         elif proto.domain in ("", "ai.onnx") and proto.op_type == "Cast":
             _fold_cast(proto, constants, where)
         elif proto.domain in ("", "ai.onnx") and proto.op_type == "DequantizeLinear":
-            value, scale = fold_dequantize(proto, constants, where)
-            _new_constant(constants, proto.output[0], value, where)
-            scales[proto.output[0]] = scale
+            name = proto.output[0]
+            value, scales[name] = fold_dequantize(proto, constants, where, floats)
+            if value.dtype == np.int8:
+                integers[name], value = value, shape_only(value.shape, np.float32)
+            _new_constant(constants, name, value, where)
         else:
             name = "%s.%s" % (proto.domain, proto.op_type) if proto.domain else proto.op_type
             raise UnsupportedOp(
@@ -98,7 +104,7 @@ def read_graph(path: Union[str, Path], compiled: Optional[bytes] = None) -> RawG
     outputs = tuple(value.name for value in graph.output)
     if len(set(outputs)) != len(outputs) or not outputs:
         raise BundleError("%s: expected distinct outputs, found %s" % (path, ", ".join(outputs) or "none"))
-    return RawGraph(path, inputs, outputs, tuple(nodes), constants, scales)
+    return RawGraph(path, inputs, outputs, tuple(nodes), constants, scales, integers)
 
 
 def _load(path: Path, compiled: Optional[bytes]) -> Any:

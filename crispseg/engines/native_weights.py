@@ -14,7 +14,7 @@ from crispseg.engines.native_memory import aligned, is_shape_only
 from crispseg.engines.native_winograd import choose
 from crispseg.errors import BundleError
 from crispseg.plugins.loader import ConvArguments, ConvInt8Arguments, GateArguments, Native
-from crispseg.plugins.quantise import quantise_by
+from crispseg.plugins.quantise import dequantise, quantise_by
 
 KEEP_BOTH = 1 << 20
 """Bytes up to which a weight that Winograd uses is packed for the direct kernel too, which takes over on frames whose
@@ -96,6 +96,7 @@ def prepare(
             weights.keep += stats
             weights.arguments[index] = tuple(array.ctypes.data for array in stats)
     graph.raw.constants.clear()
+    graph.raw.integers.clear()
     return weights
 
 
@@ -140,13 +141,16 @@ class _Packer:
                 raise BundleError("%s: packed weight %r: expected %d bytes at a multiple of 64, found %d"
                                   % (self.graph.raw.path, key, size, packed.nbytes))  # fmt: skip
             return packed
-        value = self.graph.raw.constants[name]
+        raw = self.graph.raw
+        value = raw.integers.get(name, raw.constants[name])
         if is_shape_only(value):
             raise BundleError(
                 "%s: packed weight %r: expected it in the engine, found none" % (self.graph.raw.path, key)
             )
-        if form == INT8:
-            value = quantise_by(value, self.graph.raw.weight_scales[name])
+        if form == INT8 and value.dtype != np.int8:
+            value = quantise_by(value, raw.weight_scales[name])
+        elif form != INT8 and value.dtype == np.int8:
+            value = dequantise(value, raw.weight_scales[name])
         source = np.ascontiguousarray(value, np.int8 if form == INT8 else np.float32)
         packed = self.allocate(size)
         self.native.call(_PACK[form], source.ctypes.data, *_sides(value.shape, form), packed.ctypes.data)
