@@ -143,6 +143,7 @@ def run(
     """
     from crispseg.cli_output import execute
     from crispseg.cli_unused import of_backend, of_pictures, refuse_unused
+    from crispseg.runtime.interrupt import exit_code
 
     refuse_unused(context, {**of_backend(backend.value), **of_pictures(split(save))})
 
@@ -172,7 +173,7 @@ def run(
 
     result = execute(work, json=json, title="segmenting", report_file=report)
     if result.get("interrupted"):
-        raise typer.Exit(130)
+        raise typer.Exit(exit_code())
 
 
 @app.command()
@@ -371,12 +372,15 @@ def parse_integers(text: str, name: str) -> Tuple[int, ...]:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Runs the command line; returns the exit code and never raises for anything that a command did."""
+    from crispseg.runtime.interrupt import as_ctrl_c
+
     given: List[str] = list(sys.argv[1:] if arguments is None else arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a file name that the terminal's encoding lacks is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = typer.main.get_command(app)(args=given, prog_name="crispseg", standalone_mode=False)
-        sys.stdout.flush()
+        with as_ctrl_c():
+            code = typer.main.get_command(app)(args=given, prog_name="crispseg", standalone_mode=False)
+            sys.stdout.flush()
         return int(code) if isinstance(code, int) else 0
     except SystemExit as stop:
         return int(stop.code or 0) if isinstance(stop.code, (int, type(None))) else 1

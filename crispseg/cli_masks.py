@@ -89,6 +89,7 @@ def refine(
     """
     from crispseg.cli_output import execute
     from crispseg.cli_unused import refuse_unused
+    from crispseg.runtime.interrupt import exit_code
 
     if backend is not Engine.tensorrt:
         refuse_unused(context, {"device": f"expected --backend tensorrt with it, found {backend.value}"})
@@ -116,7 +117,7 @@ def refine(
 
     result = execute(work, json=json, title="refining", report_file=report)
     if result.get("interrupted"):
-        raise typer.Exit(130)
+        raise typer.Exit(exit_code())
 
 
 def export_mask_refiner(

@@ -30,9 +30,13 @@ _PACKAGES = {
 
 
 class Interrupted(CrispsegError):
-    """Ctrl-C. (A plain KeyboardInterrupt would be swallowed by the parser, without a word.)"""
+    """Ctrl-C or its like. (A plain KeyboardInterrupt would be swallowed by the parser, without a word.)"""
 
-    exit_code = 130
+    def __init__(self, text: str) -> None:
+        from crispseg.runtime.interrupt import exit_code
+
+        super().__init__(text)
+        self.exit_code = exit_code()
 
 
 class Printed(InputError):
@@ -138,7 +142,9 @@ def failure(error: BaseException) -> Optional[Dict[str, Any]]:
     if isinstance(error, CrispsegError):
         code = error.exit_code
     elif isinstance(error, KeyboardInterrupt) or kind == "Abort":
-        text, code = "interrupted", 130
+        from crispseg.runtime.interrupt import exit_code
+
+        text, code = "interrupted", exit_code()
     elif hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the parser's own errors
         text, code = " ".join(error.format_message().replace("Value error, ", "").split()), error.exit_code
         context = getattr(error, "ctx", None)
