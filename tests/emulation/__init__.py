@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 CUDA = HERE.parents[1] / "crispseg" / "plugins" / "cuda"
 CACHE = "CRISPSEG_EMULATION_CACHE"
 FORWARD, REVERSE, SHUFFLE = 0, 1, 2
-LATE, KERNELS_LATE, UPLOADS_LATE, DOWNLOADS_LATE, ANY = range(5)  # when work of several streams runs: state.h
+LATE, EARLY, KERNELS_LATE, UPLOADS_LATE, DOWNLOADS_LATE, ANY = range(6)  # when work of several streams runs: state.h
 
 _COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-pthread"]
 # What a GPU has too: no rule about the types of pointers that is enforced, and one rounding an operation.

@@ -17,6 +17,21 @@ int copied(void *to, const void *from, size_t bytes) {
 Node from_host(std::function<int()> run) { return Node{"copy to the device", std::move(run), nullptr, Kind::upload}; }
 Node to_host(std::function<int()> run) { return Node{"copy to the host", std::move(run), nullptr, Kind::download}; }
 
+// A copy between host and device is no single step: where the schedule draws, others may see half of it.
+int enqueue_copy(Stream *stream, Node (*kind)(std::function<int()>), void *to, const void *from, size_t bytes,
+                 std::shared_ptr<void> keep = nullptr) {
+  const size_t first = state().schedule == Schedule::any && !stream->capture ? bytes / 2 : 0;
+  if (first) {
+    const int status = enqueue(stream, kind([=] { return (void)keep, copied(to, from, first); }));
+    if (status) return status;
+  }
+  return enqueue(stream, kind([=] {
+                   (void)keep;
+                   return copied(static_cast<char *>(to) + first, static_cast<const char *>(from) + first,
+                                 bytes - first);
+                 }));
+}
+
 int to_device(CUdeviceptr to, const void *from, size_t bytes, void *handle) {
   Stream *stream = find_stream(handle);
   if (!stream) return invalid_handle;
@@ -25,9 +40,9 @@ int to_device(CUdeviceptr to, const void *from, size_t bytes, void *handle) {
   if (!is_pinned(from, bytes) && !stream->capture) {  // pageable memory is read during the call
     auto staged = std::make_shared<std::vector<unsigned char>>(static_cast<const unsigned char *>(from),
                                                                static_cast<const unsigned char *>(from) + bytes);
-    return enqueue(stream, from_host([=] { return copied(pointer(to), staged->data(), bytes); }));
+    return enqueue_copy(stream, from_host, pointer(to), staged->data(), bytes, staged);
   }
-  return enqueue(stream, from_host([=] { return copied(pointer(to), from, bytes); }));
+  return enqueue_copy(stream, from_host, pointer(to), from, bytes);
 }
 
 int to_host(void *to, CUdeviceptr from, size_t bytes, void *handle) {
@@ -35,7 +50,7 @@ int to_host(void *to, CUdeviceptr from, size_t bytes, void *handle) {
   if (!stream) return invalid_handle;
   if (!bytes) return ok;
   if (!to || !is_device(pointer(from), bytes)) return invalid_value;
-  const int status = enqueue(stream, to_host([=] { return copied(to, pointer(from), bytes); }));
+  const int status = enqueue_copy(stream, to_host, to, pointer(from), bytes);
   if (status || stream->capture || is_pinned(to, bytes)) return status;
   advance(stream, stream->enqueued);  // into pageable memory: the call waits
   return ok;

@@ -380,7 +380,7 @@ EXPORT void cs_emu_set_eager(int eager) {
   std::lock_guard<std::recursive_mutex> lock(state().mutex);
   state().eager = eager != 0;
 }
-// schedule: 0 late, 1 kernels late, 2 uploads late, 3 downloads late, 4 any by the seed.
+// schedule: of Schedule; seed: of the draws.
 EXPORT void cs_emu_set_schedule(int schedule, uint64_t seed) {
   std::lock_guard<std::recursive_mutex> lock(state().mutex);
   state().schedule = static_cast<Schedule>(schedule);

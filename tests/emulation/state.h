@@ -66,11 +66,12 @@ struct Node {
 
 // All of these are orders that a device may choose: work of one stream in order, nothing before what it waits for.
 //   late            nothing runs before something waits for it
+//   early           everything runs as soon as it may
 //   kernels_late    the same for kernels; copies run as soon as they may
 //   uploads_late    ... all but copies from the host
 //   downloads_late  ... all but copies to the host
 //   any             whichever stream a seeded draw names, at any call
-enum class Schedule { late, kernels_late, uploads_late, downloads_late, any };
+enum class Schedule { late, early, kernels_late, uploads_late, downloads_late, any };
 
 typedef std::map<Stream *, size_t> Clock;  // per stream: how many of its captured nodes come before
 

@@ -62,7 +62,7 @@ void run_ahead() {
   State &s = state();
   if (s.schedule == Schedule::late) return;
   if (s.schedule == Schedule::any) {
-    for (uint64_t steps = draw(2 * s.racing.size() + 1); steps; --steps) {
+    for (uint64_t steps = draw(s.racing.size() + 1); steps; --steps) {
       Stream *stream = s.racing[draw(s.racing.size())];
       if (may_run(stream)) step(stream);
     }
@@ -71,10 +71,11 @@ void run_ahead() {
   const Kind held = s.schedule == Schedule::kernels_late   ? Kind::work
                     : s.schedule == Schedule::uploads_late ? Kind::upload
                                                            : Kind::download;
+  const bool hold = s.schedule != Schedule::early;
   for (bool more = true; more;) {
     more = false;
     for (Stream *stream : s.racing)
-      while (may_run(stream) && stream->queue.front().kind != held) step(stream), more = true;
+      while (may_run(stream) && !(hold && stream->queue.front().kind == held)) step(stream), more = true;
   }
 }
 

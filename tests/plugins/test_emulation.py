@@ -267,7 +267,7 @@ def no_garbage():
 
 def test_schedules_choose_among_the_orders_that_events_allow(bench, no_garbage):
     other, done, host = bench.context.stream(), bench.context.event(), bench.context.pinned(1, np.int32)
-    early = {emulation.UPLOADS_LATE, emulation.DOWNLOADS_LATE}
+    early = {emulation.EARLY, emulation.UPLOADS_LATE, emulation.DOWNLOADS_LATE}
     for kind in (emulation.LATE, emulation.KERNELS_LATE, *early, emulation.ANY):
         for ordered in (False, True):
             seen = set()
@@ -283,6 +283,21 @@ def test_schedules_choose_among_the_orders_that_events_allow(bench, no_garbage):
                 seen.add(int(host[0]))
                 bench.stream.synchronize()
             assert seen == ({5} if ordered or kind in early else {0, 5} if kind == emulation.ANY else {0}), kind
+
+
+def test_half_of_a_copy_may_be_seen(bench, no_garbage):
+    other, source, host = bench.context.stream(), bench.context.pinned(2, np.int32), bench.context.pinned(2, np.int32)
+    source[:], seen = 7, set()
+    for seed in range(100):
+        p = bench.put(np.zeros(2, np.int32))
+        bench.hooks.schedule(emulation.ANY, seed)
+        bench.stream.upload(p.address, source)
+        other.download(host, p.address)
+        other.synchronize()
+        seen.add(tuple(host.tolist()))
+        bench.stream.synchronize()
+        bench.hooks.schedule()
+    assert seen >= {(0, 0), (7, 0), (7, 7)}
 
 
 def test_schedules_get_between_the_nodes_of_a_graph(bench, no_garbage):

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 import gpu_toy
-from emulation import ANY, DOWNLOADS_LATE, KERNELS_LATE, LATE, UPLOADS_LATE
+from emulation import ANY, DOWNLOADS_LATE, EARLY, KERNELS_LATE, LATE, UPLOADS_LATE
 from gpu_toy import FRAME, LOW, CopyBase, picture
 from native_net import CLASSES
 
@@ -24,7 +24,7 @@ from crispseg.runtime.gpu_slot import Slot
 from crispseg.runtime.pipeline import open_pipeline
 
 ALL = ("labels", "confidence", "active")
-ORDERS = [LATE, KERNELS_LATE, UPLOADS_LATE, DOWNLOADS_LATE]
+ORDERS = [LATE, EARLY, KERNELS_LATE, UPLOADS_LATE, DOWNLOADS_LATE]
 SCHEDULES = [*((kind, 0) for kind in ORDERS), *((ANY, seed) for seed in range(4))]
 FRAMES = [picture(seed, *FRAME) for seed in range(4)]
 
@@ -101,7 +101,7 @@ def test_no_order_of_work_changes_a_result(opened, emulated, captured, refine):
     with opened(captured, refine) as pipe:
         exact = alone(pipe)
         assert len({result.labels.tobytes() for result in exact}) == len(FRAMES)
-        for kind, seed in SCHEDULES[1:5] if refine else SCHEDULES:
+        for kind, seed in SCHEDULES[1::3] if refine else SCHEDULES:
             emulated.schedule(kind, seed)
             assert equal(under_way(pipe), exact), (kind, seed)
         assert pipe.describe()["graphs"]["number"] == (1 if captured else 2)
