@@ -394,3 +394,17 @@ def test_onnxruntime_keeps_no_identity_and_sends_nothing(tmp_path):
         assert done.stdout.strip() == wanted, done.stderr
         if not given:
             assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed, tmp_path):
+    """As services start programs: no traceback, and no library prints into a file of ours."""
+    line = f"{sys.executable} -m crispseg scenes -n 2 --size 32x32 --video -o s {closed}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "s" / "clip.mp4").read_bytes()[4:8] == b"ftyp"
+    done = subprocess.run(
+        f"{sys.executable} -m crispseg inspect x {closed}", shell=True, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
