@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from crispseg.engines.int8_weights import fold_dequantize
 from crispseg.engines.native_check import check_graph
 from crispseg.engines.native_graph import read_graph
+from crispseg.engines.native_memory import is_shape_only
 from crispseg.errors import BundleError, UnsupportedOp
 from crispseg.plugins.quantise import quantise_by
 
@@ -50,6 +51,51 @@ def test_weights_and_scales_are_read_exactly(tmp_path):
     assert [item.attributes["x_scale"] for item in raw.nodes if item.op == "SparseConv2d"] == pytest.approx(
         [0, 0.02, 0.03, 0]
     )
+
+
+def test_integers_may_stay_what_they_are(tmp_path):
+    """As the native engine reads them: a quarter of the memory."""
+    made = net()
+    path = tmp_path / "refiner.onnx"
+    path.write_bytes(made.model().SerializeToString())
+    raw = check_graph(read_graph(path, floats=False)).raw
+    assert set(raw.integers) == set(raw.weight_scales) == {"a.w", "b.w"}
+    for name, value in raw.integers.items():
+        np.testing.assert_array_equal(value, made.constants[name + ".q"])
+        assert is_shape_only(raw.constants[name])
+        assert raw.constants[name].shape == value.shape
+    assert not read_graph(path).integers
+
+
+def test_a_float_convolution_with_an_int8_weight(tmp_path):
+    """No x_scale: the weight is stored as int8, the arithmetic is float32; also from an artefact."""
+    from native_net import interpret
+    from test_native_artefact import Files
+
+    from crispseg.engines import native, native_artefact
+    from crispseg.engines.spec import EngineSpec
+    from crispseg.errors import EnvironmentMismatch
+    from crispseg.plugins.loader import available_isas
+
+    try:
+        available_isas()
+    except EnvironmentMismatch as error:
+        pytest.skip(str(error))
+    made = net()
+    made.extra = ["yo"]
+    model = made.model()
+    for item in model.graph.node:
+        for attribute in [a for a in item.attribute if a.name == "x_scale"]:
+            item.attribute.remove(attribute)
+    bundle = Files(tmp_path, model)
+    exact = interpret(model, frame(1))["yo"]
+    found = []
+    for artefact in (None, native_artefact.build(bundle, deterministic=True)):
+        with native.load(bundle.file("refiner.onnx"), EngineSpec(threads=1), artefact=artefact) as engine:
+            found.append(engine.run(frame(1))["yo"])
+            assert "int8" not in {layer.algorithm for layer in engine.layers()}
+    assert np.abs(found[0] - exact).max() < 1e-5 * np.abs(exact).max()
+    np.testing.assert_array_equal(*found)
 
 
 def float_weight(model):
