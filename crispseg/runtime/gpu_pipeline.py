@@ -255,6 +255,7 @@ class GpuPipeline:
             "network": "baseline" if self.net is self.bundle.baseline else "base",
             "fit": self._fit,
             "device": {"name": info.name, "compute_capability": "%d.%d" % divmod(info.capability, 10),
+                       "multiprocessors": info.multiprocessors, "shares_host_memory": info.integrated,
                        "driver_cuda": info.driver, "memory_mib": total >> 20, "memory_free_mib": free >> 20},
             "dense": self._base.describe(),
             "refiner": self._refiner.describe() if self.refined else None,
