@@ -28,7 +28,7 @@ _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes")
 
 
 class Picked(nn.Module):
-    """Returns one of the things that a network returns; with key None all of it."""
+    """Returns one of the things that a network returns, with key None all of it, as float32."""
 
     def __init__(self, module: nn.Module, key: Any) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Picked(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """[1,3,H,W] -> logits [1,C,h,w]."""
         found = getattr(self.module, "forward_logits", self.module)(image)
-        return found if self.key is None else found[self.key]
+        return (found if self.key is None else found[self.key]).float()
 
 
 class LogProbabilities(nn.Module):
@@ -95,7 +95,7 @@ def choose_logits(
     if base.pad_to < 1:
         raise InputError(f"--pad {base.pad_to}: expected 1 or more")
     height, width = (-(-side // base.pad_to) * base.pad_to for side in size)
-    key, shape = _logits(module, num_classes, (height, width), base.output, assumed)
+    key, logits = _logits(module, num_classes, (height, width), base.output, assumed)
     picked = Picked(module, key).eval()
     noise = _noise((height, width))
 
@@ -103,11 +103,13 @@ def choose_logits(
         with torch.no_grad():
             return picked(noise * gain).numpy()
 
-    chosen = module if key is None else picked
+    chosen = module if key is None and logits.dtype == torch.float32 else picked
+    if logits.dtype != torch.float32:
+        assumed.append(f"the logits are brought from {str(logits.dtype).rpartition('.')[2]} to float32")
     if is_probability(run):
         assumed.append(LOGARITHM)
         chosen = LogProbabilities(picked).eval()
-    return chosen, max(1, round(height / shape[2]))
+    return chosen, max(1, round(height / logits.shape[2]))
 
 
 def _call(spec: str, num_classes: int, arguments: dict[str, Any], assumed: list[str]) -> nn.Module:
@@ -160,8 +162,8 @@ def _noise(size: tuple[int, int]) -> Tensor:
 
 def _logits(
     module: nn.Module, num_classes: int, size: tuple[int, int], wanted: str | None, assumed: list[str]
-) -> tuple[Any, tuple[int, ...]]:
-    """(key of the logits in what the module returns or None, their shape)."""
+) -> tuple[Any, Tensor]:
+    """(key of the logits in what the module returns or None, the logits of a noise image)."""
     image = _noise(size)
     call = getattr(module, "forward_logits", module)
     try:
@@ -193,7 +195,7 @@ def _logits(
     logits = items[chosen[0]]
     if chosen[0] is not None and wanted is None:
         assumed.append(f"the logits are output {chosen[0]!r} of {listing} (--output)")
-    return chosen[0], tuple(logits.shape)
+    return chosen[0], logits
 
 
 def _items(found: Any) -> dict[Any, Any]:
@@ -225,6 +227,8 @@ def _describe(value: Any) -> str:
 def _remedy(values: Iterable[Any]) -> str:
     """What to do about a network none of whose results could be logits."""
     tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        return "return a tensor, or a dictionary or tuple of tensors"
     if any(not value.is_floating_point() for value in tensors):
         return "whole numbers are labels: export the network without its argmax"
     if any(value.dim() == 4 and value.shape[1] == 1 for value in tensors):

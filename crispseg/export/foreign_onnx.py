@@ -141,7 +141,8 @@ def open_onnx(base: Foreign, num_classes: int, size: tuple[int, int]) -> Onnx:
     """
     path = Path(str(base.onnx))
     if not path.is_file():
-        raise InputError(f"--onnx {path}: expected a file, found nothing there; check the path")
+        what = "nothing there" if not path.exists() else "a folder" if path.is_dir() else "a pipe or device"
+        raise InputError(f"--onnx {path}: expected a file, found {what}; check the path")
     try:
         check_external_data(path)
         model = onnx.load(str(path))
@@ -154,7 +155,8 @@ def open_onnx(base: Foreign, num_classes: int, size: tuple[int, int]) -> Onnx:
             model = inliner.inline_local_functions(model)
     except BundleError as error:
         text = str(error).split(";")[0]
-        raise InputError(f"--onnx {text}; weights may lie in a file beside it") from None
+        hint = "give an ONNX file" if "parsing" in text else "weights may lie in a file beside it"
+        raise InputError(f"--onnx {text}; {hint}") from None
     except Exception as error:  # protobuf, the checker and the inliner have types of their own
         text = " ".join(str(error).split())[:200]
         raise InputError(f"--onnx {path}: expected a valid ONNX model, found: {text}") from None

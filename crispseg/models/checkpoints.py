@@ -103,7 +103,8 @@ def load_training(path: str | Path) -> dict[str, Any]:
 def _read(path: Path, allow_numpy_scalar: bool) -> Any:
     """What the file holds, by the safe unpickler."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: expected a checkpoint file, found nothing there; check the path")
+        what = "nothing there" if not path.exists() else "a folder" if path.is_dir() else "a pipe or device"
+        raise CheckpointError(f"{path}: expected a checkpoint file, found {what}; check the path")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: expected a PyTorch checkpoint, found an empty file; download it again")
     try:

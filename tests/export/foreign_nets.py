@@ -35,6 +35,10 @@ class Net(nn.Module):
             return F.interpolate(logits.sigmoid(), x.shape[2:], mode="bilinear")
         if self.kind == "positive":  # logits from 0 to 1 on a quiet image
             return 0.1 * logits.relu()
+        if self.kind == "half":
+            return logits.half()
+        if self.kind == "text":
+            return "logits"
         if self.kind == "infinite":
             return logits / 0
         if self.kind == "binary":

@@ -85,6 +85,14 @@ class TestModule:
         np.testing.assert_allclose(found / found.sum(1, keepdims=True), wanted, atol=1e-5)
         assert [t for t in said if "returns probabilities: their logarithm is used" in t]
 
+    def test_logits_of_another_precision(self, tmp_path):
+        made, said = bundle(tmp_path, module("half"))
+        with torch.no_grad():
+            wanted = foreign_nets.Net(C).eval()(torch.from_numpy(image())).numpy()
+        assert run(made, image()).dtype == np.float32
+        np.testing.assert_allclose(run(made, image()), wanted, atol=2e-3)
+        assert "assumed: the logits are brought from float16 to float32" in said
+
     def test_quiet_positive_logits_are_no_sigmoid(self, tmp_path):
         made, _ = bundle(tmp_path, module("positive"))
         found = run(made, image())
@@ -115,6 +123,7 @@ class TestModule:
         [
             (module("twins"), "several could be the logits; say which with --output"),
             (module("sigmoid"), "found values from 0 to 1 that do not sum to 1 .* as a sigmoid"),
+            (module("text"), "found str; return a tensor"),
             (module("one-hot"), "found labels .* without its argmax"),
             (module("infinite"), "expected finite logits, found 935 of 935 values"),
             (module("binary"), r"found \[1, 1, 11, 17\]; one channel tells two classes apart"),
@@ -392,6 +401,10 @@ class TestOnnx:
             bundle(tmp_path, Foreign(onnx=tmp_path / "net.onnx"))
         with pytest.raises(InputError, match="found nothing there"):
             bundle(tmp_path, Foreign(onnx=tmp_path / "missing.onnx"))
+        with pytest.raises(InputError, match="found a folder"):
+            bundle(tmp_path, Foreign(onnx=tmp_path))
+        with pytest.raises(CheckpointError, match="expected a checkpoint file, found a folder"):
+            bundle(tmp_path, module(), tmp_path)
         with pytest.raises(InputError, match="leave --weights out"):
             bundle(tmp_path, Foreign(onnx=tmp_path / "net.onnx"), tmp_path / "w.pth")
 
