@@ -60,7 +60,10 @@ class Layer:
         self.x[:] = rng.standard_normal(self.x.shape, dtype=np.float32)
         self.weight_values = rng.standard_normal((9, cin, cout), dtype=np.float32)
         self.tiles = tiles
-        self.weight = (ops.pack_winograd if tiles else ops.pack_weight)(native, self.weight_values)
+        if tiles:
+            self.weight = ops.pack_winograd(native, self.weight_values, tiles.side)
+        else:
+            self.weight = ops.pack_weight(native, self.weight_values)
         self.bias = np.zeros(cout, np.float32)
         self.y = np.zeros((len(table), cout), np.float32)
         self.order = ops.plan_map(native, table) if planned else None
@@ -96,14 +99,16 @@ def layers(native: Native, coords: np.ndarray, wanted: str, pad: int) -> Tuple[L
         times["down_ms"], (sites, down, up) = best_ms(ops.down_map, *level_of)
         times["plan_ms"], _ = best_ms(ops.plan_map, native, table)
         times["tiles_ms"], tiles = best_ms(ops.winograd_plan, *level_of)
+        _, large = best_ms(ops.winograd_plan, *level_of, 4)
         maps.append(times)
         if level == 0:
             add("L0 stem", table, len(coords), 3, c, False)
         add(f"L{level} raster", table, len(coords), c, c, False)
         add(f"L{level} planned", table, len(coords), c, c, True)
-        add(f"L{level} winograd", table, len(coords), c, c, False, tiles=tiles)
+        add(f"L{level} winograd2", table, len(coords), c, c, False, tiles=tiles)
+        add(f"L{level} winograd4", table, len(coords), c, c, False, tiles=large)
         add(f"L{level} concat", table, len(coords), 2 * c, c, False)
-        add(f"L{level} concat winograd", table, len(coords), 2 * c, c, False, tiles=tiles)
+        add(f"L{level} concat winograd4", table, len(coords), 2 * c, c, False, tiles=large)
         if level + 1 < len(CHANNELS):
             add(f"L{level} down", down, len(coords), c, 2 * c, True)
             add(f"L{level} up", up, len(sites), 2 * c, c, True)

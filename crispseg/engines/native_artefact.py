@@ -26,14 +26,14 @@ from crispseg.engines.native_graph import PACKED, read_graph
 from crispseg.engines.native_int8 import bytes_of
 from crispseg.engines.native_measure import Choice, measured, rule
 from crispseg.engines.native_memory import aligned
-from crispseg.engines.native_weights import DIRECT, INT8, WINOGRAD, Compiled, packed_bytes, prepare
+from crispseg.engines.native_weights import FORMS, Compiled, packed_bytes, prepare
 from crispseg.engines.native_winograd import ENVIRONMENT, forced
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.plugins.loader import Native
 
 BACKEND, ROLE = "native", "refiner"
 GRAPH = "graph.onnx"
-LAYOUT = 4  # of weights.bin and of the facts
+LAYOUT = 5  # of weights.bin and of the facts
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class _Arena:
 
 def _most_bytes(native: Native, shape: Sequence[int]) -> int:
     """Of a weight in all its forms, each begun at a multiple of 64."""
-    return sum(packed_bytes(native, shape, form) + 64 for form in (DIRECT, WINOGRAD, INT8))
+    return sum(packed_bytes(native, shape, form) + 64 for form in FORMS)
 
 
 def _stripped(path: Path, shapes: Mapping[str, Sequence[int]]) -> bytes:

@@ -12,7 +12,8 @@ import numpy as np
 class Layer:
     """One convolution of one frame.
 
-    ``kind``: submanifold, down, up or pointwise. ``level``: of its output rows. ``algorithm``: direct, winograd, int8.
+    ``kind``: submanifold, down, up or pointwise. ``level``: of its output rows. ``algorithm``: direct, winograd2 (tiles
+    of 2x2), winograd4 (4x4), int8.
     ``gflop``: all nine taps of a submanifold layer, missing neighbours included and whatever algorithm runs, so that
     rates of algorithms compare; of the other kinds only the taps that exist. ``shortcut``: input channels of the 1x1
     shortcut that the layer adds as one more tap, 0 = none.

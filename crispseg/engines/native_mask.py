@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from crispseg.engines.native_rows import Grid, Rows, Store, attend, group_norm, norm_silu
+from crispseg.engines.native_rows import TILE, Grid, Rows, Store, attend, group_norm, norm_silu
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, InputError
 from crispseg.plugins import native_ops as ops
@@ -96,7 +96,7 @@ class NativeMaskUNet:
         taps = np.ascontiguousarray(weight.transpose(3, 2, 1, 0).reshape(side * side, cin, cout))
         down = name.startswith("input_blocks") and name.count(".") == 2  # stride 2
         winograd = side == 3 and min(cin, cout) >= 32 and not down
-        packed = (ops.pack_winograd if winograd else ops.pack_weight)(self._native, taps)
+        packed = ops.pack_winograd(self._native, taps, TILE) if winograd else ops.pack_weight(self._native, taps)
         return packed, None if bias is None else np.ascontiguousarray(bias, np.float32), winograd
 
     def run(self, inputs: Dict[str, np.ndarray], outputs: Optional[Sequence[str]] = None) -> Dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
-"""Times the direct and the Winograd kernel on the layers of a refiner, to choose one for each.
+"""Times the direct kernel and Winograd on tiles of 2x2 and 4x4 on the layers of a refiner, to choose one for each.
 
 The sites are bands along the contours of a smooth field, as uncertain pixels lie along object boundaries, on the grids
 of the refiner itself; weights and features are random, which does not change the time. One thread, process CPU time,
-the two kernels in turns, best of a few passes.
+the kernels in turns, best of a few passes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from crispseg.engines import native_winograd
 from crispseg.engines.native_check import Graph
-from crispseg.engines.native_winograd import candidates
+from crispseg.engines.native_winograd import DIRECT, MOST_CHANNELS, TILES, candidates
 from crispseg.plugins import native_ops as ops
 from crispseg.plugins.loader import Native
 
 DENSITY = 0.12
 PASSES = 3
-GAIN = 1.05  # Winograd is to be this much faster: it takes 16/9 of the memory
+GAIN = 1.05  # each is to be this much faster than those before it: it takes 16/9 or 36/9 of the memory
 
 Progress = Callable[[int, Optional[int], str], None]
 
@@ -36,16 +37,18 @@ class Choice:
     cout: int
     algorithm: str
     direct_ms: Optional[float] = None
-    winograd_ms: Optional[float] = None
+    winograd2_ms: Optional[float] = None
+    winograd4_ms: Optional[float] = None
 
 
 def rule(graph: Graph) -> List[Choice]:
-    """Choices without timing: Winograd from MIN_CHANNELS channels on."""
+    """Choices without timing: Winograd from MIN_CHANNELS channels on, its tiles by ``native_winograd.rule``."""
     wide = candidates(graph)
-    return [
-        Choice(graph.nodes[index].name, *_shape(graph, index), "winograd" if index in wide else "direct")
-        for index in candidates(graph, 1)
-    ]
+    out = []
+    for index in candidates(graph, 1):
+        algorithm = native_winograd.rule(graph, index) if index in wide else DIRECT
+        out.append(Choice(graph.nodes[index].name, *_shape(graph, index), algorithm))
+    return out
 
 
 def measured(native: Native, graph: Graph, progress: Optional[Progress] = None) -> List[Choice]:
@@ -59,7 +62,7 @@ def measured(native: Native, graph: Graph, progress: Optional[Progress] = None) 
     wide = candidates(graph)
     shapes = sorted({_shape(graph, index) for index in wide})
     grids = _levels(native, graph)
-    times: Dict[Tuple[int, int, int], Tuple[float, float]] = {}
+    times: Dict[Tuple[int, int, int], Dict[str, float]] = {}
     for number, shape in enumerate(shapes):
         if progress:
             progress(number, len(shapes), "level %d, %d to %d channels" % shape)
@@ -68,11 +71,14 @@ def measured(native: Native, graph: Graph, progress: Optional[Progress] = None) 
     for index in candidates(graph, 1):
         shape = _shape(graph, index)
         if index not in wide:
-            out.append(Choice(graph.nodes[index].name, *shape, "direct"))
+            out.append(Choice(graph.nodes[index].name, *shape, DIRECT))
             continue
-        direct, winograd = times[shape]
-        algorithm = "winograd" if direct >= GAIN * winograd else "direct"
-        out.append(Choice(graph.nodes[index].name, *shape, algorithm, round(direct, 4), round(winograd, 4)))
+        ms, chosen = times[shape], DIRECT
+        for algorithm in TILES:
+            if algorithm in ms and ms[chosen] >= GAIN * ms[algorithm]:
+                chosen = algorithm
+        told: Any = {name + "_ms": round(value, 4) for name, value in ms.items()}
+        out.append(Choice(graph.nodes[index].name, *shape, chosen, **told))
     return out
 
 
@@ -102,7 +108,7 @@ def _shape(graph: Graph, index: int) -> Tuple[int, int, int]:
 class _Level:
     table: np.ndarray
     order: np.ndarray
-    tiles: ops.Tiles
+    tiles: Dict[str, ops.Tiles]
 
 
 def _levels(native: Native, graph: Graph) -> List[_Level]:
@@ -111,32 +117,33 @@ def _levels(native: Native, graph: Graph) -> List[_Level]:
     coords, out = bands(graph.height, graph.width), []
     for level, grid in enumerate(graph.grids):
         table = ops.submanifold_map(native, coords, *grid)
-        out.append(_Level(table, ops.plan_map(native, table), ops.winograd_plan(native, coords, *grid)))
+        tiles = {name: ops.winograd_plan(native, coords, *grid, side) for name, side in TILES.items()}
+        out.append(_Level(table, ops.plan_map(native, table), tiles))
         if level + 1 < len(graph.grids):
             coords = ops.down_map(native, coords, *grid, extents[level])[0]
     return out
 
 
-def _time(native: Native, level: _Level, cin: int, cout: int) -> Tuple[float, float]:
-    """Best ms of the direct and of the Winograd kernel."""
+def _time(native: Native, level: _Level, cin: int, cout: int) -> Dict[str, float]:
+    """Best ms by algorithm; without tiles of 4x4 above MOST_CHANNELS."""
     rng = np.random.default_rng(0)
     n = len(level.table)
     x = ops.feature_matrix(n, cin, cin + (16 if cin >= 256 else 0))
     x[:] = rng.standard_normal(x.shape, dtype=np.float32)
     weight = rng.standard_normal((9, cin, cout), dtype=np.float32)
-    packed = [ops.pack_weight(native, weight), ops.pack_winograd(native, weight)]
+    sides = {name: side for name, side in TILES.items() if side == 2 or cin <= MOST_CHANNELS}
+    packed = [ops.pack_weight(native, weight), *(ops.pack_winograd(native, weight, side) for side in sides.values())]
     options: Any = {"n_out": n, "relu": True, "y": np.zeros((n, cout), np.float32)}
     direct = ops.conv_arguments(x, packed[0], level.table, order=level.order, **options)
-    winograd = ops.conv_arguments(x, packed[1], **options)
-    jobs: Tuple[Callable[[], None], ...] = (
-        lambda: native.call("cs_sparse_conv", byref(direct)),
-        lambda: ops.winograd_conv(native, winograd, level.tiles),
-    )
-    best = [float("inf")] * len(jobs)
+    jobs: Dict[str, Callable[[], None]] = {DIRECT: lambda: native.call("cs_sparse_conv", byref(direct))}
+    for name, transformed in zip(sides, packed[1:]):
+        arguments = ops.conv_arguments(x, transformed, **options)
+        jobs[name] = lambda a=arguments, t=level.tiles[name]: ops.winograd_conv(native, a, t)  # type: ignore[misc]
+    best = {name: float("inf") for name in jobs}
     for turn in range(PASSES + 1):
-        for number, job in enumerate(jobs):
+        for name, job in jobs.items():
             start = time.process_time()
             job()
             if turn:  # the first turn warms up
-                best[number] = min(best[number], (time.process_time() - start) * 1e3)
-    return best[0], best[1]
+                best[name] = min(best[name], (time.process_time() - start) * 1e3)
+    return best

@@ -17,7 +17,7 @@ from crispseg.engines.native_layers import Layer, existing_taps, kind_of
 from crispseg.engines.native_memory import Room
 from crispseg.engines.native_plan import Need
 from crispseg.engines.native_weights import Weights
-from crispseg.engines.native_winograd import Tiles
+from crispseg.engines.native_winograd import DIRECT, Tiles
 from crispseg.plugins.loader import EXTENT, UPSAMPLE
 from crispseg.plugins.ops import parse_features
 
@@ -38,7 +38,9 @@ class Nodes:
         self._plan, self._slots = plan_memory(graph, rows)
         self._rooms: Dict[str, Room] = {}
         self._prepared, self._int8 = weights.arguments, weights.int8
-        self._tiles = {name: Tiles(nodes) for name, nodes in weights.winograd.items()}
+        self._tiles: Dict[str, List[Tiles]] = {}
+        for (name, algorithm), nodes in weights.winograd.items():
+            self._tiles.setdefault(name, []).append(Tiles(algorithm, nodes))
         # Of the frame in progress.
         self._need = Need((), frozenset(), frozenset(), {})
         self._rows: List[int] = [0] * len(graph.grids)
@@ -97,9 +99,10 @@ class Nodes:
     @property
     def memory(self) -> Dict[str, int]:
         """Bytes held: feature matrices; coordinates, maps and plans."""
+        tiles = [item for same in self._tiles.values() for item in same]
         return {
             "features": sum(slot.room.nbytes for slot in self._slots),
-            "maps": sum(r.nbytes for r in self._rooms.values()) + sum(t.nbytes for t in self._tiles.values()),
+            "maps": sum(room.nbytes for room in self._rooms.values()) + sum(item.nbytes for item in tiles),
         }
 
     def take(self, name: str) -> np.ndarray:
@@ -215,8 +218,8 @@ class Nodes:
         if n:
             coords = self._at(node.inputs["coords"])
             self._native.call("cs_submanifold_map", coords, n, *self._graph.grids[level], address)
-            if name in self._tiles and name in self._need.read_maps:
-                self._tiles[name].plan(self._native, coords, n, self._graph.grids[level])
+            for tiles in self._tiles.get(name, ()) if name in self._need.read_maps else ():
+                tiles.plan(self._native, coords, n, self._graph.grids[level])
 
     def _run_DownMap(self, _: int, node: RawNode) -> None:  # noqa: N802
         level, names = self._level(node), node.outputs
@@ -246,11 +249,12 @@ class Nodes:
         a.y, a.ldy = self._matrix(outs["y"]) if outs["y"] in wanted else (None, 0)
         for i, role in enumerate(("z1", "z2")):
             a.z[i], a.ldz[i] = self._matrix(outs[role]) if outs[role] in wanted else (None, 0)
-        tiles = self._tiles.get(ins["map"])
-        self._algorithms[index] = "direct"
-        if a.n_out and tiles and tiles.run(self._native, index, a):
-            self._algorithms[index] = "winograd"
-        elif a.n_out:
+        self._algorithms[index] = DIRECT
+        for tiles in self._tiles.get(ins["map"], ()) if a.n_out else ():
+            if tiles.run(self._native, index, a):
+                self._algorithms[index] = tiles.algorithm
+                return
+        if a.n_out:
             a.order = self._visits(ins["map"]) if ins["map"] else None
             if index in self._int8:
                 self._algorithms[index] = "int8"

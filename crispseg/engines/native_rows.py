@@ -12,6 +12,7 @@ from crispseg.plugins.loader import ConvArguments, Native
 
 GROUPS = 32
 EPSILON = 1e-5
+TILE = 4  # pixels a side of Winograd's tiles
 _BLOCK_BYTES = 1 << 18  # a block and its scratch stay in the L2 cache
 
 
@@ -78,9 +79,10 @@ class Grid:
         """``tiles`` for Winograd; ``same`` int32 [rows, 9] and ``down`` (stride 2) for the others, made when asked."""
         self._count, self._side = count, side
         picture, y, x = np.meshgrid(np.arange(count), np.arange(side), np.arange(side), indexing="ij")
-        # Two empty rows between pictures keep them apart and the tiles aligned (sides are even).
-        coords = np.stack([picture * (side + 2) + y, x], -1).reshape(-1, 2).astype(np.int32)
-        self.tiles = ops.winograd_plan(native, np.ascontiguousarray(coords), count * (side + 2), side)
+        # A tile's height of empty rows between pictures keeps them apart and the tiles aligned.
+        apart = side + TILE
+        coords = np.stack([picture * apart + y, x], -1).reshape(-1, 2).astype(np.int32)
+        self.tiles = ops.winograd_plan(native, np.ascontiguousarray(coords), count * apart, side, TILE)
         self._same: Optional[np.ndarray] = None
         self._down: Optional[np.ndarray] = None
 

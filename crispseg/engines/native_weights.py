@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
 from crispseg.engines.native_int8 import ByteRows, int8_conv
 from crispseg.engines.native_memory import aligned, is_shape_only
-from crispseg.engines.native_winograd import choose
+from crispseg.engines.native_winograd import TILES, choose
 from crispseg.errors import BundleError
 from crispseg.plugins.loader import ConvArguments, ConvInt8Arguments, GateArguments, Native
 from crispseg.plugins.quantise import dequantise, quantise_by
@@ -20,8 +20,9 @@ KEEP_BOTH = 1 << 20
 """Bytes up to which a weight that Winograd uses is packed for the direct kernel too, which takes over on frames whose
 sites lie apart. Compiled engines keep both forms of all: what is not touched takes no memory there."""
 
-# Forms of a packed weight, as the ends of their keys.
-DIRECT, WINOGRAD, INT8 = "", "#winograd", "#int8"
+# Forms of a packed weight, as the ends of their keys; Winograd's are "#" and the algorithm.
+DIRECT, INT8 = "", "#int8"
+FORMS = (DIRECT, INT8, *("#" + algorithm for algorithm in TILES))
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Compiled:
 class Weights:
     """``arguments``: node index -> cs_conv, cs_gate, or (mean, std) addresses. The arrays behind them are kept here.
 
-    ``winograd``: kernel map -> node index -> address of the transformed weights. ``int8``: node index -> cs_conv_int8
-    of an int8 convolution, whose part ``conv`` is the one in ``arguments``.
+    ``winograd``: (kernel map, algorithm) -> node index -> address of the transformed weights. ``int8``: node index ->
+    cs_conv_int8 of an int8 convolution, whose part ``conv`` is the one in ``arguments``.
     """
 
     arguments: Dict[int, Any] = field(default_factory=dict)
     packed: Dict[str, np.ndarray] = field(default_factory=dict)
     keep: List[np.ndarray] = field(default_factory=list)
-    winograd: Dict[str, Dict[int, int]] = field(default_factory=dict)
+    winograd: Dict[Tuple[str, str], Dict[int, int]] = field(default_factory=dict)
     int8: Dict[int, ConvInt8Arguments] = field(default_factory=dict)
 
     @property
@@ -87,8 +88,8 @@ def prepare(
             quantised = weights.int8.get(index)
             weights.arguments[index] = _conv(graph, node, weights, packer, index in chosen, quantised)
             if index in chosen:
-                address = packer.address(node.inputs["weight"], WINOGRAD)
-                weights.winograd.setdefault(chosen[index], {})[index] = address
+                address = packer.address(node.inputs["weight"], "#" + chosen[index])
+                weights.winograd.setdefault((node.inputs["map"], chosen[index]), {})[index] = address
         elif node.op == "EnsembleLogits" and node.attributes["mode"] == "gated":
             weights.arguments[index] = _gate(graph, node, weights)
         elif node.op == "PixelFeatures":
@@ -153,23 +154,23 @@ class _Packer:
             value = dequantise(value, raw.weight_scales[name])
         source = np.ascontiguousarray(value, np.int8 if form == INT8 else np.float32)
         packed = self.allocate(size)
-        self.native.call(_PACK[form], source.ctypes.data, *_sides(value.shape, form), packed.ctypes.data)
+        names = {DIRECT: "cs_pack_weight", INT8: "cs_pack_weight_int8"}
+        self.native.call(
+            names.get(form, "cs_winograd_pack"), source.ctypes.data, *_sides(value.shape, form), packed.ctypes.data
+        )
         return packed
-
-
-_PACK = {DIRECT: "cs_pack_weight", WINOGRAD: "cs_winograd_pack", INT8: "cs_pack_weight_int8"}
 
 
 def packed_bytes(native: Native, shape: Sequence[int], form: str) -> int:
     """Size of a weight [K, Cin, Cout] in one of its forms; 0 for a shape that the form does not take."""
     library = native.library
-    measure = {DIRECT: library.cs_packed_bytes, WINOGRAD: library.cs_winograd_bytes, INT8: library.cs_packed_bytes_int8}
-    return int(measure[form](native.handle, *_sides(shape, form)))
+    measure = {DIRECT: library.cs_packed_bytes, INT8: library.cs_packed_bytes_int8}
+    return int(measure.get(form, library.cs_winograd_bytes)(native.handle, *_sides(shape, form)))
 
 
 def _sides(shape: Sequence[int], form: str) -> Sequence[int]:
-    """What the library wants to know of a shape: Winograd's form is that of 3x3 weights alone."""
-    return shape[1:] if form == WINOGRAD else shape
+    """What the library wants to know of a shape: Winograd's forms are those of 3x3 weights alone, by side of a tile."""
+    return shape if form in (DIRECT, INT8) else (TILES[form[1:]], *shape[1:])
 
 
 def _conv(

@@ -19,12 +19,17 @@ from crispseg.errors import InputError
 from crispseg.plugins.loader import ConvArguments, Native
 
 ENVIRONMENT = "CRISPSEG_WINOGRAD"
+DIRECT = "direct"
+TILES = {"winograd2": 2, "winograd4": 4}
+"""Algorithm -> side of its tiles: F(2x2,3x3) and F(4x4,3x3)."""
 MIN_CHANNELS = 32
 """Fewest input and output channels. On bands of 6..10 pixels Winograd is 1.2 to 1.6 times as fast as the direct kernel
 from 32 to 1024 channels, with AVX-512, AVX2 and generic vectors (benchmarks/native_ops.py); a stem of 3 is not."""
-SITES_PER_TILE = 2.75
-"""Active sites per occupied 2x2 tile from which Winograd pays: it multiplies 16 times a tile, the direct kernel once
-for every neighbour that a site has. Measured break-even on noise and bands, 32..256 channels: 2.6 to 2.8."""
+MOST_CHANNELS = 1024
+"""Most input channels for tiles of 4x4, so that the error stays below 1e-5 of the largest value."""
+SITES_PER_TILE = {2: 2.75, 4: 6.5}
+"""Active sites per occupied tile from which Winograd pays: it multiplies 16 (36) times a tile, the direct kernel once
+for every neighbour that a site has. Measured break-even on noise and bands, 32..256 channels: 2.6 to 2.8 (6 to 7)."""
 
 
 def candidates(graph: Graph, least: int = 0) -> Dict[int, str]:
@@ -41,53 +46,64 @@ def candidates(graph: Graph, least: int = 0) -> Dict[int, str]:
 
 
 def choose(graph: Graph, algorithms: Optional[Mapping[str, str]] = None) -> Dict[int, str]:
-    """Node index -> kernel map of the convolutions that run by Winograd's algorithm.
+    """Node index -> algorithm (of ``TILES``) of the convolutions that run by Winograd's.
 
-    ``algorithms``: node name -> "winograd" or "direct", of a compiled engine; None: all ``candidates``, or as
-    $CRISPSEG_WINOGRAD says: "0" = none, "1" = every 3x3 submanifold convolution, on any frame.
+    ``algorithms``: node name -> algorithm, of a compiled engine; None: all ``candidates`` by ``rule``, or as
+    $CRISPSEG_WINOGRAD says: "0" = none, "1" = every 3x3 submanifold convolution, on any frame, "2" = tiles of 2x2 only.
 
     Raises:
         InputError: another value of $CRISPSEG_WINOGRAD.
     """
     if algorithms is not None:
-        wide = candidates(graph, 1).items()
-        return {index: name for index, name in wide if algorithms.get(graph.nodes[index].name) == "winograd"}
+        named = {index: algorithms.get(graph.nodes[index].name, DIRECT) for index in candidates(graph, 1)}
+        return {index: algorithm for index, algorithm in named.items() if algorithm in TILES}
     mode = forced()
     if mode == "0":
         return {}
-    return candidates(graph, 1 if mode == "1" else 0)
+    wide = candidates(graph, 1 if mode == "1" else 0)
+    return {index: "winograd2" if mode == "2" else rule(graph, index) for index in wide}
+
+
+def rule(graph: Graph, index: int) -> str:
+    """The algorithm of a candidate when nothing was timed."""
+    _, cin, _ = graph.raw.constants[graph.nodes[index].inputs["weight"]].shape
+    return "winograd4" if cin <= MOST_CHANNELS else "winograd2"
 
 
 def forced() -> str:
     """$CRISPSEG_WINOGRAD. Raises InputError for a value it does not have."""
     mode = os.environ.get(ENVIRONMENT, "")
-    if mode not in ("", "0", "1"):
-        raise InputError("%s: expected 0, 1 or nothing, found %r" % (ENVIRONMENT, mode))
+    if mode not in ("", "0", "1", "2"):
+        raise InputError("%s: expected 0, 1, 2 or nothing, found %r" % (ENVIRONMENT, mode))
     return mode
 
 
 class Tiles:
-    """The tile plan of one kernel map, made once a frame.
+    """The tile plan of one kernel map and one size of tiles, made once a frame.
 
     Args:
+        algorithm: of ``TILES``.
         weights: node index -> address of the transformed weights.
     """
 
-    def __init__(self, weights: Dict[int, int]) -> None:
+    def __init__(self, algorithm: str, weights: Dict[int, int]) -> None:
+        self.algorithm = algorithm
         self.weights = weights
         self.used = False  # on this frame
+        self._side = TILES[algorithm]
         self._always = forced() == "1"
         self._inputs, self._outputs = Room(np.int32), Room(np.int32)
         self._count = 0
 
     def plan(self, native: Native, coords: int, n: int, grid: Tuple[int, int]) -> None:
         """For ``n`` sites at ``coords`` (address of int32 [n, 2]) of a grid (rows, columns)."""
-        room = min(n, (grid[0] + 1) // 2 * ((grid[1] + 1) // 2))
+        side = self._side
+        room = min(n, -(-grid[0] // side) * -(-grid[1] // side))
         count = np.zeros(1, np.int32)
-        inputs, outputs = self._inputs.ensure(16 * room), self._outputs.ensure(4 * room)
-        native.call("cs_winograd_plan", coords, n, *grid, inputs, outputs, count.ctypes.data)
+        inputs, outputs = self._inputs.ensure((side + 2) ** 2 * room), self._outputs.ensure(side**2 * room)
+        native.call("cs_winograd_plan", coords, n, *grid, side, inputs, outputs, count.ctypes.data)
         self._count = int(count[0])
-        self.used = self._always or n >= SITES_PER_TILE * self._count
+        self.used = self._always or n >= SITES_PER_TILE[side] * self._count
 
     def run(self, native: Native, index: int, arguments: ConvArguments) -> bool:
         """Run a convolution of this map on the frame's plan; False (and nothing done) when the direct kernel should."""
@@ -96,7 +112,8 @@ class Tiles:
             return False
         mine = ConvArguments.from_buffer_copy(arguments)
         mine.weight = address
-        native.call("cs_winograd_conv", ctypes.byref(mine), self._inputs.address, self._outputs.address, self._count)
+        tiles = self._inputs.address, self._outputs.address, self._count
+        native.call("cs_winograd_conv", ctypes.byref(mine), self._side, *tiles)
         return True
 
     @property

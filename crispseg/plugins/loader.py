@@ -12,7 +12,7 @@ from typing import Any, List, Optional
 from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError
 from crispseg.plugins.shared_library import library_places, open_library
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ENVIRONMENT = "CRISPSEG_LIBRARY"
 BUILD_COMMAND = (
     "cmake -S crispseg/plugins -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build, "
@@ -104,12 +104,12 @@ PROTOTYPES = {
     # ctx, x, ldx, n, c, step, zero, q, ldq
     "cs_quantise_rows": (c_int, [_P, _P, c_int64, c_int32, c_int, c_float, c_int, _P, c_int64]),
     "cs_int8_kernels": (c_char_p, [_P]),
-    # ctx, coords, n, H, W, tiles_in, tiles_out, count
-    "cs_winograd_plan": (c_int, [_P, _P, c_int32, c_int, c_int, _P, _P, _P]),
-    "cs_winograd_bytes": (c_size_t, [_P, c_int, c_int]),
-    "cs_winograd_pack": (c_int, [_P, _P, c_int, c_int, _P]),
-    # ctx, conv, tiles_in, tiles_out, tiles
-    "cs_winograd_conv": (c_int, [_P, POINTER(ConvArguments), _P, _P, c_int32]),
+    # ctx, coords, n, H, W, tile, tiles_in, tiles_out, count
+    "cs_winograd_plan": (c_int, [_P, _P, c_int32, c_int, c_int, c_int, _P, _P, _P]),
+    "cs_winograd_bytes": (c_size_t, [_P, c_int, c_int, c_int]),
+    "cs_winograd_pack": (c_int, [_P, _P, c_int, c_int, c_int, _P]),
+    # ctx, conv, tile, tiles_in, tiles_out, tiles
+    "cs_winograd_conv": (c_int, [_P, POINTER(ConvArguments), c_int, _P, _P, c_int32]),
     # ctx, yi, ldi, yo, ldo, n, gate, ye, lde
     "cs_ensemble_gated": (c_int, [_P, _P, c_int64, _P, c_int64, c_int32, POINTER(GateArguments), _P, c_int64]),
     # ctx, yi, ldi, yo, ldo, n, C, ye, lde

@@ -82,20 +82,27 @@ def plan_map(native: Native, table: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Occupied 2x2 tiles of a level: rows of their 4x4 inputs int32 [T, 16] and 2x2 outputs int32 [T, 4]; -1 = none."""
+    """Occupied tiles of a level, ``side`` (2 or 4) pixels a side; -1 = none.
 
+    ``inputs``: rows of the pixels in and around them, int32 [T, (side + 2)**2]. ``outputs``: int32 [T, side**2].
+    """
+
+    side: int
     inputs: np.ndarray
     outputs: np.ndarray
 
 
-def winograd_plan(native: Native, coords: np.ndarray, height: int, width: int) -> Tiles:
+def winograd_plan(native: Native, coords: np.ndarray, height: int, width: int, side: int = 2) -> Tiles:
     """Tiles for ``winograd_conv`` from coords int32 [N, 2]; column-major numbers as in ``cs_winograd_plan``."""
+    if side not in (2, 4):
+        raise InputError(f"tile: expected a side of 2 or 4, found {side}")
     n = len(array(coords, np.int32, (None, 2), "coords"))
-    room = min(n, ((height + 1) // 2) * ((width + 1) // 2))
-    inputs, outputs, count = np.empty((room, 16), np.int32), np.empty((room, 4), np.int32), np.zeros(1, np.int32)
+    room = min(n, -(-height // side) * -(-width // side))
+    inputs, outputs = np.empty((room, (side + 2) ** 2), np.int32), np.empty((room, side**2), np.int32)
+    count = np.zeros(1, np.int32)
     pointers = [a.ctypes.data for a in (inputs, outputs, count)]
-    native.call("cs_winograd_plan", coords.ctypes.data, n, height, width, *pointers)
-    return Tiles(inputs[: count[0]].copy(), outputs[: count[0]].copy())
+    native.call("cs_winograd_plan", coords.ctypes.data, n, height, width, side, *pointers)
+    return Tiles(side, inputs[: count[0]].copy(), outputs[: count[0]].copy())
 
 
 @dataclass(frozen=True)
@@ -116,19 +123,20 @@ def pack_weight(native: Native, weight: np.ndarray) -> PackedWeight:
     return PackedWeight(data, taps, cin, cout)
 
 
-def pack_winograd(native: Native, weight: np.ndarray) -> PackedWeight:
-    """Transforms and packs float32 [9, cin, cout] for ``winograd_conv``."""
+def pack_winograd(native: Native, weight: np.ndarray, side: int = 2) -> PackedWeight:
+    """Transforms and packs float32 [9, cin, cout] for ``winograd_conv`` on tiles of that side."""
     _, cin, cout = array(weight, np.float32, (9, None, None), "weight").shape
-    data = aligned(native.library.cs_winograd_bytes(native.handle, cin, cout))
-    native.call("cs_winograd_pack", weight.ctypes.data, cin, cout, data.ctypes.data)
+    data = aligned(native.library.cs_winograd_bytes(native.handle, side, cin, cout))
+    native.call("cs_winograd_pack", weight.ctypes.data, side, cin, cout, data.ctypes.data)
     return PackedWeight(data, 9, cin, cout)
 
 
 def winograd_conv(native: Native, arguments: ConvArguments, tiles: Tiles) -> None:
-    """Runs ``cs_winograd_conv`` on arguments whose weight comes from ``pack_winograd``."""
-    count = len(array(tiles.outputs, np.int32, (None, 4), "tiles"))
-    array(tiles.inputs, np.int32, (count, 16), "tiles")
-    native.call("cs_winograd_conv", byref(arguments), tiles.inputs.ctypes.data, tiles.outputs.ctypes.data, count)
+    """Runs ``cs_winograd_conv`` on arguments whose weight comes from ``pack_winograd`` for the same side."""
+    count = len(array(tiles.outputs, np.int32, (None, tiles.side**2), "tiles"))
+    array(tiles.inputs, np.int32, (count, (tiles.side + 2) ** 2), "tiles")
+    pointers = tiles.inputs.ctypes.data, tiles.outputs.ctypes.data
+    native.call("cs_winograd_conv", byref(arguments), tiles.side, *pointers, count)
 
 
 def _row_matrix(value: np.ndarray, shape: Tuple[int, int], name: str) -> np.ndarray:

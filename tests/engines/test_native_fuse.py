@@ -79,9 +79,11 @@ def test_wide_ones_stay(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("winograd", ["0", "1"])
+@pytest.mark.parametrize("winograd", ["0", "1", "2"])
 @pytest.mark.parametrize("bias", [{}, {"bias": False}])
 def test_results_are_those_without(isa, winograd, bias, tmp_path, monkeypatch):
+    monkeypatch.setattr(native_winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(native_winograd, "SITES_PER_TILE", {2: 0, 4: 0})
     monkeypatch.setenv("CRISPSEG_WINOGRAD", winograd)
     path = tmp_path / "refiner.onnx"
     onnx.save(blocks(bias, extra=("yo", "b")).model(), str(path))
@@ -93,7 +95,7 @@ def test_results_are_those_without(isa, winograd, bias, tmp_path, monkeypatch):
         assert shortcuts == [9, 12]
         wide = next(item for item in layers.values() if item.shortcut == 12)
         assert wide.gflop == pytest.approx(2e-9 * wide.rows * 20 * (9 * 20 + 12))
-        assert wide.algorithm == ("winograd" if winograd == "1" else "direct")
+        assert wide.algorithm == {"0": "direct", "1": "winograd4", "2": "winograd2"}[winograd]
         again = engine.run(feeds)
     monkeypatch.setattr(native, "fuse_shortcuts", lambda graph: graph)
     with native.load(path, EngineSpec(threads=1), isa) as engine:

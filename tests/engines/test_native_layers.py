@@ -47,7 +47,7 @@ def test_layers_of_a_run(tmp_path, monkeypatch):
         assert (first.kind, first.rows, first.level) == ("submanifold", n, 0)
         assert first.gflop == pytest.approx(2e-9 * 9 * n * first.cin * first.cout)
         assert up.gflop == pytest.approx(2e-9 * (exact["up"] >= 0).sum() * up.cin * up.cout)
-        assert {item.algorithm for item in layers} == {"direct", "winograd"}
+        assert {item.algorithm for item in layers} == {"direct", "winograd4"}
         assert all(item.ms == engine.node_times[item.name] for item in layers)
         engine.run(feeds, ["count"])
         assert engine.layers() == []  # nothing was convolved
@@ -63,8 +63,8 @@ def test_rows_of_a_table():
 
 
 def test_medians_over_frames():
-    seen = ((1, 10, "direct"), (9, 30, "winograd"), (2, 20, "direct"))
+    seen = ((1, 10, "direct"), (9, 30, "winograd4"), (2, 20, "direct"))
     frames = [[layer(ms=float(ms), rows=rows, algorithm=algorithm)] for ms, rows, algorithm in seen]
     (middle,) = medians(frames)
-    assert (middle.ms, middle.rows, middle.algorithm) == (2, 20, "direct/winograd")
+    assert (middle.ms, middle.rows, middle.algorithm) == (2, 20, "direct/winograd4")
     assert np.isclose(middle.gflop, 0.5)

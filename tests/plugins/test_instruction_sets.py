@@ -35,8 +35,9 @@ def test_winograd_too(isa, monkeypatch):
     with loader.Native(1) as one, loader.Native(5) as five:
         for conv in test_winograd.ROWS:
             data = conv_data(conv)
-            for a, b in zip(test_winograd.run(one, conv, data), test_winograd.run(five, conv, data)):
-                assert a.tobytes() == b.tobytes(), conv.name
+            for side in (2, 4):
+                for a, b in zip(test_winograd.run(one, conv, data, side), test_winograd.run(five, conv, data, side)):
+                    assert a.tobytes() == b.tobytes(), conv.name
 
 
 def test_instruction_sets_agree():

@@ -20,7 +20,8 @@ from crispseg.plugins import native_ops as ops
 every_isa = pytest.mark.parametrize("isa", isas())
 MANY = (*CONVS, *WIDE)
 every_conv = pytest.mark.parametrize("conv", MANY, ids=lambda c: c.name)
-ALGORITHMS = ("direct", "ordered", "winograd")
+SIDES = {"winograd2": 2, "winograd4": 4}
+ALGORITHMS = ("direct", "ordered", *SIDES)
 
 
 def second_of(conv: Conv, rows: int):
@@ -40,15 +41,15 @@ def want(conv: Conv, data, x2, weight2):
 def run(context, conv: Conv, data, algorithm: str):
     """[y, z1, z2], guards checked; None where Winograd does not apply."""
     table, sites = data.get("map"), find_sites(conv.sites)
-    if algorithm == "winograd" and conv.kind != "submanifold":
+    if algorithm in SIDES and conv.kind != "submanifold":
         return None
     x = strided_input(data["x"], conv.pad)
     n = len(x) if table is None else len(table)
     x2, weight2 = second_of(conv, n)
     order = ops.plan_map(context, table) if algorithm == "ordered" and table is not None else None
     blocks = [guarded_matrix(n, conv.cout, conv.pad, np.nan) for _ in range(1 + conv.outputs)]
-    pack = ops.pack_winograd if algorithm == "winograd" else ops.pack_weight
-    weight = pack(context, data["weight"])
+    side = SIDES.get(algorithm, 0)
+    weight = ops.pack_winograd(context, data["weight"], side) if side else ops.pack_weight(context, data["weight"])
     second = (strided_input(x2, 3), ops.pack_weight(context, weight2))
     arguments = ops.conv_arguments(
         x,
@@ -63,8 +64,9 @@ def run(context, conv: Conv, data, algorithm: str):
         z=[(data[f"scale{i}"], data[f"shift{i}"], blocks[1 + i][1]) for i in range(conv.outputs)],
         second=second,
     )
-    if algorithm == "winograd":
-        ops.winograd_conv(context, arguments, ops.winograd_plan(context, sites.coords(), sites.height, sites.width))
+    if side:
+        tiles = ops.winograd_plan(context, sites.coords(), sites.height, sites.width, side)
+        ops.winograd_conv(context, arguments, tiles)
     else:
         context.call("cs_sparse_conv", byref(arguments))
     for block, inner in blocks:
@@ -77,16 +79,18 @@ def run(context, conv: Conv, data, algorithm: str):
 def test_matches_float64(isa, conv):
     context, data = native(isa), conv_data(conv)
     poison_direct(context)
-    poison_winograd(context)
+    poison_winograd(context, 4)
+    poison_winograd(context, 2)
     rows = len(data["map"]) if "map" in data else len(data["x"])
     expected = want(conv, data, *second_of(conv, rows))
     direct = run(context, conv, data, "direct")
     assert_close(direct, expected, conv)
     for a, b in zip(direct, run(context, conv, data, "ordered")):
         np.testing.assert_array_equal(a, b)
-    winograd = run(context, conv, data, "winograd")
-    if winograd is not None:
-        assert_close(winograd, expected, conv)
+    for algorithm in SIDES:
+        winograd = run(context, conv, data, algorithm)
+        if winograd is not None:
+            assert_close(winograd, expected, conv)
 
 
 @every_isa

@@ -158,7 +158,8 @@ void bad_arguments(cs_context *ctx) {
   c.map = none, c.weight = memory, c.y = memory + 32;
   expect(cs_sparse_conv(ctx, &c) == CS_BAD_ARGUMENT, "conv: map outside");
   c.K = 9;
-  expect(cs_winograd_conv(ctx, &c, outside, outside, 2) == CS_BAD_ARGUMENT, "winograd: more tiles than rows");
+  expect(cs_winograd_conv(ctx, &c, 2, outside, outside, 2) == CS_BAD_ARGUMENT, "winograd: more tiles than rows");
+  expect(cs_winograd_conv(ctx, &c, 3, outside, outside, 1) == CS_BAD_ARGUMENT, "winograd: tiles of 3x3");
   c.K = 1, c.map = nullptr, c.ldx = 0;
   expect(cs_sparse_conv(ctx, &c) == CS_BAD_ARGUMENT, "conv: stride");
   expect(cs_submanifold_map(ctx, outside, 1, 4, 9, map) == CS_BAD_ARGUMENT, "map: site outside");

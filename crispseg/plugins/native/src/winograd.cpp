@@ -11,16 +11,19 @@ namespace crispseg {
 namespace {
 
 constexpr int kTaps = 9;
-constexpr int64_t kSmallBlock = 96, kLargeBlock = 240;  // tiles
 
-// Positions (in tiles) of the 2x2 tiles that have a site, in raster order; returns their number.
-int64_t occupied(const int32_t *coords, int64_t n, int W, uint64_t *marks, int32_t *sites) {
-  const int words = (W + 127) / 128;
+inline bool bad_tile(int tile) { return tile != 2 && tile != 4; }
+
+inline int64_t mark_words(int W, int tile) { return ceil_div(ceil_div(W, tile), 64); }
+
+// Positions (in tiles) of the tiles that have a site, in raster order; returns their number.
+int64_t occupied(const int32_t *coords, int64_t n, int W, int tile, uint64_t *marks, int32_t *sites) {
+  const int words = static_cast<int>(mark_words(W, tile)), shift = tile == 4 ? 2 : 1;
   int64_t m = 0;
   for (int64_t i = 0; i < n;) {
-    const int ty = coords[2 * i] >> 1;
-    for (; i < n && coords[2 * i] >> 1 == ty; ++i) {
-      const int tx = coords[2 * i + 1] >> 1;
+    const int ty = coords[2 * i] >> shift;
+    for (; i < n && coords[2 * i] >> shift == ty; ++i) {
+      const int tx = coords[2 * i + 1] >> shift;
       marks[tx >> 6] |= uint64_t{1} << (tx & 63);
     }
     for (int w = 0; w < words; ++w) {
@@ -34,28 +37,45 @@ int64_t occupied(const int32_t *coords, int64_t n, int W, uint64_t *marks, int32
   return m;
 }
 
-void fill_tiles(const int32_t *grid, int64_t stride, const int32_t *sites, int64_t begin, int64_t end, int32_t *in,
-                int32_t *out) {
+void fill_tiles(int tile, const int32_t *grid, int64_t stride, const int32_t *sites, int64_t begin, int64_t end,
+                int32_t *in, int32_t *out) {
+  const int side = side_of(tile);
+  in += begin * points_of(tile);
+  out += begin * outputs_of(tile);
   for (int64_t t = begin; t < end; ++t) {
-    const int32_t *cell = grid + 2 * (sites[2 * t] * stride + sites[2 * t + 1]);  // top left of the 4x4 input
-    for (int x = 0; x < 4; ++x)
-      for (int y = 0; y < 4; ++y) in[16 * t + 4 * x + y] = cell[y * stride + x] - 1;
-    for (int x = 0; x < 2; ++x)
-      for (int y = 0; y < 2; ++y) out[4 * t + 2 * x + y] = cell[(y + 1) * stride + x + 1] - 1;
+    const int32_t *cell = grid + tile * (sites[2 * t] * stride + sites[2 * t + 1]);  // top left of the input
+    for (int x = 0; x < side; ++x)
+      for (int y = 0; y < side; ++y) *in++ = cell[y * stride + x] - 1;
+    for (int x = 0; x < tile; ++x)
+      for (int y = 0; y < tile; ++y) *out++ = cell[(y + 1) * stride + x + 1] - 1;
   }
 }
 
-// G g G' of one kernel: g[ky + 3 * kx] -> u[a + 4 * b].
-void weight_points(const double *g, double *u) {
-  double t[12];
-  const auto expand = [](double a, double b, double c, double *to, int step) {
+// G g of three taps, `step` apart in `to`. F(4,3): value of the kernel's polynomial at each point x_i, over the product of
+// x_i - x_j; the last point, infinity, has its leading coefficient.
+void weight_points(int tile, double a, double b, double c, double *to, int step) {
+  if (tile == 2) {
     to[0] = a;
     to[step] = (a + b + c) / 2;
     to[2 * step] = (a - b + c) / 2;
     to[3 * step] = c;
-  };
-  for (int kx = 0; kx < 3; ++kx) expand(g[3 * kx], g[3 * kx + 1], g[3 * kx + 2], t + 4 * kx, 1);
-  for (int a = 0; a < 4; ++a) expand(t[a], t[4 + a], t[8 + a], u + a, 4);
+    return;
+  }
+  constexpr double pp = kP * kP, qq = kQ * kQ, at_p = 2 * pp * (pp - qq), at_q = 2 * qq * (qq - pp);
+  to[0] = a / (pp * qq);
+  to[step] = (a + kP * b + pp * c) / at_p;
+  to[2 * step] = (a - kP * b + pp * c) / at_p;
+  to[3 * step] = (a + kQ * b + qq * c) / at_q;
+  to[4 * step] = (a - kQ * b + qq * c) / at_q;
+  to[5 * step] = c;
+}
+
+// G g G' of one kernel: g[ky + 3 * kx] -> u[a + side * b].
+void weight_square(int tile, const double *g, double *u) {
+  const int side = side_of(tile);
+  double t[3 * 6];
+  for (int kx = 0; kx < 3; ++kx) weight_points(tile, g[3 * kx], g[3 * kx + 1], g[3 * kx + 2], t + side * kx, 1);
+  for (int a = 0; a < side; ++a) weight_points(tile, t[a], t[side + a], t[2 * side + a], u + a, side);
 }
 
 // `blocks` blocks of `tiles` tiles, each cut into groups of panels, and the scratch of a worker. No influence on results.
@@ -64,13 +84,14 @@ struct Cut {
   int panels;
 };
 
-Cut cut(const ConvShape &k, const cs_conv &c, int64_t tiles, int threads) {
+Cut cut(const ConvShape &k, const cs_conv &c, int tile, int64_t tiles, int threads) {
   Cut r;
   // Weights that fit into half of the L2 cache stay there, and with blocks this small most of v and m too. Larger ones
   // come from further away once a block; then blocks are large, so that fetching them hides behind the arithmetic
-  // (measured on levels of 64 to 1024 channels: 48..96 tiles best up to 128 x 128 weights, 144..288 beyond).
-  const bool small = static_cast<int64_t>(sizeof(float)) * kPoints * c.cin * c.cout <= input_bytes();
-  r.blocks = ceil_div(tiles, small ? kSmallBlock : kLargeBlock);
+  // (measured on levels of 32 to 1024 channels: 48..96 tiles of 2x2 or 36 of 4x4 best where weights fit, 144..288 or
+  // 144..240 beyond).
+  const bool small = static_cast<int64_t>(sizeof(float)) * points_of(tile) * c.cin * c.cout <= input_bytes();
+  r.blocks = ceil_div(tiles, tile == 2 ? (small ? 96 : 240) : (small ? 36 : 192));
   if (r.blocks < 8 * threads && (small || r.blocks >= threads)) r.blocks = round_up(r.blocks, threads);
   r.tiles = round_up(ceil_div(tiles, r.blocks), k.mr);
   r.blocks = ceil_div(tiles, r.tiles);
@@ -95,39 +116,44 @@ Cut cut(const ConvShape &k, const cs_conv &c, int64_t tiles, int threads) {
 
 }  // namespace crispseg
 
-extern "C" int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t n, int H, int W, int32_t *tiles_in,
-                                int32_t *tiles_out, int32_t *count) {
+extern "C" int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t n, int H, int W, int tile,
+                                int32_t *tiles_in, int32_t *tiles_out, int32_t *count) {
   using namespace crispseg;
+  if (bad_tile(tile)) return fail(CS_BAD_ARGUMENT, "cs_winograd_plan: tile: expected 2 or 4, found %d", tile);
   if (const int bad = check_sites("cs_winograd_plan", ctx, coords, n, H, W)) return bad;
   if (!count) return fail(CS_BAD_ARGUMENT, "cs_winograd_plan: no room for the count");
   *count = 0;
   if (n == 0) return CS_OK;
   if (!tiles_in || !tiles_out) return fail(CS_BAD_ARGUMENT, "cs_winograd_plan: no room for the tiles");
   // A tile may hang over the lower or right edge of an odd grid.
-  const int Ht = static_cast<int>(round_up(H, 2)), Wt = static_cast<int>(round_up(W, 2));
+  const int Ht = static_cast<int>(round_up(H, tile)), Wt = static_cast<int>(round_up(W, tile));
   int32_t *grid = ctx->scratch_zeroed<int32_t>(kSlotGrid, grid_cells(Ht, Wt));
-  uint64_t *marks = ctx->scratch_zeroed<uint64_t>(kSlotMarks, (Wt + 127) / 128);
+  uint64_t *marks = ctx->scratch_zeroed<uint64_t>(kSlotMarks, mark_words(Wt, tile));
   int32_t *sites = ctx->scratch<int32_t>(kSlotTileSites, 2 * static_cast<size_t>(n));
   if (!grid || !marks || !sites) return CS_OUT_OF_MEMORY;
-  const int64_t tiles = occupied(coords, n, Wt, marks, sites);
+  const int64_t tiles = occupied(coords, n, Wt, tile, marks, sites);
   *count = static_cast<int32_t>(tiles);
   fill(ctx, grid, coords, n, Wt);
   by_rows(ctx, tiles, [&](int64_t begin, int64_t end) {
-    fill_tiles(grid, Wt + 2, sites, begin, end, tiles_in, tiles_out);
+    fill_tiles(tile, grid, Wt + 2, sites, begin, end, tiles_in, tiles_out);
   });
   clear(ctx, grid, coords, n, Wt);
   return CS_OK;
 }
 
-extern "C" size_t cs_winograd_bytes(const cs_context *ctx, int cin, int cout) {
-  return cs_packed_bytes(ctx, crispseg::kPoints, cin, cout);
+extern "C" size_t cs_winograd_bytes(const cs_context *ctx, int tile, int cin, int cout) {
+  using namespace crispseg;
+  if (!ctx || bad_tile(tile) || bad_shape(kTaps, cin, cout)) return 0;
+  return static_cast<size_t>(padded(CS_PICK(ctx->isa, conv_kernels).shape, cout)) * points_of(tile) * cin * sizeof(float);
 }
 
 // Packed: [point][panel][cin][panel width], the last panel padded with zeros to whole vectors.
-extern "C" int cs_winograd_pack(const cs_context *ctx, const float *weight, int cin, int cout, void *packed) {
+extern "C" int cs_winograd_pack(const cs_context *ctx, const float *weight, int tile, int cin, int cout,
+                                void *packed) {
   using namespace crispseg;
-  if (!ctx || !weight || !packed || bad_shape(kTaps, cin, cout))
-    return fail(CS_BAD_ARGUMENT, "cs_winograd_pack: missing pointer, or cin = %d, cout = %d out of range", cin, cout);
+  if (!ctx || !weight || !packed || bad_tile(tile) || bad_shape(kTaps, cin, cout))
+    return fail(CS_BAD_ARGUMENT, "cs_winograd_pack: missing pointer, or tile = %d (2, 4), cin = %d, cout = %d out of range",
+                tile, cin, cout);
   const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
   const int64_t columns = padded(k, cout), point = columns * cin, tap = static_cast<int64_t>(cin) * cout;
   float *const to = static_cast<float *>(packed);
@@ -135,30 +161,32 @@ extern "C" int cs_winograd_pack(const cs_context *ctx, const float *weight, int 
     const int cols = cout - col < k.width ? cout - col : k.width, width = padded(k, cols);
     for (int64_t c = 0; c < cin; ++c)
       for (int i = 0; i < width; ++i) {
-        double g[kTaps] = {}, u[kPoints];
+        double g[kTaps] = {}, u[points_of(4)];
         for (int t = 0; t < kTaps && i < cols; ++t) g[t] = weight[t * tap + c * cout + col + i];
-        weight_points(g, u);
+        weight_square(tile, g, u);
         float *at = to + static_cast<int64_t>(col) * cin + c * width + i;
-        for (int p = 0; p < kPoints; ++p) at[p * point] = static_cast<float>(u[p]);
+        for (int p = 0; p < points_of(tile); ++p) at[p * point] = static_cast<float>(u[p]);
       }
   }
   return CS_OK;
 }
 
-extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, const int32_t *tiles_in, const int32_t *tiles_out,
-                                int32_t tiles) {
+extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, int tile, const int32_t *tiles_in,
+                                const int32_t *tiles_out, int32_t tiles) {
   using namespace crispseg;
   if (const int bad = check_conv("cs_winograd_conv", ctx, conv)) return bad;
+  if (bad_tile(tile)) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: tile: expected 2 or 4, found %d", tile);
   if (conv->K != kTaps || conv->n_in != conv->n_out || tiles < 0 || tiles > conv->n_out)
     return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: expected K = 9, n_in = n_out and at most n_out tiles; found K = %d, "
                 "n_in = %d, n_out = %d, %d tiles", conv->K, conv->n_in, conv->n_out, tiles);
   if (conv->n_out == 0 || tiles == 0) return CS_OK;
   if (!tiles_in || !tiles_out) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: no tiles");
   const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
-  const Cut work = cut(k, *conv, tiles, ctx->threads);
-  const int64_t v_size = kPoints * work.v_point + kCentre * work.v2_point;
+  const Cut work = cut(k, *conv, tile, tiles, ctx->threads);
+  const int points = points_of(tile), outputs = outputs_of(tile);
+  const int64_t v_size = points * work.v_point + outputs * work.v2_point;
   float *v = ctx->scratch<float>(kSlotTileIn, static_cast<size_t>(v_size) * ctx->threads);
-  float *m = ctx->scratch<float>(kSlotTileOut, static_cast<size_t>(kPoints * work.m_point) * ctx->threads);
+  float *m = ctx->scratch<float>(kSlotTileOut, static_cast<size_t>(points * work.m_point) * ctx->threads);
   if (!v || !m) return CS_OUT_OF_MEMORY;
 
   std::atomic<bool> bad{false};
@@ -167,11 +195,12 @@ extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, const int3
     const int64_t count = begin + work.tiles < tiles ? work.tiles : tiles - begin;
     const int panel0 = static_cast<int>(unit % work.groups * work.panels_per_group);
     const int64_t panel1 = panel0 + work.panels_per_group < work.panels ? panel0 + work.panels_per_group : work.panels;
-    const WinogradBlock block{conv, tiles_in + 16 * begin, tiles_out + 4 * begin, count, panel0,
+    const WinogradBlock block{conv, tiles_in + points * begin, tiles_out + outputs * begin, count, panel0,
                               static_cast<int>(panel1), v + v_size * worker,
-                              v + v_size * worker + kPoints * work.v_point, m + kPoints * work.m_point * worker,
+                              v + v_size * worker + points * work.v_point, m + points * work.m_point * worker,
                               work.v_point, work.m_point, work.ldv, work.v2_point, work.ldv2};
-    if (!CS_PICK(ctx->isa, winograd_kernels).block(block)) bad.store(true, std::memory_order_relaxed);
+    const WinogradKernels &kernels = CS_PICK(ctx->isa, winograd_kernels);
+    if (!(tile == 4 ? kernels.block4 : kernels.block2)(block)) bad.store(true, std::memory_order_relaxed);
   });
   if (bad.load())
     return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: a tile points outside of the %d rows", conv->n_out);

@@ -1,127 +1,90 @@
-// Sparse Winograd F(2x2,3x3): for every 2x2 tile that has an active pixel, Y = A'[(G g G') . (B' d B)]A with d the 4x4 input
-// around it, missing pixels zero. 16 products per tile and channel pair instead of 9 per pixel.
+// Sparse Winograd: for every tile of 2x2 or 4x4 pixels that has an active one, Y = A'[(G g G') . (B' d B)]A with d the
+// 4x4 or 6x6 input around it, missing pixels zero. 16 or 36 products per tile and channel pair instead of 9 per pixel.
 //
-// Three steps per block of tiles: input transform into v (all channels), 16 matrix products v[p] x U[p] into m with the
-// register tile of the direct convolution (conv_tile.h: AVX-512 24 sums + 2 weights of 32 registers, AVX2 and generic
-// 12 + 2 of 16), output transform with the direct convolution's epilogue. A point's v [tiles, cin] stays in the L2 cache
-// while all panels of its weights stream past once; v and m of other points may lie in the L3 cache, as each of their
-// floats is moved once for 2 * cout (2 * cin) floating point operations.
-// The transforms hold 16 vectors at a time: registers on AVX-512, partly the stack elsewhere.
+// Three steps per block of tiles: input transform into v (all channels), one matrix product v[p] x U[p] a point into m
+// with the register tile of the direct convolution (conv_tile.h: AVX-512 24 sums + 2 weights of 32 registers, AVX2 and
+// generic 12 + 2 of 16), output transform with the direct convolution's epilogue. A point's v [tiles, cin] stays in the L2
+// cache while all panels of its weights stream past once; v and m of other points may lie in the L3 cache, as each of
+// their floats is moved once for 2 * cout (2 * cin) floating point operations.
+// The transforms hold 16 vectors at a time, registers on AVX-512; of the 36 of a 4x4 tile a column at a time.
 //
-// A second source (1x1) is a 3x3 kernel of its centre tap w alone: G g G' is w / 4 at the four points with a and b in
-// {1, 2}, up to a sign that its input transform takes along with the quarter, and zero at the others. It adds cin2
-// input channels to these four products, and nothing to m or the output transform.
+// A second source (1x1) is a 3x3 kernel of its centre tap w alone: G g G' is w at the points that are finite and not 0, in
+// both directions, times a constant that its input transform takes along, and zero at the others. It adds cin2 input
+// channels to these products, and nothing to m or the output transform.
 #include "conv_tile.h"
-#include "winograd_kernels.h"
+#include "winograd_points.h"
 
 namespace crispseg {
 
 namespace {
 
-// B' d B of one tile for kLanes (or one) channels.
-template <class V>
-inline void input_points(const V *d, V *u) {
-  V t[16];
-#pragma GCC unroll 4
-  for (int x = 0; x < 4; ++x) {
-    const V *c = d + 4 * x;
-    t[4 * x] = c[0] - c[2];
-    t[4 * x + 1] = c[1] + c[2];
-    t[4 * x + 2] = c[2] - c[1];
-    t[4 * x + 3] = c[1] - c[3];
+// Transforms one square of pixels: `from(i)` gives pixel number dy + side * dx, `to(i, value)` takes a point.
+template <int kSide, class V, class From, class To, class Transform>
+inline void square(From &&from, To &&to, Transform &&transform) {
+  V t[kSide * kSide];
+#pragma GCC unroll 6
+  for (int x = 0; x < kSide; ++x) {
+    V d[kSide];
+#pragma GCC unroll 6
+    for (int y = 0; y < kSide; ++y) d[y] = from(y + kSide * x);
+    transform(d, t + kSide * x);
   }
-#pragma GCC unroll 4
-  for (int a = 0; a < 4; ++a) {
-    u[a] = t[a] - t[8 + a];
-    u[4 + a] = t[4 + a] + t[8 + a];
-    u[8 + a] = t[8 + a] - t[4 + a];
-    u[12 + a] = t[4 + a] - t[12 + a];
-  }
-}
-
-// The same for a second source: of its pixels d (number dy + 2 * dx), number (a - 1) + 2 * (b - 1).
-template <class V>
-inline void centre_points(const V *d, V *u) {
-  const V s0 = d[0] + d[2], s1 = d[1] + d[3], t0 = d[0] - d[2], t1 = d[1] - d[3];
-  u[0] = 0.25f * (s0 + s1);
-  u[1] = 0.25f * (s0 - s1);
-  u[2] = 0.25f * (t0 + t1);
-  u[3] = 0.25f * (t0 - t1);
-}
-
-// A' m A: four outputs, number y + 2 * x.
-inline void output_points(const vecf *m, vecf *y) {
-  vecf t[8];
-#pragma GCC unroll 4
-  for (int b = 0; b < 4; ++b) {
-    const vecf *c = m + 4 * b;
-    t[2 * b] = c[0] + c[1] + c[2];
-    t[2 * b + 1] = c[1] - c[2] - c[3];
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    y[i] = t[i] + t[2 + i] + t[4 + i];
-    y[2 + i] = t[2 + i] - t[4 + i] - t[6 + i];
+#pragma GCC unroll 6
+  for (int a = 0; a < kSide; ++a) {
+    V d[kSide], u[kSide];
+#pragma GCC unroll 6
+    for (int x = 0; x < kSide; ++x) d[x] = t[a + kSide * x];
+    transform(d, u);
+#pragma GCC unroll 6
+    for (int b = 0; b < kSide; ++b) to(a + kSide * b, u[b]);
   }
 }
 
+// The rows that a tile reads; false when one lies outside.
+template <int kCount>
+inline bool find_rows(const int32_t *in, const float *x, int64_t ldx, int n, const float **rows) {
+  uint32_t largest = 0;
+  for (int i = 0; i < kCount; ++i) {
+    const uint32_t from = static_cast<uint32_t>(in[i]) + 1u;
+    largest = from > largest ? from : largest;
+    rows[i] = x + (static_cast<int64_t>(from) - 1) * ldx;
+  }
+  return largest <= static_cast<uint32_t>(n);
+}
+
+// v[point][tile][channel] of every channel of `cin`, kSide * kSide rows to as many points.
+template <int kSide, class Transform>
+inline void transform_tile(const float *const *rows, int cin, float *to, int64_t v_point, Transform &&transform) {
+  const int whole = cin / kLanes * kLanes;
+  for (int c = 0; c < whole; c += kLanes)
+    square<kSide, vecf>([&](int i) { return load(rows[i] + c); },
+                        [&](int i, vecf u) { store(to + i * v_point + c, u); }, transform);
+  for (int c = whole; c < cin; ++c)
+    square<kSide, float>([&](int i) { return rows[i][c]; }, [&](int i, float u) { to[i * v_point + c] = u; }, transform);
+}
+
+template <class F>
 bool transform_input(const WinogradBlock &block) {
+  constexpr int kPoints = F::kSide * F::kSide;
   const cs_conv &conv = *block.conv;
-  const float *zero = conv.x - conv.ldx;
-  const int whole = conv.cin / kLanes * kLanes;
   for (int64_t t = 0; t < block.tiles; ++t) {
-    const int32_t *in = block.in + kPoints * t;
     const float *rows[kPoints];
-    uint32_t largest = 0;
-    for (int i = 0; i < kPoints; ++i) {
-      const uint32_t from = static_cast<uint32_t>(in[i]) + 1u;
-      largest = from > largest ? from : largest;
-      rows[i] = zero + static_cast<int64_t>(from) * conv.ldx;
-    }
-    if (largest > static_cast<uint32_t>(conv.n_in)) return false;
-    float *to = block.v + t * block.ldv;
-    for (int c = 0; c < whole; c += kLanes) {
-      vecf d[kPoints], u[kPoints];
-#pragma GCC unroll 16
-      for (int i = 0; i < kPoints; ++i) d[i] = load(rows[i] + c);
-      input_points(d, u);
-#pragma GCC unroll 16
-      for (int i = 0; i < kPoints; ++i) store(to + i * block.v_point + c, u[i]);
-    }
-    for (int c = whole; c < conv.cin; ++c) {
-      float d[kPoints], u[kPoints];
-      for (int i = 0; i < kPoints; ++i) d[i] = rows[i][c];
-      input_points(d, u);
-      for (int i = 0; i < kPoints; ++i) to[i * block.v_point + c] = u[i];
-    }
+    if (!find_rows<kPoints>(block.in + kPoints * t, conv.x, conv.ldx, conv.n_in, rows)) return false;
+    transform_tile<F::kSide>(rows, conv.cin, block.v + t * block.ldv, block.v_point,
+                             [](const auto *d, auto *u) { F::input(d, u); });
   }
   return true;
 }
 
+template <class F>
 bool transform_second(const WinogradBlock &block) {
+  constexpr int kCentre = F::kTile * F::kTile;
   const cs_conv &conv = *block.conv;
-  const float *zero = conv.x2 - conv.ldx2;
-  const int whole = conv.cin2 / kLanes * kLanes;
   for (int64_t t = 0; t < block.tiles; ++t) {
     const float *rows[kCentre];
-    for (int i = 0; i < kCentre; ++i) {
-      const uint32_t from = static_cast<uint32_t>(block.out[kCentre * t + i]) + 1u;
-      if (from > static_cast<uint32_t>(conv.n_out)) return false;
-      rows[i] = zero + static_cast<int64_t>(from) * conv.ldx2;
-    }
-    float *to = block.v2 + t * block.ldv2;
-    for (int c = 0; c < whole; c += kLanes) {
-      vecf d[kCentre], u[kCentre];
-      for (int i = 0; i < kCentre; ++i) d[i] = load(rows[i] + c);
-      centre_points(d, u);
-      for (int i = 0; i < kCentre; ++i) store(to + i * block.v2_point + c, u[i]);
-    }
-    for (int c = whole; c < conv.cin2; ++c) {
-      float d[kCentre], u[kCentre];
-      for (int i = 0; i < kCentre; ++i) d[i] = rows[i][c];
-      centre_points(d, u);
-      for (int i = 0; i < kCentre; ++i) to[i * block.v2_point + c] = u[i];
-    }
+    if (!find_rows<kCentre>(block.out + kCentre * t, conv.x2, conv.ldx2, conv.n_out, rows)) return false;
+    transform_tile<F::kTile>(rows, conv.cin2, block.v2 + t * block.ldv2, block.v2_point,
+                             [](const auto *d, auto *u) { F::centre(d, u); });
   }
   return true;
 }
@@ -146,9 +109,10 @@ struct Source {
 };
 
 // Number of a point among those of a second source, or -1.
+template <class F>
 inline int centre_of(int point) {
-  const int a = point % 4, b = point / 4;
-  return (a == 1 || a == 2) && (b == 1 || b == 2) ? a - 1 + 2 * (b - 1) : -1;
+  const int a = point % F::kSide - 1, b = point / F::kSide - 1;
+  return a >= 0 && a < F::kTile && b >= 0 && b < F::kTile ? a + F::kTile * b : -1;
 }
 
 // Input channels of a part, at most: 18 KB of a panel's weights, which stay in the L1 cache beside the rows of a register
@@ -156,6 +120,7 @@ inline int centre_of(int point) {
 constexpr int kPartSteps = 4608 / kWidth < kMaxSteps ? 4608 / kWidth : kMaxSteps;
 
 // A part of the input channels of one source of one point.
+template <class F>
 struct Step {
   int point;
   bool second;
@@ -163,7 +128,7 @@ struct Step {
   Chunk chunk;
 
   static Step at(const WinogradBlock &block, int point, bool second, int c) {
-    const Source from = second ? Source::second(block, centre_of(point)) : Source::first(block, point);
+    const Source from = second ? Source::second(block, centre_of<F>(point)) : Source::first(block, point);
     const int parts = (from.cin + kPartSteps - 1) / kPartSteps;
     const int part = ((from.cin + parts - 1) / parts + 3) / 4 * 4;
     return {point, second, from, {0, 1, c, c + part < from.cin ? c + part : from.cin, c == 0 && !second}};
@@ -171,7 +136,7 @@ struct Step {
   static Step begin(const WinogradBlock &block) { return at(block, 0, false, 0); }
   Step next(const WinogradBlock &block) const {
     if (chunk.c1 < from.cin) return at(block, point, second, chunk.c1);
-    if (block.conv->x2 && !second && centre_of(point) >= 0) return at(block, point, true, 0);
+    if (block.conv->x2 && !second && centre_of<F>(point) >= 0) return at(block, point, true, 0);
     return at(block, point + 1, false, 0);
   }
   // The weights of a panel.
@@ -200,10 +165,12 @@ void multiply_panel(const WinogradBlock &block, const Source &from, const Chunk 
 // Points, then parts of the input channels, then panels: a part of v[p] is read by every panel while it is in the L2
 // cache, and a part of a panel's weights by every register tile. A second source follows the first. m lies panel by
 // panel, so that one pass writes (and the next part's reads) one run of memory.
+template <class F>
 void multiply(const WinogradBlock &block) {
+  constexpr int kPoints = F::kSide * F::kSide;
   const int64_t m_step = kRows * kWidth, m_panel = (block.tiles + kRows - 1) / kRows * m_step;
-  for (Step step = Step::begin(block); step.point < kPoints;) {
-    const Step next = step.next(block);
+  for (Step<F> step = Step<F>::begin(block); step.point < kPoints;) {
+    const Step<F> next = step.next(block);
     for (int p = block.panel0; p < block.panel1; ++p) {
       const Ahead ahead = p + 1 < block.panel1 ? step.slab(block, p + 1)
                           : next.point < kPoints ? next.slab(block, block.panel0) : Ahead{nullptr, 0};
@@ -223,15 +190,17 @@ void multiply(const WinogradBlock &block) {
   }
 }
 
+template <class F>
 bool transform_output(const WinogradBlock &block) {
+  constexpr int kTile = F::kTile, kSide = F::kSide, kOutputs = kTile * kTile;
   const cs_conv &conv = *block.conv;
   const int panels = block.panel1 - block.panel0;
   const int64_t groups = (block.tiles + kRows - 1) / kRows;
   for (int64_t t = 0; t < block.tiles; ++t) {
-    int32_t out[4];
-    int from[4], active = 0;  // the outputs that are active pixels
-    for (int i = 0; i < 4; ++i) {
-      const int32_t row = block.out[4 * t + i];
+    int32_t out[kOutputs];
+    int from[kOutputs], active = 0;  // the outputs that are active pixels
+    for (int i = 0; i < kOutputs; ++i) {
+      const int32_t row = block.out[kOutputs * t + i];
       if (row < -1 || row >= conv.n_out) return false;
       if (row < 0) continue;
       from[active] = i;
@@ -240,13 +209,26 @@ bool transform_output(const WinogradBlock &block) {
     for (int p = 0; p < panels; ++p) {
       const int vectors = panel_vectors(conv.cout, block.panel0 + p), width = vectors * kLanes;
       const float *m = block.m + (p * groups + t / kRows) * (kRows * kWidth) + t % kRows * width;
-      alignas(64) float sums[4 * kWidth];
+      alignas(64) float sums[kOutputs * kWidth];
       for (int v = 0; v < vectors; ++v, m += kLanes) {
-        vecf points[kPoints], y[4];
-#pragma GCC unroll 16
-        for (int i = 0; i < kPoints; ++i) points[i] = *reinterpret_cast<const vecf *>(m + i * block.m_point);
-        output_points(points, y);
-        for (int i = 0; i < active; ++i) *reinterpret_cast<vecf *>(sums + i * width + v * kLanes) = y[from[i]];
+        vecf half[kTile * kSide], y[kOutputs];
+#pragma GCC unroll 6
+        for (int b = 0; b < kSide; ++b) {
+          vecf points[kSide];
+#pragma GCC unroll 6
+          for (int a = 0; a < kSide; ++a) points[a] = load(m + (a + kSide * b) * block.m_point);
+          F::output(points, half + kTile * b);
+        }
+#pragma GCC unroll 4
+        for (int dy = 0; dy < kTile; ++dy) {
+          vecf points[kSide], row[kTile];
+#pragma GCC unroll 6
+          for (int b = 0; b < kSide; ++b) points[b] = half[dy + kTile * b];
+          F::output(points, row);
+#pragma GCC unroll 4
+          for (int dx = 0; dx < kTile; ++dx) y[dy + kTile * dx] = row[dx];
+        }
+        for (int i = 0; i < active; ++i) store(sums + i * width + v * kLanes, y[from[i]]);
       }
       const int col = (block.panel0 + p) * kWidth, cols = conv.cout - col < width ? conv.cout - col : width;
       finish(conv, out, active, sums, width, col, cols);
@@ -255,14 +237,15 @@ bool transform_output(const WinogradBlock &block) {
   return true;
 }
 
+template <class F>
 bool run_block(const WinogradBlock &block) {
-  if (!transform_input(block) || (block.conv->x2 && !transform_second(block))) return false;
-  multiply(block);
-  return transform_output(block);
+  if (!transform_input<F>(block) || (block.conv->x2 && !transform_second<F>(block))) return false;
+  multiply<F>(block);
+  return transform_output<F>(block);
 }
 
 }  // namespace
 
-const WinogradKernels CS_NAME(winograd_kernels) = {run_block};
+const WinogradKernels CS_NAME(winograd_kernels) = {run_block<F2>, run_block<F4>};
 
 }  // namespace crispseg

@@ -1,0 +1,77 @@
+// Winograd's transforms in one dimension, for F(2,3) and F(4,3): tiles of kTile outputs from kSide = kTile + 2 inputs.
+// Two passes of them, along y and along x, make the transform of a square. V: a vector of channels, or one.
+// For *.isa.cpp files only; everything has internal linkage.
+#ifndef CRISPSEG_WINOGRAD_POINTS_H
+#define CRISPSEG_WINOGRAD_POINTS_H
+#include "winograd_kernels.h"
+
+namespace crispseg {
+
+namespace {
+
+// The points 0, 1, -1 and infinity.
+struct F2 {
+  static constexpr int kTile = 2, kSide = 4;
+
+  template <class V>
+  static inline void input(const V *d, V *u) {
+    u[0] = d[0] - d[2];
+    u[1] = d[1] + d[2];
+    u[2] = d[2] - d[1];
+    u[3] = d[1] - d[3];
+  }
+  // Of d[1] and d[2] alone, at the points 1 and -1, times the transform of a kernel that is 1 in its middle.
+  template <class V>
+  static inline void centre(const V *d, V *u) {
+    u[0] = 0.5f * (d[0] + d[1]);
+    u[1] = 0.5f * (d[0] - d[1]);
+  }
+  template <class V>
+  static inline void output(const V *m, V *y) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] - m[3];
+  }
+};
+
+// The points 0, p, -p, q, -q and infinity. Row i of the input transform has the coefficients of the product of (x - x_j)
+// over the other finite points; a pair of opposite points shares its even and odd parts.
+struct F4 {
+  static constexpr int kTile = 4, kSide = 6;
+  static constexpr float p = static_cast<float>(kP), q = static_cast<float>(kQ), pp = static_cast<float>(kP * kP), qq = static_cast<float>(kQ * kQ);
+
+  template <class V>
+  static inline void input(const V *d, V *u) {
+    const V even_p = d[4] - qq * d[2], odd_p = d[3] - qq * d[1];
+    const V even_q = d[4] - pp * d[2], odd_q = d[3] - pp * d[1];
+    u[0] = (d[4] - (pp + qq) * d[2]) + pp * qq * d[0];
+    u[1] = even_p + p * odd_p;
+    u[2] = even_p - p * odd_p;
+    u[3] = even_q + q * odd_q;
+    u[4] = even_q - q * odd_q;
+    u[5] = (d[5] - (pp + qq) * d[3]) + pp * qq * d[1];
+  }
+  template <class V>
+  static inline void centre(const V *d, V *u) {
+    constexpr float at_p = static_cast<float>(0.5 / (kP * (kP * kP - kQ * kQ)));
+    constexpr float at_q = static_cast<float>(0.5 / (kQ * (kQ * kQ - kP * kP)));
+    const V even_p = d[3] - qq * d[1], odd_p = d[2] - qq * d[0];
+    const V even_q = d[3] - pp * d[1], odd_q = d[2] - pp * d[0];
+    u[0] = at_p * (even_p + p * odd_p);
+    u[1] = at_p * (p * odd_p - even_p);
+    u[2] = at_q * (even_q + q * odd_q);
+    u[3] = at_q * (q * odd_q - even_q);
+  }
+  template <class V>
+  static inline void output(const V *m, V *y) {
+    const V sum_p = m[1] + m[2], sum_q = m[3] + m[4], odd_p = m[1] - m[2], odd_q = m[3] - m[4];
+    y[0] = m[0] + sum_p + sum_q;
+    y[1] = p * odd_p + q * odd_q;
+    y[2] = pp * sum_p + qq * sum_q;
+    y[3] = (p * pp) * odd_p + (q * qq) * odd_q + m[5];
+  }
+};
+
+}  // namespace
+
+}  // namespace crispseg
+#endif
