@@ -80,7 +80,10 @@ class Artefact:
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[Any]:
-        path, size = self.path / name, self.files[name][1]
+        path = self.path / name
+        if name not in self.files:
+            raise BundleError("%s: the manifest lists no such file; %s" % (path, self.rebuild))
+        size = self.files[name][1]
         try:
             info = os.lstat(str(path))
             if not stat.S_ISREG(info.st_mode):
