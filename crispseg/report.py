@@ -33,6 +33,7 @@ DEFINITIONS = {
     "conv": "all sparse convolutions, ms",
     "ensemble": "joining the base's and the refiner's logits at the active pixels, ms",
     "scatter": "writing the refined labels into the label map, ms",
+    "overlay": "blending class colours over the frame on the GPU, ms",
     "pack": "copying a frame's results on the GPU to where the download takes them, ms",
     "post": "bringing the label map to the size of the frame, ms",
     "encode": "drawing, encoding and writing the outputs, ms",

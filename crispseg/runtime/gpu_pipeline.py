@@ -17,7 +17,7 @@ from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from crispseg.bundle import Bundle, NetInfo
-from crispseg.engines.cuda import Context, Stream
+from crispseg.engines.cuda import Buffer, Context, Stream, upload_now
 from crispseg.engines.cuda_kernels import Kernels
 from crispseg.errors import InputError
 from crispseg.runtime.bars import DeviceBars, bar_cells
@@ -62,6 +62,8 @@ class GpuPipeline:
         self._bars: Optional[DeviceBars] = None
         self._place: Optional[Placement] = None
         self._want: Tuple[str, ...] = ()
+        self._palette: Optional[Buffer] = None
+        self._alpha = 0.0
         self._slots: List[Slot] = []
         self._pending: Deque[Slot] = deque()
         self._ready: Deque[FrameResult] = deque()
@@ -86,6 +88,24 @@ class GpuPipeline:
         self._finish_all()
         self._drop()
         self._refiner.capacity = capacity
+
+    # ---- overlay ----------------------------------------------------------------------------------------------------
+
+    def paint(self, table: Optional[np.ndarray], alpha: float = 0.5) -> None:
+        """Blend class colours over every frame of the bundle's own size from now on: ``overlay`` of its result.
+
+        The bytes are those of ``overlay.blend``. Frames of other sizes have none.
+
+        Args:
+            table: uint8 [256, 3], the colour of each id; None = no more.
+            alpha: 0 (frame only) to 1 (colours only).
+        """
+        self._context.activate()
+        self._finish_all()
+        self._drop()
+        if self._palette is not None:
+            self._palette.close()
+        self._palette, self._alpha = None if table is None else upload_now(self._context, table), alpha
 
     # ---- run --------------------------------------------------------------------------------------------------------
 
@@ -166,10 +186,11 @@ class GpuPipeline:
             active = to_frame(active, place)
         labels = to_frame(slot.labels, place)
         confidence = None if slot.confidence is None else to_frame(slot.confidence, place)
+        painted = None if slot.overlay is None else slot.overlay.copy()
         times["post"] = 1e3 * (time.perf_counter() - last)
         times["total"] = times["post"] + times["host_latency"] + sum(slot.host.values())
         density = count / float(place.canvas[0] * place.canvas[1])
-        return FrameResult(labels, confidence, active, count, found, density, times)
+        return FrameResult(labels, confidence, active, count, found, density, times, overlay=painted)
 
     # ---- plan -------------------------------------------------------------------------------------------------------
 
@@ -182,6 +203,8 @@ class GpuPipeline:
         cells = bar_cells(place, low, self.net.upsample)
         self._bars = DeviceBars(self._context, (len(self.bundle.classes), *low), cells, self._base.output_type)
         rows = max(1, self._refiner.capacity)
+        if self._palette is not None and place.identity:
+            want = (*want, "overlay")
         self._slots = [Slot(self._context, place.frame, place.canvas, want, rows) for _ in range(self.depth)]
         # Once without capturing: libraries load kernels and choose algorithms at their first run, TensorRT's engines
         # get their addresses (one execution context each, for both slots: their frames run one behind the other).
@@ -216,6 +239,12 @@ class GpuPipeline:
         self._bars.enqueue(stream, self._logits.address)
         clock.mark(stream, "base")
         refiner.enqueue(stream, self._frames.canvas(image), self._logits.address, slot.outputs, clock)
+        if slot.overlay is not None and self._palette is not None:
+            self._kernels.call(
+                "csg_overlay", stream.handle, image, refiner.address("labels"), *slot.labels.shape,
+                self._palette.address, 256, self._alpha, slot.address("overlay"),
+            )  # fmt: skip
+            clock.mark(stream, "overlay")
         slot.pack(stream, {name: refiner.address(name) for name in slot.outputs})
         clock.mark(stream, "pack")
 
@@ -271,6 +300,8 @@ class GpuPipeline:
             return
         self._context.activate()
         self._drop()
+        if self._palette is not None:
+            self._palette.close()
         streams = (self._up, self._down, self._stream)
         for thing in (self._base, self._refiner, self._logits, self._input, *streams, self._kernels):
             thing.close()

@@ -24,14 +24,14 @@ class Slot:
         context: the device.
         frame: (H0, W0) of the frames.
         canvas: (H, W) of labels and confidence.
-        want: results to download: "labels", "confidence", "active".
+        want: results to download: "labels", "confidence", "active", "overlay".
         rows: most refined pixels a frame.
 
     Attributes:
         frame: page-locked uint8 [H0,W0,3], to be filled before :meth:`upload`.
         image: device memory of the frame, uint8 [H0,W0,3].
-        labels, confidence: page-locked uint8 [H,W]; coords: int32 [rows,2] or [0,2]; numbers: int32 [2], count and
-            found. Valid once ``done`` is reached.
+        labels, confidence: page-locked uint8 [H,W]; coords: int32 [rows,2]; numbers: int32 [2], count and found;
+            overlay: uint8 [H0,W0,3]. Valid once ``done`` is reached; None where it is not wanted.
         uploaded, computed, done: the frame is on the device; its results are packed; they are on the host.
         clock: stages of the graphs.
     """
@@ -47,6 +47,9 @@ class Slot:
             sizes["confidence"] = pixels
         if "active" in want:
             sizes["coords"] = 8 * rows
+        self.outputs = list(sizes)  # of the refiner
+        if "overlay" in want:
+            sizes["overlay"] = self.frame.nbytes
         self._offsets: Dict[str, int] = {}
         end = 0
         for name, nbytes in sizes.items():
@@ -61,6 +64,7 @@ class Slot:
         self.labels = self._view("labels").reshape(canvas)
         self.confidence = self._view("confidence").reshape(canvas) if "confidence" in sizes else None
         self.coords = self._view("coords").view(np.int32).reshape(-1, 2) if "coords" in sizes else None
+        self.overlay = self._view("overlay").reshape(self.frame.shape) if "overlay" in sizes else None
         self.graphs: List[Optional[Graph]] = []
         self.clock = StageClock(context)
         self._up, self._down = context.event(), context.event()
@@ -71,21 +75,20 @@ class Slot:
         start = self._offsets[name]
         return self._host[start : start + self._sizes[name]]
 
-    @property
-    def outputs(self) -> List[str]:
-        """Names of the refiner's outputs that are downloaded."""
-        return list(self._offsets)
-
     def upload(self, stream: Stream) -> None:
         """Put the frame's way to the device on a stream; ``uploaded`` stands behind it."""
         stream.record(self._up)
         stream.upload(self.image.address, self.frame)
         stream.record(self.uploaded)
 
+    def address(self, name: str) -> int:
+        """Device address of a result, from where it is downloaded."""
+        return self._results.address + self._offsets[name]
+
     def pack(self, stream: Stream, addresses: Dict[str, int]) -> None:
         """Copy the results (name -> device address) out of the memory that the next frame writes."""
-        for name, start in self._offsets.items():
-            stream.copy(self._results.address + start, addresses[name], self._sizes[name])
+        for name, source in addresses.items():
+            stream.copy(self.address(name), source, self._sizes[name])
 
     def download(self, stream: Stream) -> None:
         """Put the results' way to the host on a stream; ``done`` stands behind it."""

@@ -78,9 +78,10 @@ class Outputs:
                 self.videos[item] = VideoWriter(out / (item + ".mp4"), source.fps or 25)
 
     def _overlay(self, frame: Frame, result: FrameResult) -> np.ndarray:
-        return overlay.blend(
-            frame.image, result.labels, self._table, self._alpha, result.active if self._outline else None, self._legend
-        )
+        active = result.active if self._outline else None
+        if result.overlay is not None:  # blended on the GPU
+            return overlay.decorate(result.overlay, result.labels, active, self._legend)
+        return overlay.blend(frame.image, result.labels, self._table, self._alpha, active, self._legend)
 
     def _certain(self, result: FrameResult) -> np.ndarray:
         assert result.confidence is not None

@@ -57,7 +57,16 @@ def blend(
     # A mask blends in whole numbers, where Image.blend adds floats and cuts off.
     weight = Image.new("L", picture.size, int(float(np.float32(alpha)) * 255 + 0.5))
     picture.paste(_color_image(labels, table), (0, 0), weight)
-    out = np.array(picture)
+    return decorate(np.array(picture), labels, active, legend)
+
+
+def decorate(
+    out: np.ndarray,
+    labels: np.ndarray,
+    active: Optional[np.ndarray] = None,
+    legend: Optional[Sequence[ClassInfo]] = None,
+) -> np.ndarray:
+    """Outline and legend of :func:`blend` on a picture that is blended already; it is written to."""
     if active is not None:
         out[outline(active)] = _OUTLINE
     if legend:

@@ -31,9 +31,10 @@ class FrameResult:
 
     ``labels``: uint8 [H0, W0] class ids at the frame's own size. ``confidence``: uint8 [H0, W0], 255 = certain, when
     wanted. ``active``: bool [H0, W0], the refined pixels, when wanted. ``base``: uint8 [H0, W0], what the base alone
-    would have given, when wanted. ``count``: refined pixels; ``found``: pixels above the threshold (more than ``count``
-    when the capacity was exceeded); ``density``: count / pixels of the canvas, 0..1. ``times``: stage -> ms, "total"
-    last.
+    would have given, when wanted. ``overlay``: uint8 [H0, W0, 3], class colours over the frame, where the pipeline
+    painted them (:meth:`GpuPipeline.paint`). ``count``: refined pixels; ``found``: pixels above the threshold (more
+    than ``count`` when the capacity was exceeded); ``density``: count / pixels of the canvas, 0..1. ``times``: stage ->
+    ms, "total" last.
     """
 
     labels: np.ndarray
@@ -44,6 +45,7 @@ class FrameResult:
     density: float = 0.0
     times: Dict[str, float] = field(default_factory=dict)
     base: Optional[np.ndarray] = None
+    overlay: Optional[np.ndarray] = None
 
 
 def open_pipeline(

@@ -17,6 +17,7 @@ from crispseg.runtime.budget import calibrate_on, require_adjustable, summary
 from crispseg.runtime.frames import Frame, Source, open_source
 from crispseg.runtime.interrupt import Interrupt
 from crispseg.runtime.outputs import Outputs, parse_save
+from crispseg.runtime.overlay import palette
 from crispseg.runtime.pipeline import FrameResult, Pipeline, open_pipeline
 from crispseg.runtime.queues import Channel, Worker
 
@@ -91,6 +92,10 @@ def run(
                 precision=precision, device=device, refiner_engine=refiner_engine,
             )  # fmt: skip
             stack.callback(pipe.close)
+        if "overlay" in items and hasattr(pipe, "paint"):  # before the budget: it takes time too
+            pipe.paint(palette(loaded.classes), alpha)
+            if pipeline is not None:
+                stack.callback(pipe.paint, None)
         choice = None if budget_ms is None else calibrate_on(pipe, frames, loaded, budget_ms)
         outputs = Outputs(folder, items, frames, loaded, alpha, outline, legend)
         _drop_old_report(folder)

@@ -21,7 +21,7 @@ from crispseg.engines import cuda, cuda_base, cuda_kernels, native, nvrtc, ort_c
 from crispseg.engines.spec import EngineSpec
 from crispseg.engines.tensorrt import run as tensorrt_run
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
-from crispseg.runtime import gpu_open
+from crispseg.runtime import gpu_open, overlay
 from crispseg.runtime.frames import Frame
 from crispseg.runtime.latency import measure
 from crispseg.runtime.pipeline import open_pipeline
@@ -383,6 +383,41 @@ def test_run_keeps_the_order_with_frames_under_way(bundles, copied, tmp_path):
         for index, image in enumerate(frames):
             saved = np.asarray(Image.open(tmp_path / "out" / "labels" / ("%d.png" % index)))
             assert (saved == pipe.run(image).labels).all()
+
+
+def test_overlays_have_the_bytes_of_the_cpu(bundles, copied):
+    table = overlay.palette(bundles["rgb"].classes)
+    frame, other = picture(0, *FRAME), picture(1, 48, 80)
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        assert pipe.run(frame).overlay is None
+        pipe.submit(frame)
+        pipe.paint(table, 0.3)  # the frame under way is finished first
+        assert pipe.collect().overlay is None
+        for image in (frame, picture(2, *FRAME)):
+            result = pipe.run(image, ALL)
+            assert (result.overlay == overlay.blend(image, result.labels, table, 0.3)).all()
+            assert "overlay" in result.times
+        assert pipe.run(other).overlay is None, "labels of another size than the frame"
+        pipe.paint(None)
+        assert pipe.run(frame).overlay is None
+
+
+def test_run_draws_on_what_the_gpu_blended(bundles, copied, tmp_path, monkeypatch):
+    for index, size in enumerate([FRAME, FRAME, (48, 80)]):
+        Image.fromarray(picture(index, *size)).save(tmp_path / ("%d.png" % index))
+    drawn, blend = [], overlay.blend
+    saved = {}
+    for where in ("cpu", "gpu"):
+        options = {"outline": True, "legend": True, "alpha": 0.7, "backend": "cuda"}
+        with monkeypatch.context() as patch:
+            patch.setattr(overlay, "blend", lambda *given, who=where: drawn.append(who) or blend(*given))
+            if where == "cpu":
+                patch.setattr("crispseg.runtime.gpu_pipeline.GpuPipeline.paint", lambda *given: None)
+            run(bundles["rgb"], tmp_path, tmp_path / where, "overlay", **options)
+        saved[where] = [np.asarray(Image.open(tmp_path / where / "overlay" / ("%d.png" % i))) for i in range(3)]
+    assert drawn == ["cpu"] * 3 + ["gpu"], "the last frame has another size"
+    for one, two in zip(saved["cpu"], saved["gpu"]):
+        assert (one == two).all()
 
 
 def test_latency_with_a_budget(bundles, copied, tmp_path, monkeypatch):
