@@ -1,11 +1,10 @@
-"""The default refiner on frames of a few small uncertain spots: what keeping only Winograd's form of a weight costs.
+"""The default refiner on frames of a few small uncertain spots: what the rule that chooses the kernel by frame saves.
 
     python benchmarks/isolated_sites.py [--spots 1,4,16,64,256,1024] [--rounds 3] [--json out.json]
 
 Each spot is one uncertain pixel of the logits, far from the others. On coarse levels it becomes two by two sites or
 fewer, where the direct kernel does less work. Compared on the same frames, in turns, one thread, process CPU time,
-medians: the engine as it is; the direct kernel alone; and every weight in both forms, so that the rule of sites per
-tile decides on every level. Weights are random.
+medians: the engine as it is; the direct kernel alone; and Winograd alone, on every frame. Weights are random.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any, Dict, List
 import numpy as np
 from refiner_native_vs_ort import export, refiner_parser
 
-from crispseg.engines import native, native_weights
+from crispseg.engines import native, native_winograd
 from crispseg.engines.spec import EngineSpec
 
 CLASSES = 19
@@ -55,14 +54,11 @@ def spots(args: argparse.Namespace, number: int) -> np.ndarray:
 def engines(args: argparse.Namespace, path: Path) -> Dict[str, native.NativeEngine]:
     """The refiner with each way to choose."""
     export(args, (CLASSES, args.height // args.stride, args.width // args.stride), path)
-    spec, keep = EngineSpec(threads=1), native_weights.KEEP_BOTH
-    made = {"as it is": native.load(path, spec)}
-    os.environ["CRISPSEG_WINOGRAD"] = "0"
-    made["direct"] = native.load(path, spec)
-    del os.environ["CRISPSEG_WINOGRAD"]
-    native_weights.KEEP_BOTH = 1 << 62
-    made["both forms"] = native.load(path, spec)
-    native_weights.KEEP_BOTH = keep
+    made = {"as it is": native.load(path, EngineSpec(threads=1))}
+    for name, mode in (("direct", "0"), ("Winograd", "1")):
+        os.environ[native_winograd.ENVIRONMENT] = mode
+        made[name] = native.load(path, EngineSpec(threads=1))
+        del os.environ[native_winograd.ENVIRONMENT]
     return made
 
 
@@ -79,7 +75,7 @@ def measure(made: Dict[str, native.NativeEngine], feeds: Dict[str, np.ndarray], 
     levels = sorted({item.level for item in layers})
     same = [item for item in layers if item.kind == "submanifold"]
     rows = [max(item.rows for item in same if item.level == level) for level in levels]
-    winograd = [level for level in levels if any(i.level == level and i.algorithm == "winograd" for i in same)]
+    winograd = [level for level in levels if any(i.level == level and i.algorithm.startswith("winograd") for i in same)]
     return {"ms": {name: round(statistics.median(values), 2) for name, values in times.items()}, "sites": rows,
             "winograd_levels": winograd}  # fmt: skip
 
@@ -96,8 +92,8 @@ def main() -> None:
         row = {"spots": number, **measure(made, {"image": image, "logits": spots(args, number)}, args.rounds)}
         rows.append(row)
         ms = row["ms"]
-        print("%5d spots, sites %s: %s ms; as it is / direct %.2f, / both forms %.2f; Winograd on levels %s" % (
-            number, row["sites"], ms, ms["as it is"] / ms["direct"], ms["as it is"] / ms["both forms"],
+        print("%5d spots, sites %s: %s ms; over direct %.2f, Winograd over it %.2f; Winograd on levels %s" % (
+            number, row["sites"], ms, ms["as it is"] / ms["direct"], ms["Winograd"] / ms["as it is"],
             row["winograd_levels"]))  # fmt: skip
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -137,7 +137,7 @@ def build(
             progress(0, None, "packing weights")
         algorithms = {choice.node: choice.algorithm for choice in choices}
         arena = _Arena(sum(_most_bytes(native, shape) for shape in shapes.values()))
-        weights = prepare(native, graph, Compiled(algorithms), arena.allocate, rows, keep_both=arena.most)
+        weights = prepare(native, graph, Compiled(algorithms), arena.allocate, rows)
         places = {key: [arena.offset(array), array.nbytes] for key, array in weights.packed.items()}
         facts: Dict[str, Any] = {
             "deterministic": deterministic,
@@ -206,7 +206,6 @@ class _Arena:
 
     def __init__(self, most: int) -> None:
         self._memory = aligned(most + 64)
-        self.most = most
         self.used = 0
 
     def allocate(self, size: int) -> np.ndarray:

@@ -16,10 +16,6 @@ from crispseg.errors import BundleError
 from crispseg.plugins.loader import ConvArguments, ConvInt8Arguments, GateArguments, Native
 from crispseg.plugins.quantise import dequantise, quantise_by
 
-KEEP_BOTH = 1 << 20
-"""Bytes up to which a weight that Winograd uses is packed for the direct kernel too, which takes over on frames whose
-sites lie apart. Compiled engines keep both forms of all: what is not touched takes no memory there."""
-
 # Forms of a packed weight, as the ends of their keys; Winograd's are "#" and the algorithm.
 DIRECT, INT8 = "", "#int8"
 FORMS = (DIRECT, INT8, *("#" + algorithm for algorithm in TILES))
@@ -59,7 +55,6 @@ def prepare(
     compiled: Optional[Compiled] = None,
     allocate: Callable[[int], np.ndarray] = aligned,
     rows: Optional[Mapping[str, ByteRows]] = None,
-    keep_both: Optional[int] = None,
 ) -> Weights:
     """Pack and keep what the nodes need; the graph's constants are let go.
 
@@ -69,7 +64,6 @@ def prepare(
         compiled: decisions, and packed weights to use as they are; what it lacks is packed, if the graph has values.
         allocate: memory for packed weights, bytes -> uint8 array at an address divisible by 64.
         rows: matrices that are bytes, of a graph with int8 convolutions (``native_int8.bytes_of``).
-        keep_both: bytes instead of ``KEEP_BOTH``.
 
     Raises:
         BundleError: ``compiled`` lacks a weight that the graph has by shape alone, or has one of another size than
@@ -78,15 +72,14 @@ def prepare(
     """
     weights = Weights()
     chosen = choose(graph, None if compiled is None else compiled.algorithms)
-    keep_both = KEEP_BOTH if keep_both is None else keep_both
-    packer = _Packer(native, graph, weights, {} if compiled is None else compiled.packed, allocate, keep_both)
+    packer = _Packer(native, graph, weights, {} if compiled is None else compiled.packed, allocate)
     for index, node in enumerate(graph.nodes):
         if node.op == "SparseConv2d":
             if node.attributes["x_scale"]:
                 packed = packer.address(node.inputs["weight"], INT8)
                 weights.int8[index] = int8_conv(graph, node, rows, packed, weights.keep)
             quantised = weights.int8.get(index)
-            weights.arguments[index] = _conv(graph, node, weights, packer, index in chosen, quantised)
+            weights.arguments[index] = _conv(graph, node, weights, packer, quantised)
             if index in chosen:
                 address = packer.address(node.inputs["weight"], "#" + chosen[index])
                 weights.winograd.setdefault((node.inputs["map"], chosen[index]), {})[index] = address
@@ -119,11 +112,6 @@ class _Packer:
     weights: Weights
     ready: Mapping[str, np.ndarray]
     allocate: Callable[[int], np.ndarray]
-    keep_both: int
-
-    def has_direct(self, name: str) -> bool:
-        """Whether a weight that Winograd uses is there for the direct kernel too."""
-        return name in self.ready or self.size(name, DIRECT) <= self.keep_both
 
     def size(self, name: str, form: str) -> int:
         return packed_bytes(self.native, self.graph.raw.constants[name].shape, form)
@@ -178,13 +166,12 @@ def _conv(
     node: RawNode,
     weights: Weights,
     packer: _Packer,
-    winograd: bool,
     quantised: Optional[ConvInt8Arguments],
 ) -> ConvArguments:
     name = node.inputs["weight"]
     a = ConvArguments() if quantised is None else quantised.conv
     a.K, a.cin, a.cout = graph.raw.constants[name].shape
-    if quantised is None and (not winograd or packer.has_direct(name)):
+    if quantised is None:  # also beside Winograd's form: the direct kernel takes over where sites lie apart
         a.weight = packer.address(name, DIRECT)
     a.bias = _constant(graph, node.inputs["bias"], weights)
     if node.inputs.get("x2"):

@@ -18,7 +18,7 @@ from int8_net import int8_unet
 from native_net import frame, unet
 
 from crispseg.bundle_calibration import Calibration, NetCalibration, network_file, preprocessing_hash
-from crispseg.engines import cache, native, native_artefact, native_measure, native_weights, native_winograd
+from crispseg.engines import cache, native, native_artefact, native_measure, native_winograd
 from crispseg.engines.native_check import check_graph
 from crispseg.engines.native_graph import read_graph
 from crispseg.engines.native_memory import is_shape_only
@@ -198,9 +198,8 @@ def test_measured_plan(bundle):
         outputs(engine)
 
 
-def test_one_form_of_large_weights(bundle, monkeypatch):
-    """Winograd's alone when packed at load, where it then runs on scattered sites too; compiled engines have both."""
-    monkeypatch.setattr(native_weights, "KEEP_BOTH", 0)
+def test_both_forms_of_a_weight(bundle, monkeypatch):
+    """The direct kernel takes over on scattered sites, in compiled engines and in those that pack at load."""
     artefact = native_artefact.build(bundle, deterministic=True)
     stored = set(artefact.facts["weights"])
     wide = {item.node for item in native_artefact.plan_of(artefact) if item.algorithm == "winograd4"}
@@ -214,10 +213,12 @@ def test_one_form_of_large_weights(bundle, monkeypatch):
     with load(bundle) as direct:
         wanted = direct.run(feeds)
     monkeypatch.delenv("CRISPSEG_WINOGRAD")
-    for made, algorithm in ((None, "winograd4"), (artefact, "direct")):
+    for made in (None, artefact):
         with load(bundle, made) as engine:
             got = engine.run(feeds)
-            assert {item.algorithm for item in engine.layers() if item.name in wide and item.rows} == {algorithm}
+            assert {item.algorithm for item in engine.layers() if item.rows} == {"direct"}
+            engine.run(frame(0, level=0.0))
+            assert {item.algorithm for item in engine.layers() if item.name in wide} == {"winograd4"}
         for name in ("coords", "count", "labels"):
             assert (got[name] == wanted[name]).all()
 
