@@ -1,8 +1,7 @@
 """Which convolutions of a refiner run by Winograd's algorithm, and the tile plans that they share.
 
 Which ones may is fixed when the engine is compiled or loaded. Whether those of a level do follows the frame: where
-sites lie apart, the direct kernel is up to ten times as fast. In an engine that was packed at load, those with large
-weights have the Winograd form alone (``native_weights.KEEP_BOTH``) and run so on any frame.
+sites lie apart, the direct kernel is up to ten times as fast, so every weight is there in its form too.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ MIN_CHANNELS = 32
 from 32 to 1024 channels, with AVX-512, AVX2 and generic vectors (benchmarks/native_ops.py); a stem of 3 is not."""
 MOST_CHANNELS = 1024
 """Most input channels for tiles of 4x4, so that the error stays below 1e-5 of the largest value."""
-SITES_PER_TILE = {2: 2.75, 4: 6.5}
-"""Active sites per occupied tile from which Winograd pays: it multiplies 16 (36) times a tile, the direct kernel once
-for every neighbour that a site has. Measured break-even on noise and bands, 32..256 channels: 2.6 to 2.8 (6 to 7)."""
+PAIRS_PER_PRODUCT = {2: 1.1, 4: 1.3}
+"""Side of a tile -> pairs (site, neighbour) per product from which Winograd pays; the direct kernel multiplies the pairs,
+Winograd 16 or 36 products a tile. Measured break-even, 64 and 256 channels: 1.0 and 1.1 on noise, 1.2 and 1.4 on bands."""
 
 
 def candidates(graph: Graph, least: int = 0) -> Dict[int, str]:
@@ -99,11 +98,12 @@ class Tiles:
         """For ``n`` sites at ``coords`` (address of int32 [n, 2]) of a grid (rows, columns)."""
         side = self._side
         room = min(n, -(-grid[0] // side) * -(-grid[1] // side))
-        count = np.zeros(1, np.int32)
+        count, pairs = np.zeros(1, np.int32), np.zeros(1, np.int64)
         inputs, outputs = self._inputs.ensure((side + 2) ** 2 * room), self._outputs.ensure(side**2 * room)
-        native.call("cs_winograd_plan", coords, n, *grid, side, inputs, outputs, count.ctypes.data)
+        native.call("cs_winograd_plan", coords, n, *grid, side, inputs, outputs, count.ctypes.data, pairs.ctypes.data)
         self._count = int(count[0])
-        self.used = self._always or n >= SITES_PER_TILE[side] * self._count
+        products = (side + 2) ** 2 * self._count
+        self.used = self._always or int(pairs[0]) >= PAIRS_PER_PRODUCT[side] * products
 
     def run(self, native: Native, index: int, arguments: ConvArguments) -> bool:
         """Run a convolution of this map on the frame's plan; False (and nothing done) when the direct kernel should."""

@@ -104,8 +104,8 @@ PROTOTYPES = {
     # ctx, x, ldx, n, c, step, zero, q, ldq
     "cs_quantise_rows": (c_int, [_P, _P, c_int64, c_int32, c_int, c_float, c_int, _P, c_int64]),
     "cs_int8_kernels": (c_char_p, [_P]),
-    # ctx, coords, n, H, W, tile, tiles_in, tiles_out, count
-    "cs_winograd_plan": (c_int, [_P, _P, c_int32, c_int, c_int, c_int, _P, _P, _P]),
+    # ctx, coords, n, H, W, tile, tiles_in, tiles_out, count, pairs
+    "cs_winograd_plan": (c_int, [_P, _P, c_int32, c_int, c_int, c_int, _P, _P, _P, _P]),
     "cs_winograd_bytes": (c_size_t, [_P, c_int, c_int, c_int]),
     "cs_winograd_pack": (c_int, [_P, _P, c_int, c_int, c_int, _P]),
     # ctx, conv, tile, tiles_in, tiles_out, tiles

@@ -85,11 +85,13 @@ class Tiles:
     """Occupied tiles of a level, ``side`` (2 or 4) pixels a side; -1 = none.
 
     ``inputs``: rows of the pixels in and around them, int32 [T, (side + 2)**2]. ``outputs``: int32 [T, side**2].
+    ``pairs``: neighbours of all sites, themselves included.
     """
 
     side: int
     inputs: np.ndarray
     outputs: np.ndarray
+    pairs: int
 
 
 def winograd_plan(native: Native, coords: np.ndarray, height: int, width: int, side: int = 2) -> Tiles:
@@ -99,10 +101,10 @@ def winograd_plan(native: Native, coords: np.ndarray, height: int, width: int, s
     n = len(array(coords, np.int32, (None, 2), "coords"))
     room = min(n, -(-height // side) * -(-width // side))
     inputs, outputs = np.empty((room, (side + 2) ** 2), np.int32), np.empty((room, side**2), np.int32)
-    count = np.zeros(1, np.int32)
-    pointers = [a.ctypes.data for a in (inputs, outputs, count)]
+    count, pairs = np.zeros(1, np.int32), np.zeros(1, np.int64)
+    pointers = [a.ctypes.data for a in (inputs, outputs, count, pairs)]
     native.call("cs_winograd_plan", coords.ctypes.data, n, height, width, side, *pointers)
-    return Tiles(side, inputs[: count[0]].copy(), outputs[: count[0]].copy())
+    return Tiles(side, inputs[: count[0]].copy(), outputs[: count[0]].copy(), int(pairs[0]))
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def test_exported_refiner_agrees_with_onnxruntime(tmp_path):
 @pytest.mark.parametrize("case", [ALL, dict(), NONE], ids=["all", "some", "none"])
 def test_winograd_everywhere_agrees_with_the_definition(saved, monkeypatch, isa, case):
     monkeypatch.setattr(native_winograd, "MIN_CHANNELS", 1)
-    monkeypatch.setattr(native_winograd, "SITES_PER_TILE", {2: 0, 4: 0})
+    monkeypatch.setattr(native_winograd, "PAIRS_PER_PRODUCT", {2: 0, 4: 0})
     net = unet(5, threshold=0.2)
     net.extra = MATRICES
     feeds, found = frame(6, **case), {}

@@ -83,7 +83,7 @@ def test_wide_ones_stay(tmp_path, monkeypatch):
 @pytest.mark.parametrize("bias", [{}, {"bias": False}])
 def test_results_are_those_without(isa, winograd, bias, tmp_path, monkeypatch):
     monkeypatch.setattr(native_winograd, "MIN_CHANNELS", 1)
-    monkeypatch.setattr(native_winograd, "SITES_PER_TILE", {2: 0, 4: 0})
+    monkeypatch.setattr(native_winograd, "PAIRS_PER_PRODUCT", {2: 0, 4: 0})
     monkeypatch.setenv("CRISPSEG_WINOGRAD", winograd)
     path = tmp_path / "refiner.onnx"
     onnx.save(blocks(bias, extra=("yo", "b")).model(), str(path))

@@ -84,11 +84,14 @@ def run(context: loader.Native, conv: Conv, data, side: int, in_place: bool = Fa
 @every_sites
 def test_plan_is_the_definition(isa, sites, side):
     inputs, outputs = reference_tiles(sites, side)
+    table = ops.submanifold_map(native(isa), sites.coords(), sites.height, sites.width)
+    pairs = (table >= 0).sum()
     for threads in (1, 3):
         for _ in range(2):  # the grid must be clean again
             tiles = ops.winograd_plan(native(isa, threads), sites.coords(), sites.height, sites.width, side)
             np.testing.assert_array_equal(tiles.inputs, inputs)
             np.testing.assert_array_equal(tiles.outputs, outputs)
+            assert tiles.pairs == pairs
 
 
 @every_isa

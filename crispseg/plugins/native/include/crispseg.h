@@ -132,9 +132,10 @@ CS_API const char *cs_int8_kernels(const cs_context *ctx);
  * F(2x2); isolated sites are better off with cs_sparse_conv.
  * Plan: of every tile of the grid that has a site, tiles_in [count,S*S], S = tile + 2, the rows at
  * (tile*ty-1+dy, tile*tx-1+dx), number dy + S*dx, and tiles_out [count,tile*tile] the rows at (tile*ty+dy, tile*tx+dx),
- * number dy + tile*dx; -1 = none. Room for min(n, ceil(H/tile)*ceil(W/tile)) tiles. */
+ * number dy + tile*dx; -1 = none. Room for min(n, ceil(H/tile)*ceil(W/tile)) tiles. pairs: entries of the submanifold map
+ * that are not -1, which is what cs_sparse_conv multiplies. */
 CS_API int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t n, int H, int W, int tile,
-                            int32_t *tiles_in, int32_t *tiles_out, int32_t *count);
+                            int32_t *tiles_in, int32_t *tiles_out, int32_t *count, int64_t *pairs);
 CS_API size_t cs_winograd_bytes(const cs_context *ctx, int tile, int cin, int cout);
 CS_API int cs_winograd_pack(const cs_context *ctx, const float *weight, int tile, int cin, int cout,
                             void *packed); /* K = 9 */

@@ -26,9 +26,13 @@ void winograd(cs_context *ctx) {
     }
   Output<int32_t> in(room, points, false), out(room, pixels, false);
   int32_t tiles = -1;
-  call(cs_winograd_plan(ctx, at.data(), n, H, W, tile, in.row(0), out.row(0), &tiles));
+  int64_t pairs = -1, want_pairs = 0;
+  for (int i = 0; i < n; ++i)
+    for (int k = 0; k < 9; ++k) want_pairs += row_at(at[2 * i] + k % 3 - 1, at[2 * i + 1] + k / 3 - 1) >= 0;
+  call(cs_winograd_plan(ctx, at.data(), n, H, W, tile, in.row(0), out.row(0), &tiles, &pairs));
   const int expected = static_cast<int>(want_out.size()) / pixels;
   if (tiles != expected) return wrong("%d tiles, expected %d", tiles, expected);
+  expect(pairs == want_pairs, "pairs");
   in.done(tiles), out.done(tiles);
   expect(std::equal(want_in.begin(), want_in.end(), in.row(0)), "inputs of the tiles");
   expect(std::equal(want_out.begin(), want_out.end(), out.row(0)), "outputs of the tiles");

@@ -1,6 +1,7 @@
 // cs_winograd_*: tile plan, weight transform, and cutting of the work into blocks of tiles (kernels: winograd.isa.cpp).
 #include "winograd_kernels.h"
 
+#include <algorithm>
 #include <atomic>
 
 #include "conv_driver.h"
@@ -37,45 +38,64 @@ int64_t occupied(const int32_t *coords, int64_t n, int W, int tile, uint64_t *ma
   return m;
 }
 
-void fill_tiles(int tile, const int32_t *grid, int64_t stride, const int32_t *sites, int64_t begin, int64_t end,
-                int32_t *in, int32_t *out) {
+// Returns the number of (site, neighbour) pairs.
+int64_t fill_tiles(int tile, const int32_t *grid, int64_t stride, const int32_t *sites, int64_t begin, int64_t end,
+                   int32_t *in, int32_t *out) {
   const int side = side_of(tile);
+  const uint64_t column = 7, window = column | column << side | column << 2 * side;
+  int64_t pairs = 0;
   in += begin * points_of(tile);
   out += begin * outputs_of(tile);
   for (int64_t t = begin; t < end; ++t) {
     const int32_t *cell = grid + tile * (sites[2 * t] * stride + sites[2 * t + 1]);  // top left of the input
-    for (int x = 0; x < side; ++x)
-      for (int y = 0; y < side; ++y) *in++ = cell[y * stride + x] - 1;
+    uint64_t active = 0;
+    for (int x = 0, bit = 0; x < side; ++x)
+      for (int y = 0; y < side; ++y, ++bit) {
+        *in = cell[y * stride + x] - 1;
+        active |= static_cast<uint64_t>(*in++ >= 0) << bit;
+      }
     for (int x = 0; x < tile; ++x)
-      for (int y = 0; y < tile; ++y) *out++ = cell[(y + 1) * stride + x + 1] - 1;
+      for (int y = 0; y < tile; ++y) {
+        *out = cell[(y + 1) * stride + x + 1] - 1;
+        if (*out++ >= 0) pairs += __builtin_popcountll(active & window << (side * x + y));
+      }
   }
+  return pairs;
 }
 
-// G g of three taps, `step` apart in `to`. F(4,3): value of the kernel's polynomial at each point x_i, over the product of
-// x_i - x_j; the last point, infinity, has its leading coefficient.
-void weight_points(int tile, double a, double b, double c, double *to, int step) {
+// G g of `n` kernels' three taps: point i of them at to + i * step. F(4,3): value of the kernel's polynomial at each point
+// x_i, over the product of x_i - x_j; the last point, infinity, has its leading coefficient.
+void weight_points(int tile, const double *a, const double *b, const double *c, int n, double *to, int step) {
+  const auto points = [&](int point, double at, double scale) {
+    double *even = to + point * step, *odd = even + step;
+    for (int i = 0; i < n; ++i) {
+      const double sum = a[i] + at * at * c[i];
+      even[i] = (sum + at * b[i]) * scale;
+      odd[i] = (sum - at * b[i]) * scale;
+    }
+  };
+  constexpr double pp = kP * kP, qq = kQ * kQ;
+  const double first = tile == 2 ? 1 : 1 / (pp * qq);
+  for (int i = 0; i < n; ++i) to[i] = a[i] * first;
   if (tile == 2) {
-    to[0] = a;
-    to[step] = (a + b + c) / 2;
-    to[2 * step] = (a - b + c) / 2;
-    to[3 * step] = c;
-    return;
+    points(1, 1, 0.5);
+  } else {
+    points(1, kP, 0.5 / (pp * (pp - qq)));
+    points(3, kQ, 0.5 / (qq * (qq - pp)));
   }
-  constexpr double pp = kP * kP, qq = kQ * kQ, at_p = 2 * pp * (pp - qq), at_q = 2 * qq * (qq - pp);
-  to[0] = a / (pp * qq);
-  to[step] = (a + kP * b + pp * c) / at_p;
-  to[2 * step] = (a - kP * b + pp * c) / at_p;
-  to[3 * step] = (a + kQ * b + qq * c) / at_q;
-  to[4 * step] = (a - kQ * b + qq * c) / at_q;
-  to[5 * step] = c;
+  double *last = to + (tile + 1) * step;
+  for (int i = 0; i < n; ++i) last[i] = c[i];
 }
 
-// G g G' of one kernel: g[ky + 3 * kx] -> u[a + side * b].
-void weight_square(int tile, const double *g, double *u) {
+// G g G' of `n` kernels of one input channel: g[ky + 3 * kx] (kMaxWidth apart) -> u[a + side * b] (likewise).
+constexpr int kMaxWidth = 64;  // columns of a panel, at most
+void weight_squares(int tile, const double *g, int n, double *u) {
+  constexpr int w = kMaxWidth;
   const int side = side_of(tile);
-  double t[3 * 6];
-  for (int kx = 0; kx < 3; ++kx) weight_points(tile, g[3 * kx], g[3 * kx + 1], g[3 * kx + 2], t + side * kx, 1);
-  for (int a = 0; a < side; ++a) weight_points(tile, t[a], t[side + a], t[2 * side + a], u + a, side);
+  double t[3 * side_of(4) * w];
+  for (int kx = 0; kx < 3; ++kx, g += 3 * w) weight_points(tile, g, g + w, g + 2 * w, n, t + side * kx * w, w);
+  for (int a = 0; a < side; ++a)
+    weight_points(tile, t + a * w, t + (side + a) * w, t + (2 * side + a) * w, n, u + a * w, side * w);
 }
 
 // `blocks` blocks of `tiles` tiles, each cut into groups of panels, and the scratch of a worker. No influence on results.
@@ -117,12 +137,13 @@ Cut cut(const ConvShape &k, const cs_conv &c, int tile, int64_t tiles, int threa
 }  // namespace crispseg
 
 extern "C" int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t n, int H, int W, int tile,
-                                int32_t *tiles_in, int32_t *tiles_out, int32_t *count) {
+                                int32_t *tiles_in, int32_t *tiles_out, int32_t *count, int64_t *pairs) {
   using namespace crispseg;
   if (bad_tile(tile)) return fail(CS_BAD_ARGUMENT, "cs_winograd_plan: tile: expected 2 or 4, found %d", tile);
   if (const int bad = check_sites("cs_winograd_plan", ctx, coords, n, H, W)) return bad;
-  if (!count) return fail(CS_BAD_ARGUMENT, "cs_winograd_plan: no room for the count");
+  if (!count || !pairs) return fail(CS_BAD_ARGUMENT, "cs_winograd_plan: no room for the counts");
   *count = 0;
+  *pairs = 0;
   if (n == 0) return CS_OK;
   if (!tiles_in || !tiles_out) return fail(CS_BAD_ARGUMENT, "cs_winograd_plan: no room for the tiles");
   // A tile may hang over the lower or right edge of an odd grid.
@@ -134,9 +155,11 @@ extern "C" int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t 
   const int64_t tiles = occupied(coords, n, Wt, tile, marks, sites);
   *count = static_cast<int32_t>(tiles);
   fill(ctx, grid, coords, n, Wt);
+  std::atomic<int64_t> found{0};
   by_rows(ctx, tiles, [&](int64_t begin, int64_t end) {
-    fill_tiles(tile, grid, Wt + 2, sites, begin, end, tiles_in, tiles_out);
+    found.fetch_add(fill_tiles(tile, grid, Wt + 2, sites, begin, end, tiles_in, tiles_out), std::memory_order_relaxed);
   });
+  *pairs = found.load();
   clear(ctx, grid, coords, n, Wt);
   return CS_OK;
 }
@@ -157,16 +180,18 @@ extern "C" int cs_winograd_pack(const cs_context *ctx, const float *weight, int 
   const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
   const int64_t columns = padded(k, cout), point = columns * cin, tap = static_cast<int64_t>(cin) * cout;
   float *const to = static_cast<float *>(packed);
+  double g[kTaps * kMaxWidth], u[points_of(4) * kMaxWidth];
   for (int col = 0; col < cout; col += k.width) {
     const int cols = cout - col < k.width ? cout - col : k.width, width = padded(k, cols);
-    for (int64_t c = 0; c < cin; ++c)
-      for (int i = 0; i < width; ++i) {
-        double g[kTaps] = {}, u[points_of(4)];
-        for (int t = 0; t < kTaps && i < cols; ++t) g[t] = weight[t * tap + c * cout + col + i];
-        weight_square(tile, g, u);
-        float *at = to + static_cast<int64_t>(col) * cin + c * width + i;
-        for (int p = 0; p < points_of(tile); ++p) at[p * point] = static_cast<float>(u[p]);
-      }
+    std::fill(g, g + kTaps * kMaxWidth, 0.0);
+    for (int64_t c = 0; c < cin; ++c) {
+      for (int t = 0; t < kTaps; ++t)
+        for (int i = 0; i < cols; ++i) g[t * kMaxWidth + i] = weight[t * tap + c * cout + col + i];
+      weight_squares(tile, g, width, u);
+      float *at = to + static_cast<int64_t>(col) * cin + c * width;
+      for (int p = 0; p < points_of(tile); ++p, at += point)
+        for (int i = 0; i < width; ++i) at[i] = static_cast<float>(u[p * kMaxWidth + i]);
+    }
   }
   return CS_OK;
 }
