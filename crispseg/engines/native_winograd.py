@@ -27,8 +27,9 @@ from 32 to 1024 channels, with AVX-512, AVX2 and generic vectors (benchmarks/nat
 MOST_CHANNELS = 1024
 """Most input channels for tiles of 4x4, so that the error stays below 1e-5 of the largest value."""
 PAIRS_PER_PRODUCT = {2: 1.1, 4: 1.3}
-"""Side of a tile -> pairs (site, neighbour) per product from which Winograd pays; the direct kernel multiplies the pairs,
-Winograd 16 or 36 products a tile. Measured break-even, 64 and 256 channels: 1.0 and 1.1 on noise, 1.2 and 1.4 on bands."""
+"""Side of a tile -> pairs (site, neighbour) per product from which Winograd pays: the direct kernel multiplies pairs,
+Winograd 16 or 36 products a tile. Measured break-even, 64 and 256 channels: 1.0 and 1.1 on noise, 1.2 and 1.4
+on bands."""
 
 
 def candidates(graph: Graph, least: int = 0) -> Dict[int, str]:
