@@ -38,6 +38,7 @@ class Source:
     ``count``: number of frames when known. ``fps``: exact Fraction for video and live sources, None for pictures.
     ``files``: what is read from disk, so that no result is written over it.
     ``dropped``: frames of a live source that were skipped so far. ``damaged``: undecodable packets of a video so far.
+    ``limit``: most frames that were asked for, or None.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Source:
         self.name = name
         self.count = count
         self.fps = fps
+        self.limit: Optional[int] = None
         self.files = tuple(files)
         self._frames = frames
         self._close = close
@@ -70,8 +72,24 @@ class Source:
 
     @property
     def damaged(self) -> int:
-        """Packets of a video that could not be decoded."""
+        """Packets of a video that could not be decoded, and corrupt frames."""
         return getattr(self._counters, "damaged", 0)
+
+    def warnings(self, read: int) -> List[str]:
+        """What is to be told of a video of which ``read`` frames came before it ended by itself."""
+        found = []
+        expected = getattr(self._counters, "expected", None)
+        if self.limit is not None and expected is not None:
+            expected = min(self.limit, expected)
+        # Trimmed starts and rates that are averages explain a few.
+        if self.kind == "video" and expected is not None and read < expected - max(2, expected // 50):
+            found.append(
+                "%s: expected %d frames, as the file says, could read %d: it is cut off or damaged; copy it again"
+                % (self.name, expected, read)
+            )
+        if self.kind == "video" and self.damaged:
+            found.append("%s: %d damaged packets or frames; their labels mean nothing" % (self.name, self.damaged))
+        return found
 
     def describe(self) -> Dict[str, Any]:
         """JSON-able facts for the report."""
@@ -139,6 +157,7 @@ def open_source(source: Union[str, Path], limit: Optional[int] = None) -> Source
         )
     if limit is not None:
         opened._frames = itertools.islice(opened._frames, limit)
+        opened.limit = limit
         opened.count = limit if opened.count is None else min(opened.count, limit)
     return opened
 

@@ -117,9 +117,12 @@ def run(
             outputs.abort()
             raise
         report = _report(loaded, pipe, frames, outputs, record, backend, threads)
+        told = [] if record.interrupted else frames.warnings(record.written)
         if precision == "int8":
             report["calibration"] = bundle_calibration.facts(loaded, precision)
-            report["warnings"] = list(bundle_calibration.warnings(loaded, precision))
+            told += bundle_calibration.warnings(loaded, precision)
+        if told or precision == "int8":
+            report["warnings"] = told
         if choice is not None:
             report["budget"] = summary(choice, record.counts, record.founds, record.stages.get("total", []))
     write_json(folder / "report.json", report)

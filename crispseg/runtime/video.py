@@ -34,7 +34,8 @@ class VideoReader:
     """The first video stream of a file or URL: iterate for (image uint8 [H,W,3] RGB, time in s), every frame once.
 
     Rotation from the display matrix is applied. ``fps`` is exact (Fraction). ``count`` is what the container states, or
-    None. ``damaged`` counts packets that could not be decoded; playing goes on after them, as players do.
+    None; ``expected`` that, or what its duration means, or None. ``damaged`` counts packets that could not be decoded,
+    and frames that the decoder calls corrupt; playing goes on after them, as players do.
 
     Raises InputError: no readable video, no frame.
     """
@@ -61,6 +62,7 @@ class VideoReader:
             rate = self._stream.average_rate or getattr(self._stream, "guessed_rate", None) or self._stream.base_rate
             self.fps = Fraction(rate) if rate and 0 < rate <= 1000 else _DEFAULT_FPS
             self.count: Optional[int] = self._stream.frames or None
+            self.expected = self.count or self._by_duration()
             self._first_time: Optional[float] = None
             frames = self._decode()
             first = next(frames, None)
@@ -73,6 +75,15 @@ class VideoReader:
             raise
         self.height, self.width = first[0].shape[:2]
         self._frames = itertools.chain([first], frames)
+
+    def _by_duration(self) -> Optional[int]:
+        """Frames that the stated duration means. A container's own duration may be that of its sound."""
+        seconds = None
+        if self._stream.duration and self._stream.time_base:
+            seconds = self._stream.duration * self._stream.time_base
+        elif self._container.duration and len(self._container.streams) == 1:
+            seconds = Fraction(self._container.duration, 1000000)
+        return None if seconds is None or seconds <= 0 else round(seconds * self.fps)
 
     def _packets(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
@@ -98,6 +109,7 @@ class VideoReader:
                 self.damaged += 1
                 continue
             for frame in frames:
+                self.damaged += bool(getattr(frame, "is_corrupt", False))
                 yield self._convert(frame, index)
                 index += 1
 

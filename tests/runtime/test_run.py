@@ -117,6 +117,31 @@ def test_ctrl_c_leaves_a_playable_file(bundle, clip, tmp_path):
     assert len(os.listdir(str(out / "labels"))) == 5
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "avi"])
+def test_a_video_that_was_cut_off_is_told(bundle, tmp_path, suffix):
+    """Files lose no frame; one that holds less than it says is no reason to fail, but none to keep silent either."""
+    import av
+
+    rng = np.random.default_rng(0)
+    with av.open(str(tmp_path / ("whole." + suffix)), "w") as box:
+        stream = box.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(40):
+            image = rng.integers(0, 256, (48, 64, 3), np.uint8)
+            box.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        box.mux(stream.encode(None))
+    whole = tmp_path / ("whole." + suffix)
+    cut = tmp_path / ("cut." + suffix)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    options = {"backend": "onnxruntime", "threads": 1}
+    assert "warnings" not in run(bundle, whole, tmp_path / "out", "labels", **options)
+    report = run(bundle, cut, tmp_path / "out", "labels", **options)
+    assert 5 < report["frames"] < 38
+    told = "expected 40 frames, as the file says, could read %d: it is cut off or damaged" % report["frames"]
+    assert told in report["warnings"][0]
+    assert "warnings" not in run(bundle, cut, tmp_path / "out", "labels", limit=3, **options)
+
+
 def test_keyboard_interrupt_as_an_exception(bundle, clip, tmp_path):
     def interrupt():
         raise KeyboardInterrupt
