@@ -145,7 +145,7 @@ def block_shared(name: str, taps: int = TAPS) -> int:
     index = 4 * (ROWS + 4 + ROWS * taps)
     if family == "wmma":
         return 2 * (ROWS + columns) * PITCH + index
-    return STAGES * (ROWS + columns) * CHUNK + index
+    return STAGES * (ROWS + columns) * CHUNK + index + (512 if family == "wgmma" else 0)
 
 
 def blocks_resident(name: str, registers: int, architecture: int, threads: int = 128) -> tuple[int, str]:

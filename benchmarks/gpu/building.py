@@ -65,7 +65,8 @@ def compile_kernels(target: Path, capability: int) -> Dict[str, Any]:
     if nvcc is None:
         raise BuildError("nvcc: expected it on the PATH or in /usr/local/cuda/bin, found none")
     start = time.monotonic()
-    architecture = "arch=compute_%d,code=sm_%d" % (capability, capability)
+    name = "%da" % capability if capability == 90 and "sm_90a" in command([nvcc, "--help"], 20) else str(capability)
+    architecture = "arch=compute_%s,code=sm_%s" % (name, name)
     words = [
         nvcc,
         "-cubin",

@@ -61,11 +61,11 @@ class OnDevice:
 
 
 def layer_call(
-    bench: Bench, levels: List[Level], there: OnDevice, layer: Layer, kind: int = F16, portable: bool = False
+    bench: Bench, levels: List[Level], there: OnDevice, layer: Layer, kind: int = F16, portable: int = 0
 ) -> Any:
     """A call of one layer on random data, with the epilogue that it has in the network.
 
-    ``portable``: the tensor-core path for GPUs before compute capability 8.0.
+    ``portable``: 1 = the tensor-core kernels of compute capability 7.2, 2 = those of 8.0 (9.0 has its own).
     """
     rng = np.random.default_rng([layer.level, layer.cin, layer.cout])
     rows, cout = len(levels[layer.level].coords), layer.cout
@@ -79,7 +79,7 @@ def layer_call(
     fields: Dict[str, Any] = {
         "type": kind, "x": bench.put(x), "ldx": ldx, "count": there.counts[layer.level], "capacity": rows,
         "K": taps, "cin": layer.cin, "cout": cout, "weight": bench.pack(kind, weight),
-        "portable": int(portable),
+        "portable": portable,
     }  # fmt: skip
     if layer.kind != "identity":
         fields["map"] = there.maps[layer.kind, layer.level]
@@ -145,12 +145,12 @@ def run_layers(settings: Settings) -> Dict[str, Any]:
 
 
 def other_paths(bench: Bench, levels: List[Level], found: List[Layer]) -> Dict[str, Any]:
-    """One layer a level through the paths that this GPU does not take by itself: plain fp32, and fp16 through wmma."""
+    """One layer a level through the paths that this GPU does not take by itself: plain fp32, fp16 of older GPUs."""
     rows: Dict[str, Any] = {}
     for layer in found:
         if layer.name != "enc%d.0.conv1" % layer.level:
             continue
-        for name, kind, portable in (("fp32", F32, False), ("fp16 wmma", F16, True)):
+        for name, kind, portable in (("fp32", F32, 0), ("fp16 mma.sync", F16, 2), ("fp16 wmma", F16, 1)):
             call = layer_call(bench, levels, OnDevice(bench, levels), layer, kind, portable)
             times = summary(bench.graph_times(call, 1, 10 if not bench.settings.dry_run else 1))
             rows["%s, level %d, %d channels" % (name, layer.level, layer.cin)] = times

@@ -83,7 +83,7 @@ class Run:
     order: Optional[np.ndarray] = None
     in_place: bool = False
     workspace: bool = True
-    portable: bool = False
+    portable: int = 0  # 1: kernels of 7.2, 2: of 8.0, 0: the fastest
     count: Optional[int] = None  # fewer rows than the map has
     shifted: bool = False  # bias, scale and shift at addresses that are no multiple of 16
 

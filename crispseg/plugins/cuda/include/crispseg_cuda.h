@@ -129,7 +129,7 @@ typedef struct {
   /* csg_conv_workspace bytes, 16-byte aligned, or NULL. With it, long sums over few rows (the deep levels) are shared between blocks
    * and added in a fixed order; without it one block sums each tile. Nothing in it outlives the call. */
   void *d_workspace; size_t workspace_bytes;
-  int32_t portable; /* 1: the kernels of compute capability 7.2 on any device, to check them there; 0: the fastest */
+  int32_t portable; /* 1: the kernels of compute capability 7.2, 2: those of 8.0, to check them on any later device; 0: the fastest */
 } csg_conv;
 /* Depends on type, capacity, K, cin, cout, portable and the device alone; 0 = no use for one (or a wrong argument, see csg_last_error). */
 CSG_API size_t csg_conv_workspace(const csg_context *ctx, const csg_conv *conv);

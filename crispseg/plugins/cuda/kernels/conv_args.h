@@ -10,6 +10,8 @@ enum { CONV_CHUNK = 64, CONV_MAX_TAPS = 32 };
 // Rows of a tile of the tensor-core kernels; stages of the mma pipeline; bytes between the rows of a wmma buffer. A
 // block needs the stages (buffers), then 4 bytes for each row, 16 for the tile, and 4 for each row and tap.
 enum { CONV_ROWS = 128, CONV_F32_ROWS = 64, CONV_MMA_STAGES = 4, CONV_WMMA_PITCH = 96 };
+// wgmma wants stages at multiples of 512 bytes; a block of it needs so much more.
+enum { CONV_WGMMA_ALIGN = 512 };
 // Tiles of 128 columns may be shared between blocks (see ConvShares), two blocks a multiprocessor, with at least so
 // many steps each; each block has two slots of a tile's sums in the workspace.
 enum { CONV_SHARE_COLUMNS = 128, CONV_SHARE_STEPS = 8 };

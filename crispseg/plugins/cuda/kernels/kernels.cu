@@ -4,6 +4,7 @@
 #include "conv_fp32.cuh"
 #include "conv_wmma.cuh"
 #include "conv_mma.cuh"
+#include "conv_wgmma.cuh"
 #include "select.cuh"
 #include "compact.cuh"
 #include "logits_at.cuh"

@@ -1,6 +1,7 @@
 // Every kernel, once: CS_KERNEL(name, threads, capability, (parameter types)).
 //   threads     most threads of a block (what CS_LAUNCH_BOUNDS says at its definition)
-//   capability  lowest compute capability of which an image has this kernel: 72, or 80 for kernels under CS_ARCH >= 800
+//   capability  lowest compute capability of which an image has this kernel: 72, 80 for kernels under CS_ARCH >= 800, or
+//               90 for those under CS_HAVE_WGMMA, which an image for 9.0 may have and no other has
 //   parameters  by value and trivially copyable; launch() converts its arguments to these types, and the prototype that
 //               the kernels see is made from them too, so that a definition with other parameters does not compile
 // Structures that are passed by value are declared in params.h.
@@ -48,6 +49,8 @@ CS_KERNEL(csk_conv_f16_mma_128x32, 128, 80, (ConvArgs))
 CS_KERNEL(csk_conv_i8_mma_128x128, 128, 80, (ConvArgs))
 CS_KERNEL(csk_conv_i8_mma_128x64, 128, 80, (ConvArgs))
 CS_KERNEL(csk_conv_i8_mma_128x32, 128, 80, (ConvArgs))
+CS_KERNEL(csk_conv_f16_wgmma_128x128, 128, 90, (ConvArgs))
+CS_KERNEL(csk_conv_i8_wgmma_128x128, 128, 90, (ConvArgs))
 CS_KERNEL(csk_conv_f32_reduce, 128, 80, (ConvArgs))
 CS_KERNEL(csk_conv_i32_reduce, 128, 80, (ConvArgs))
 

@@ -27,8 +27,14 @@ int load_kernel(csg_context *ctx, int index) {
   const Driver *cu = ctx->cu;
   const KernelInfo &info = kernel_table[index];
   LoadedKernel &loaded = ctx->kernels[index];
-  if (ctx->capability < info.capability) return CSG_OK;
+  // Those of 9.0 run there alone, and only an image for sm_90a has them.
+  const bool optional = info.capability == 90;
+  if (optional ? ctx->capability != 90 : ctx->capability < info.capability) return CSG_OK;
   CUresult result = cu->cuModuleGetFunction(&loaded.function, ctx->module, info.name);
+  if (optional && result == CUDA_ERROR_NOT_FOUND) {
+    loaded.function = nullptr;
+    return CSG_OK;
+  }
   if (result == CUDA_ERROR_NOT_FOUND)
     return fail(CSG_UNSUPPORTED,
                 "kernel image: expected kernel %s, found none: the image was made from other sources or for a compute "
@@ -112,6 +118,7 @@ int set_up(csg_context *ctx, const void *image) {
     return result == CUDA_ERROR_NO_BINARY_FOR_GPU ? CSG_UNSUPPORTED : status;
   }
   for (int i = 0; i < kernel_count; ++i) CSG_TRY(load_kernel(ctx, i));
+  check_wgmma(ctx);
   write_report(ctx);
   return CSG_OK;
 }

@@ -37,14 +37,19 @@ Plan plan_of(const csg_context *ctx, const csg_conv &c) {
   } else {
     p.chunks = (c.cin * size_of(c.type) + CONV_CHUNK - 1) / CONV_CHUNK;
     const size_t index = 4 * (CONV_ROWS + 4 + static_cast<size_t>(CONV_ROWS) * c.K);
-    if (ctx->capability >= 80 && !c.portable) {
+    if (ctx->capability >= 80 && c.portable != 1) {
       // A column costs about 1.25 times as much in a tile of 64 as in one of 128.
       const int wide = (padded + 127) / 128 * 128 * 4, narrow = (padded + 63) / 64 * 64 * 5;
       p.columns = padded <= 32 ? 32 : padded <= 64 || narrow < wide ? 64 : 128;
       p.kernel = p.columns == 32   ? (i8 ? CONV_CHOICE(i8, mma, 32) : CONV_CHOICE(f16, mma, 32))
                  : p.columns == 64 ? (i8 ? CONV_CHOICE(i8, mma, 64) : CONV_CHOICE(f16, mma, 64))
                                    : (i8 ? CONV_CHOICE(i8, mma, 128) : CONV_CHOICE(f16, mma, 128));
+      const KernelId own = i8 ? CONV_CHOICE(i8, wgmma, 128) : CONV_CHOICE(f16, wgmma, 128);
       p.shared = static_cast<size_t>(CONV_MMA_STAGES) * (CONV_ROWS + p.columns) * CONV_CHUNK + index;
+      if (p.columns == 128 && !c.portable && ctx->kernels[static_cast<int>(own)].function) {
+        p.kernel = own;
+        p.shared += CONV_WGMMA_ALIGN;
+      }
     } else {
       p.columns = padded <= 32 ? 32 : 64;
       p.kernel = p.columns == 32 ? (i8 ? CONV_CHOICE(i8, wmma, 32) : CONV_CHOICE(f16, wmma, 32))

@@ -51,6 +51,10 @@ enum {  // CUfunction_attribute
   X(cuOccupancyMaxActiveBlocksPerMultiprocessor, (int *, CUfunction, int, size_t))                                  \
   X(cuLaunchKernel,                                                                                                 \
     (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void **, void **)) \
+  X(cuMemAlloc_v2, (CUdeviceptr *, size_t))                                                                         \
+  X(cuMemFree_v2, (CUdeviceptr))                                                                                    \
+  X(cuMemcpyHtoD_v2, (CUdeviceptr, const void *, size_t))                                                           \
+  X(cuMemcpyDtoH_v2, (void *, CUdeviceptr, size_t))                                                                 \
   X(cuMemcpyDtoDAsync_v2, (CUdeviceptr, CUdeviceptr, size_t, CUstream))                                             \
   X(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                                \
   X(cuMemsetD32Async, (CUdeviceptr, unsigned, size_t, CUstream))

@@ -5,6 +5,8 @@ The emulated device counts them (tests/emulation/banks.h) by the addresses that 
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from cuda_conv_cases import F16, I8, Gpu, Run, assert_right, expected, run_conv
@@ -12,6 +14,8 @@ from op_table import Conv
 from test_cuda_conv import of_type, random_data
 
 from tests import emulation
+
+pytestmark = pytest.mark.skipif("CRISPSEG_KERNEL_IMAGE" in os.environ, reason="counts only on the emulated device")
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +30,20 @@ def gpu(kernel_image):
 def test_no_bank_conflict(emulated, gpu, kernel_image, kind, columns):
     conv = Conv("-", "-", 64, columns, bias=True)
     data, how = of_type(random_data(150, 64, columns), kind), Run(type=kind)
+    own = columns == 128 and gpu.library.csg_compute_capability(gpu.context) == 90  # wgmma, two steps ahead
     with emulation.Accesses(kernel_image).counted() as found:
         got = run_conv(gpu, conv, data, how)
     assert_right(conv, how, got, expected(conv, data, how))
     for name, counts in found.items():
-        assert counts["requests"] > 0, name
+        assert (counts["requests"] > 0) != (own and name == "matrix"), name
         assert counts["wavefronts"] == counts["fewest"], (name, counts)
     assert 0 < found["copy"]["sectors"] <= found["copy"]["fewest_sectors"]  # whole sectors, each read once
     # A step of a warp: its quarter of the rows and columns copied, 16 rows or columns by 32 bytes loaded at a time.
     tiles, steps = 2, 9 * (64 * (2 if kind == F16 else 1) // 64)
     loads = {128: 2 * (4 + 4), 64: 2 * (4 + 2), 32: 2 * (2 + 2)}[columns]
-    assert found["matrix"]["requests"] == tiles * 4 * steps * loads
-    assert found["copy"]["requests"] == tiles * 4 * (steps + 3) * (128 + columns) // 32  # three steps ahead of the last
+    assert found["matrix"]["requests"] == (0 if own else tiles * 4 * steps * loads)
+    ahead = 2 if own else 3  # copies of nothing after the last step
+    assert found["copy"]["requests"] == tiles * 4 * (steps + ahead) * (128 + columns) // 32
     assert found["store"]["requests"] == tiles * 128 * columns // 64  # pairs of sums
     assert found["load"]["requests"] == tiles * 128 * columns // 128
 

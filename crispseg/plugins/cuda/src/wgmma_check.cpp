@@ -1,0 +1,101 @@
+// Are the wgmma kernels right on this device? They are used where a small convolution in whole numbers, exact in every
+// order of adding, gives the same bytes as the mma.sync kernels. $CRISPSEG_WGMMA=0 leaves them unused.
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "launch.h"
+
+namespace crispseg {
+namespace {
+
+constexpr int rows = 130, taps = 5, cin = 40, cout = 240, ldx = 64;
+
+struct Memory {  // device memory, freed at the end
+  const Driver *cu;
+  CUdeviceptr at = 0;
+  explicit Memory(const Driver *driver) : cu(driver) {}
+  ~Memory() {
+    if (at) cu->cuMemFree_v2(at);
+  }
+};
+
+// -3 .. 3, the same ones everywhere.
+int small_number(uint32_t &state) {
+  state = state * 1664525u + 1013904223u;
+  return static_cast<int>(state >> 16) % 7 - 3;
+}
+
+bool same_bytes(csg_context *ctx, csg_type type) {
+  const Driver *cu = ctx->cu;
+  const size_t size = type == CSG_F16 ? 2 : 1;
+  const uint16_t halves[7] = {0xc200, 0xc000, 0xbc00, 0, 0x3c00, 0x4000, 0x4200};
+  uint32_t state = 1;
+  std::vector<unsigned char> x(rows * ldx * size, 0);
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < cin; ++c) {
+      const int v = small_number(state);
+      if (type == CSG_F16) std::memcpy(&x[(r * ldx + c) * 2], &halves[v + 3], 2);
+      else x[r * ldx + c] = static_cast<unsigned char>(static_cast<signed char>(v));
+    }
+  std::vector<float> weight(taps * cin * cout), scales(cout, 1.0f);
+  for (float &w : weight) w = static_cast<float>(small_number(state));
+  std::vector<int32_t> map(rows * taps);
+  for (size_t i = 0; i < map.size(); ++i) map[i] = small_number(state) < -1 ? -1 : static_cast<int>(i * 37 % rows);
+  std::vector<unsigned char> packed(csg_packed_bytes(type, taps, cin, cout));
+  if (csg_pack_weight(type, weight.data(), taps, cin, cout, packed.data(),
+                      type == CSG_I8 ? scales.data() : nullptr) != CSG_OK)
+    return false;
+  const int32_t count = rows;
+  const size_t out = sizeof(float) * rows * cout;
+  const struct { const void *from; size_t bytes; } parts[] = {
+      {x.data(), x.size()},           {packed.data(), packed.size()}, {map.data(), sizeof(int32_t) * map.size()},
+      {scales.data(), sizeof(float) * cout}, {&count, sizeof count},  {nullptr, out},
+  };
+  size_t bytes = 0;
+  for (const auto &part : parts) bytes += (part.bytes + 255) / 256 * 256;
+  Memory memory(cu);
+  if (cu->cuMemAlloc_v2(&memory.at, bytes) != CUDA_SUCCESS) return false;
+  CUdeviceptr places[6], at = memory.at;
+  for (int i = 0; i < 6; ++i) {
+    places[i] = at;
+    if (parts[i].from && cu->cuMemcpyHtoD_v2(at, parts[i].from, parts[i].bytes) != CUDA_SUCCESS) return false;
+    at += (parts[i].bytes + 255) / 256 * 256;
+  }
+  csg_conv c{};
+  c.type = type;
+  c.d_x = reinterpret_cast<void *>(places[0]);
+  c.ldx = ldx;
+  c.d_weight = reinterpret_cast<void *>(places[1]);
+  c.d_map = reinterpret_cast<int32_t *>(places[2]);
+  if (type == CSG_I8) c.d_dequant = reinterpret_cast<float *>(places[3]);
+  c.d_count = reinterpret_cast<int32_t *>(places[4]);
+  c.capacity = rows;
+  c.K = taps;
+  c.cin = cin;
+  c.cout = cout;
+  c.y_type = CSG_F32;
+  c.d_y = reinterpret_cast<void *>(places[5]);
+  c.ldy = cout;
+  std::vector<unsigned char> results[2] = {std::vector<unsigned char>(out), std::vector<unsigned char>(out)};
+  for (int turn = 0; turn < 2; ++turn) {
+    c.portable = turn == 0 ? 2 : 0;
+    if (fill_bytes(ctx, nullptr, c.d_y, 0xff, out) != CSG_OK || csg_sparse_conv(ctx, nullptr, &c) != CSG_OK ||
+        cu->cuMemcpyDtoH_v2(results[turn].data(), places[5], out) != CUDA_SUCCESS)
+      return false;
+  }
+  return results[0] == results[1];
+}
+
+}  // namespace
+
+void check_wgmma(csg_context *ctx) {
+  LoadedKernel &halves = ctx->kernels[static_cast<int>(KernelId::csk_conv_f16_wgmma_128x128)];
+  LoadedKernel &bytes = ctx->kernels[static_cast<int>(KernelId::csk_conv_i8_wgmma_128x128)];
+  const char *wanted = std::getenv("CRISPSEG_WGMMA");
+  const bool off = wanted && !std::strcmp(wanted, "0");
+  if (halves.function && (off || !same_bytes(ctx, CSG_F16))) halves.function = nullptr;
+  if (bytes.function && (off || !same_bytes(ctx, CSG_I8))) bytes.function = nullptr;
+}
+
+}  // namespace crispseg
