@@ -73,14 +73,14 @@ def opened(bundle, monkeypatch, emulated):
     return make
 
 
-def alone(pipe):
-    return [pipe.run(frame, ALL) for frame in FRAMES]
+def alone(pipe, frames=FRAMES):
+    return [pipe.run(frame, ALL) for frame in frames]
 
 
-def under_way(pipe):
+def under_way(pipe, frames=FRAMES):
     """The results of all frames, two of them under way at any time. What the caller hands over is overwritten."""
     results = []
-    for index, frame in enumerate(FRAMES):
+    for index, frame in enumerate(frames):
         handed = frame.copy()
         pipe.submit(handed, ALL)
         handed[:] = 0
@@ -98,12 +98,14 @@ def equal(found, exact):
 
 @pytest.mark.parametrize(("captured", "refine"), [(True, False), (False, False), (True, True)])
 def test_no_order_of_work_changes_a_result(opened, emulated, captured, refine):
+    # The refiner takes its time on the emulated device: the fewest frames that use a slot again.
+    frames, schedules = (FRAMES[:3], SCHEDULES[1:3]) if refine else (FRAMES, SCHEDULES)
     with opened(captured, refine) as pipe:
-        exact = alone(pipe)
-        assert len({result.labels.tobytes() for result in exact}) == len(FRAMES)
-        for kind, seed in SCHEDULES[1::3] if refine else SCHEDULES:
+        exact = alone(pipe, frames)
+        assert len({result.labels.tobytes() for result in exact}) == len(frames)
+        for kind, seed in schedules:
             emulated.schedule(kind, seed)
-            assert equal(under_way(pipe), exact), (kind, seed)
+            assert equal(under_way(pipe, frames), exact), (kind, seed)
         assert pipe.describe()["graphs"]["number"] == (1 if captured else 2)
 
 
