@@ -21,7 +21,7 @@ def dense_onnx(height, width, stride=STRIDE, swap=False):
     y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3, height // stride, width // stride])
     node = helper.make_node("Conv", ["image", "w"], ["logits"], strides=[stride, stride])
     graph = helper.make_graph([node], "toy", [x], [y], [numpy_helper.from_array(weight, "w")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return model.SerializeToString()
 
 
