@@ -220,8 +220,9 @@ def report(architecture: int, version: str, usages: dict[str, compile_kernels.Us
         t = step_traffic(f"csk_conv_f16_mma_128x{columns}")
         cells = [f"128 x {columns}", int(t["macs"]), int(t["shared"]), f"{t['shared'] / 128:.0f}", f"{t['l2']:.0f}"]
         lines.append("| " + " | ".join(map(str, [*cells, f"{t['macs'] / t['l2']:.0f}"])) + " |")
-    lines += ["", f"| level of the default refiner | tiles x steps | steps of each of {CORES} if even | "
-              "of the busiest | even of busiest | taps that exist | blocks that share |", "| --- " * 7 + "|"]  # fmt: skip
+    heads = ("level of the default refiner", "tiles x steps", f"steps of each of {CORES} if even", "of the busiest",
+             "even of busiest", "taps that exist", "blocks that share")  # fmt: skip
+    lines += ["", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     for level, channels, sites, present in LEVELS:
         f = fill_of(channels, sites)
         cells = [f"{level}: {sites} x {channels}", f"{f.tiles} x {f.steps}", f"{f.even:.0f}", f"{f.busiest:.0f}",

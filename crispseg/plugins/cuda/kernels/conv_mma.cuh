@@ -5,16 +5,15 @@
 // memory by cp.async (zeros for -1 without reading), STAGES - 1 steps ahead; a row is 64 bytes, its four 16-byte
 // pieces swizzled by (row / 2) % 4, so that neither the copies nor ldmatrix meet a bank conflict.
 //
-// Expected on an H200 (132 multiprocessors at 1.76 GHz; not measured yet). Dense fp16 through wgmma is 2048
-// multiply-adds a cycle and multiprocessor (989 TFLOP/s; 650 to 700 in large matrix products); mma.sync reaches about
-// 60 % of it, say 1250. A step of 128 x 128 is 524,288 multiply-adds: 420 cycles of tensor cores. Shared memory moves
-// 128 bytes a cycle: four warps of 64 x 64 read 32 KB by ldmatrix and the copies write 16 KB, 384 cycles beside them.
+// Expected on an H200 (132 multiprocessors at 1.76 GHz; not measured yet), where it is the path beside wgmma
+// (conv_wgmma.cuh). mma.sync reaches about 60 % of the 2048 fp16 multiply-adds a cycle and multiprocessor that wgmma
+// does, say 1250. A step of 128 x 128 is 524,288 multiply-adds: 420 cycles of tensor cores. Shared memory moves 128
+// bytes a cycle: four warps of 64 x 64 read 32 KB by ldmatrix and the copies write 16 KB, 384 cycles beside them.
 // (Eight warps of 64 x 32 would read 48 KB: 512 cycles, the bound; hence few large warps with 128 sums a thread.) L2:
-// 8 KB of weights a step and, as taps run inside chunks, about a third of the 8 KB of rows, the rest hits L1: 11 KB
-// in 420 cycles, 26 bytes a cycle of 64. So the bound is the tensor core at 60 % of the dense rate. Two blocks share
-// a multiprocessor (at most 255 registers a thread, 71 KB each), so that one hides the barriers, the fill and the
-// epilogue of the other. 35 % leaves a factor 1.7 for absent neighbours (a row of -1 is multiplied unless its whole
-// tile lacks the tap) and tails. wgmma would lift the bound, with code for sm_90a alone.
+// 8 KB of weights a step and, as taps run inside chunks, about a third of the 8 KB of rows, the rest hits L1: 11 KB,
+// 280 to 450 cycles at the 24 to 39 bytes a cycle and multiprocessor that an L2 of this kind gives. Two blocks share a
+// multiprocessor (at most 255 registers a thread, 70 KB each), so that one hides the barriers, the fill and the
+// epilogue of the other.
 #pragma once
 #include "conv_common.cuh"
 

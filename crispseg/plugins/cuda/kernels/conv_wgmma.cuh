@@ -1,5 +1,5 @@
-// Sparse convolution for compute capability 9.0: the tiles, steps, copies and epilogue of conv_mma.cuh with the products
-// by wgmma, which reads both operands from shared memory by itself, in the layout that they have there.
+// Sparse convolution for compute capability 9.0: the tiles, steps, copies and epilogue of conv_mma.cuh with the
+// products by wgmma, which reads both operands from shared memory by itself, in the layout that they have there.
 //
 // A block is one group of four warps; a warp has 16 of each 64 rows and all 128 columns. The products of two steps are
 // under way at once: a step's are started as soon as its copies are there, and the stage that is filled meanwhile is
@@ -8,6 +8,7 @@
 // shared memory and the copies write 16 KB: 320 cycles.
 #pragma once
 #include "conv_mma.cuh"
+#include "wgmma.cuh"
 
 #if CS_HAVE_WGMMA
 template <bool I8> struct ConvWgmma {
@@ -48,7 +49,7 @@ template <bool I8> struct ConvWgmma {
     for (int step = 0; step < steps; ++step, ++ahead_step) {
       copy_async_wait<AHEAD - 1>();
       wgmma_async_fence();
-      cs_sync();  // everyone's copies of this step are there, and everyone's products of the step before the last are done
+      cs_sync();  // everyone's copies of this step are there; everyone's products of the step before the last are done
       const cs_u64 x = wgmma_descriptor(wgmma_address(stages + stage * STAGE_BYTES));
       const cs_u64 w = wgmma_descriptor(wgmma_address(stages + stage * STAGE_BYTES + A_BYTES));
       wgmma_start();

@@ -15,7 +15,7 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvWmma
   static constexpr int SIZE = I8 ? 1 : 2, K_STEPS = CONV_CHUNK / (16 * SIZE);
   static constexpr int PIECES = (ROWS + COLUMNS) / 32;
   static_assert((ROWS / WARP_ROWS) * (COLUMNS / WARP_COLUMNS) * 32 == THREADS, "four warps");
-  static_assert(4 * 16 * ConvStage<WARP_COLUMNS, false>::STRIDE * 4 <= 2 * BUFFER_BYTES, "the epilogue reuses the buffers");
+  static_assert(4 * 16 * ConvStage<WARP_COLUMNS, false>::STRIDE * 4 <= 2 * BUFFER_BYTES, "the epilogue's place");
 
   CS_DEVICE void fetch(const ConvArgs &a, Words4 (&w)[PIECES], const int *inputs, const ConvSteps &at, int column0) {
     const int piece = threadIdx.x & 3, first = threadIdx.x >> 2, tap = at.tap(), x_piece = at.chunk * 4 + piece;
@@ -91,7 +91,7 @@ template <bool I8, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct ConvWmma
     constexpr int stride = ConvStage<WARP_COLUMNS, false>::STRIDE;
     Sum *const own = (Sum *)memory + warp * 16 * stride;
 #pragma unroll 1
-    for (int m = 0; m < M; ++m) {  // rolled, for one copy of the epilogue; sums are registers: each m has its own stores
+    for (int m = 0; m < M; ++m) {  // rolled: one copy of the epilogue, but each m its own stores (sums are registers)
 #pragma unroll
       for (int i = 0; i < M; ++i) {
         if (i != m) continue;
