@@ -144,7 +144,7 @@ def compile_kernels(
     names = (c_char_p * len(headers))(*[name.encode("utf-8") for name in headers])
     texts = (c_char_p * len(headers))(*[sources[name].encode("utf-8") for name in headers])
     target = compiler.target(architecture)
-    own = "a" if target == 90 and compiler.version >= (12, 0) else ""  # wgmma; such code runs on 9.0 alone
+    own = "a" if target == architecture == 90 and compiler.version >= (12, 0) else ""  # wgmma; for 9.0 alone
     arguments = ["--gpu-architecture=sm_%d%s" % (target, own), *OPTIONS, *options]
     flags = (c_char_p * len(arguments))(*[item.encode("utf-8") for item in arguments])
     _check(library, "nvrtcCreateProgram", library.nvrtcCreateProgram(

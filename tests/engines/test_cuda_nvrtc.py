@@ -71,7 +71,9 @@ def test_the_nearest_architecture_of_the_same_family(found):
     compiler = nvrtc.find_compiler(87)
     assert compiler.target(87) == 80
     assert nvrtc.compile_kernels(compiler, 87, SOURCES) == b"--gpu-architecture=sm_80"
-    assert nvrtc.compile_kernels(compiler, 90, SOURCES) == b"--gpu-architecture=sm_90"
+    assert nvrtc.compile_kernels(compiler, 90, SOURCES) == b"--gpu-architecture=sm_90a"  # with what only 9.0 has
+    before = nvrtc.find_compiler(90, "12.2")  # 11: it knows no sm_90a
+    assert nvrtc.compile_kernels(before, 90, SOURCES) == b"--gpu-architecture=sm_90"
 
 
 def test_what_was_found_and_why_it_does_not_fit(found):
