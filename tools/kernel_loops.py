@@ -167,10 +167,12 @@ def step_traffic(name: str) -> dict[str, float]:
 
     L2: the weights, and a third of the rows (the nine taps of a tile read nearly the same rows; the rest hits L1).
     """
-    _, columns = shape(name)
+    family, columns = shape(name)
     warp_rows, warp_columns = {128: (64, 64), 64: (64, 32), 32: (32, 32)}[columns]
     warps = ROWS // warp_rows * (columns // warp_columns)
     loaded = warps * (warp_rows + warp_columns) * CHUNK
+    if family == "wgmma":  # the group of four warps reads all columns for each 64 rows, itself
+        loaded = ROWS // 64 * (64 + columns) * CHUNK
     written = (ROWS + columns) * CHUNK
     return {"macs": ROWS * columns * CHUNK / 2, "shared": loaded + written, "l2": columns * CHUNK + ROWS * CHUNK / 3}
 
@@ -216,9 +218,15 @@ def report(architecture: int, version: str, usages: dict[str, compile_kernels.Us
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "| tile of a step | multiply-adds | shared memory, bytes | cycles at 128 bytes | L2, bytes | "
               "multiply-adds an L2 byte |", "| --- " * 6 + "|"]  # fmt: skip
-    for columns in (128, 64, 32):
-        t = step_traffic(f"csk_conv_f16_mma_128x{columns}")
-        cells = [f"128 x {columns}", int(t["macs"]), int(t["shared"]), f"{t['shared'] / 128:.0f}", f"{t['l2']:.0f}"]
+    for family, columns in (("wgmma", 128), ("mma", 128), ("mma", 64), ("mma", 32)):
+        t = step_traffic(f"csk_conv_f16_{family}_128x{columns}")
+        cells = [
+            f"{family} 128 x {columns}",
+            int(t["macs"]),
+            int(t["shared"]),
+            f"{t['shared'] / 128:.0f}",
+            f"{t['l2']:.0f}",
+        ]
         lines.append("| " + " | ".join(map(str, [*cells, f"{t['macs'] / t['l2']:.0f}"])) + " |")
     heads = ("level of the default refiner", "tiles x steps", f"steps of each of {CORES} if even", "of the busiest",
              "even of busiest", "taps that exist", "blocks that share")  # fmt: skip

@@ -57,6 +57,12 @@ def test_blocks_of_a_multiprocessor():
     assert kernel_loops.blocks_resident("csk_conv_i8_wmma_128x32", 97, 75)[0] == 1
 
 
+def test_traffic_of_a_step():
+    wgmma, mma = (kernel_loops.step_traffic(f"csk_conv_f16_{way}_128x128") for way in ("wgmma", "mma"))
+    assert wgmma["macs"] == mma["macs"] == 128 * 128 * 32
+    assert (wgmma["shared"], mma["shared"]) == (40 << 10, 48 << 10)
+
+
 def test_shares_follow_the_device_code():
     # The rule of ConvShares (conv_common.cuh), with numbers worked out by hand.
     even = kernel_loops.fill_of(256, 8995)
@@ -84,7 +90,7 @@ def test_main_loops_of_the_kernels():
     if not program:
         pytest.skip("needs nvdisasm: pip install nvidia-cuda-nvdisasm")
     sources = dict(nvrtc.kernel_sources())
-    sources["kernels.cu"] = '#include "base.cuh"\n#include "conv_mma.cuh"\n'  # a quarter of the time
+    sources["kernels.cu"] = '#include "base.cuh"\n#include "conv_wgmma.cuh"\n'  # a third of the time
     image = nvrtc.compile_kernels(compiler, 90, sources)
     usages = compile_kernels.kernel_usage(image, 90)
     code = kernel_loops.functions(kernel_loops.disassemble(image, program))
@@ -96,6 +102,16 @@ def test_main_loops_of_the_kernels():
         assert loop.counts["barriers"] == 1
         assert "spills" not in loop.counts
         assert loop.total <= 3.2 * loop.tensor  # issue slots are not what holds the tensor cores up
+        assert kernel_loops.blocks_resident(name, usages[name].registers, 90)[0] == 2
+        name = f"csk_conv_{kind}_wgmma_128x128"
+        if compiler.version < (12, 0):
+            continue
+        # Four products and one wait: more waits are those of an assembler that runs the products one by one.
+        loop = kernel_loops.main_loop(code[name])
+        text = "\n".join(code[name])
+        assert loop.tensor == 4
+        assert text.count("GMMA.64x128") == 4
+        assert text.count("WARPGROUP.DEPBAR") == 2  # of a step, and at the end
         assert kernel_loops.blocks_resident(name, usages[name].registers, 90)[0] == 2
     text = kernel_loops.report(90, "0.0", usages, "\n".join(f".text.{n}:\n" + "\n".join(b) for n, b in code.items()))
     assert "| csk_conv_i8_mma_128x128 |" in text
