@@ -11,7 +11,11 @@
 namespace crispseg {
 
 constexpr int kMaxChannels = 1 << 16;
-constexpr int64_t kMaxBlockRows = 960;
+constexpr int64_t kMaxBlockRows = 480;
+
+// Input of the next block is fetched while a block runs, up to so many bytes: it lies in the L2 cache then, beside this
+// block's input, sums and weights. Neighbours of the next row of the image are part of it: kHalo rows further on.
+constexpr int64_t kMaxAhead = 256 << 10, kHalo = 256;
 
 // Half of the L2 cache: the part of the input that a block keeps there.
 inline int64_t input_bytes() {
@@ -53,6 +57,21 @@ inline ConvRows rows_at(char *memory, int64_t rows, int taps, int mr) {
   return {reinterpret_cast<const float **>(memory), reinterpret_cast<uint32_t *>(bits), reinterpret_cast<int32_t *>(out)};
 }
 
+// The part of the input that outputs [begin, end) read and those before them did not: raster order is one on both sides,
+// whatever the map.
+struct InputBytes {
+  const char *at;
+  int64_t bytes;
+};
+inline InputBytes input_of(const cs_conv &conv, int64_t begin, int64_t end) {
+  const auto row = [&](int64_t out) {
+    const int64_t in = (out + kHalo) * conv.n_in / conv.n_out;
+    return in < conv.n_in ? in : conv.n_in;
+  };
+  const int64_t stride = conv.ldx * static_cast<int64_t>(sizeof(float)), bytes = (row(end) - row(begin)) * stride;
+  return {reinterpret_cast<const char *>(conv.x) + row(begin) * stride, bytes <= kMaxAhead ? bytes : 0};
+}
+
 // Cuts a convolution, finds the row pointers of every block and runs `kernel` on it, on all threads of the context.
 // conv: x, ldx, map, order and sizes are read; rows of x in words (floats, or four bytes each).
 template <class Kernel>
@@ -78,7 +97,9 @@ int run_blocks(cs_context *ctx, const char *who, const cs_conv &conv, const Conv
       bad.store(true, std::memory_order_relaxed);
       return;
     }
-    kernel(ConvBlock{&conv, ceil_div(end - begin, k.mr), g, panel0, panel1, sums ? sums + acc * worker : nullptr});
+    const int64_t next = begin + ctx->threads * work.rows;  // what this worker is likely to do next
+    const InputBytes ahead = input_of(conv, next, next + work.rows);
+    kernel(ConvBlock{&conv, ceil_div(end - begin, k.mr), g, panel0, panel1, ahead.at, ahead.bytes, sums ? sums + acc * worker : nullptr});
   });
   if (!bad.load()) return CS_OK;
   return fail(CS_BAD_ARGUMENT, "%s: the map or the order points outside of its rows (n_in = %d, n_out = %d)", who,

@@ -1,12 +1,12 @@
 // The int8 convolution's inner loops: the indirect matrix product of conv.isa.cpp with dot products of four channels a
 // lane (conv_int8_dot.h), and an epilogue that ends in float32 or in bytes again.
 //
-// Tile: kRows rows by kVectors vectors of output columns, as in float32. Registers with AVX-512 VNNI: 24 sums, 2
-// weights, 1 input word spread over the lanes, of 32. A step reads 2 vectors of weights and 12 words and does 24
-// vpdpbusd: 12 cycles of two units against 7 of two loads. AVX2 with vpmaddubsw: 12 sums, 2 weights, 1 input, 1 product
+// Tile: kRows rows by kVectors vectors of output columns, as in float32. Registers with AVX-512 VNNI: 24 sums, 4
+// weights, 1 input word spread over the lanes, of 32. A step reads 4 vectors of weights and 6 words and does 24
+// vpdpbusd: 12 cycles of two units against 5 of two loads. AVX2 with vpmaddubsw: 12 sums, 2 weights, 1 input, 1 product
 // and the ones, one more than the 16 there are; the sum that spills is lost among 36 operations a step. Blocking is that
 // of float32, as everything counts in words: a chunk of kMaxSteps words (1152 channels times taps) keeps a panel's
-// weights in 36 KB.
+// weights in 72 KB of the L2 cache (36 KB where a panel has two vectors).
 //
 // Bytes are `zero` + q. With zero = 128 a sum over taps T has 128 * sum_T w too much: the sums of a tile begin with
 // minus that (missing neighbours inside T read the row of zeros, bytes of 128, and are covered).

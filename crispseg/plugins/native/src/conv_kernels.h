@@ -33,6 +33,8 @@ struct ConvBlock {
   int64_t tiles;
   ConvRows rows;
   int panel0, panel1;        // panels of output columns to compute
+  const char *next;          // input of the block after this one, to be fetched meanwhile
+  int64_t next_bytes;
   float *acc;                // [panel1 - panel0][tiles][mr][panel width], 64-byte aligned; unused when one chunk does
 };
 

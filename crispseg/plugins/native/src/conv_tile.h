@@ -13,7 +13,10 @@ namespace crispseg {
 namespace {
 
 #if defined(CS_ISA_AVX512)
-constexpr int kRows = 12, kVectors = 2;  // 24 sums of 32 registers
+// 24 sums of 32 registers; 4 weights and a spread input beside them. As fast in the L1 cache as 12 rows of 2 vectors, but
+// a step reads 10 vectors instead of 14, a row is read once for 64 columns instead of 32, its pointers fit into the
+// integer registers, and fewer taps are computed that some of the rows lack: 1.04 to 1.11 times as fast.
+constexpr int kRows = 6, kVectors = 4;
 #elif defined(CS_ISA_AVX2)
 constexpr int kRows = 6, kVectors = 2;  // 12 sums of 16 registers
 #elif defined(__aarch64__)
@@ -24,10 +27,18 @@ constexpr int kRows = 6, kVectors = 2;  // 12 sums of 16 registers
 constexpr int kWidth = kVectors * kLanes;
 constexpr int kMaxSteps = 288;
 
-// Weights that the next pass needs: every tile of this pass fetches its share into the L2 cache.
+// Memory that is needed soon: every tile of a pass fetches its share into the L2 cache.
 struct Ahead {
   const char *at;
   int64_t bytes;
+
+  // Takes the first `part` bytes off.
+  inline Ahead take(int64_t part) {
+    const Ahead taken{at, part < bytes ? part : bytes};
+    at += taken.bytes;
+    bytes -= taken.bytes;
+    return taken;
+  }
 
   inline void fetch(int64_t tile, int64_t tiles) const {
     const int64_t share = (bytes / tiles + 63) / 64 * 64;

@@ -26,7 +26,7 @@ inline int steps_of(const cs_conv &conv, int steps, const Chunk &chunk) {
 
 template <int NV, class Kernel>
 void panel_pass(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, int panel, const float *w,
-                const Ahead &ahead, typename Kernel::Sum *acc) {
+                const Ahead &weights, const Ahead &input, typename Kernel::Sum *acc) {
   constexpr int width = NV * kLanes;
   const cs_conv &conv = *block.conv;
   const int col = panel * kWidth, cols = conv.cout - col < width ? conv.cout - col : width;
@@ -34,7 +34,8 @@ void panel_pass(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk
   const int stride = all_taps(conv) * kRows, steps = steps_of(conv, kernel.steps(), chunk);
   const uint32_t before = (uint32_t{1} << chunk.tap0) - 1, here = (uint32_t{2} << (chunk.tap1 - 1)) - 1 - before;
   for (int64_t t = 0; t < block.tiles; ++t) {
-    ahead.fetch(t, block.tiles);
+    weights.fetch(t, block.tiles);
+    input.fetch(t, block.tiles);
     // A tile is visited only by the chunks that hold one of its taps; a tile without any by the first chunk.
     const uint32_t taps = block.rows.taps[t], now = taps & here;
     if (!now && !(taps == 0 && chunk.first)) continue;
@@ -61,23 +62,24 @@ inline Ahead slab(const cs_conv &conv, int steps, const Chunk &chunk, int panel)
   return {reinterpret_cast<const char *>(panel_weight(conv, steps, chunk, panel)) + first * row, (last - first) * row};
 }
 
+// input: what is left to fetch for the next block; each pass takes `share` of it.
 template <class Kernel>
-void panels(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, const Chunk &next) {
+void panels(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, const Chunk &next, Ahead &input,
+            int64_t share) {
   const cs_conv &conv = *block.conv;
   const int steps = kernel.steps();
   for (int p = block.panel0; p < block.panel1; ++p) {
     const float *w = panel_weight(conv, steps, chunk, p);
     auto *acc = reinterpret_cast<typename Kernel::Sum *>(block.acc) +
                 static_cast<int64_t>(p - block.panel0) * kWidth * kRows * block.tiles;
-    const Ahead ahead = p + 1 < block.panel1 ? slab(conv, steps, chunk, p + 1)
-                        : next.tap0 < all_taps(conv) ? slab(conv, steps, next, block.panel0) : Ahead{nullptr, 0};
+    const Ahead weights = p + 1 < block.panel1 ? slab(conv, steps, chunk, p + 1)
+                          : next.tap0 < all_taps(conv) ? slab(conv, steps, next, block.panel0) : Ahead{nullptr, 0};
+    const Ahead part = input.take(share);
     switch (panel_vectors(conv.cout, p)) {
-      case 1: panel_pass<1>(kernel, block, chunk, p, w, ahead, acc); break;
-      case 2: panel_pass<2>(kernel, block, chunk, p, w, ahead, acc); break;
-#if defined(__aarch64__)
-      case 3: panel_pass<3>(kernel, block, chunk, p, w, ahead, acc); break;
-      case 4: panel_pass<4>(kernel, block, chunk, p, w, ahead, acc); break;
-#endif
+      case 1: panel_pass<1>(kernel, block, chunk, p, w, weights, part, acc); break;
+      case 2: panel_pass<2>(kernel, block, chunk, p, w, weights, part, acc); break;
+      case 3: if constexpr (kVectors > 2) panel_pass<3>(kernel, block, chunk, p, w, weights, part, acc); break;
+      case 4: if constexpr (kVectors > 2) panel_pass<4>(kernel, block, chunk, p, w, weights, part, acc); break;
       default: break;
     }
   }
@@ -96,10 +98,16 @@ void walk(const Kernel &kernel, const ConvBlock &block) {
     const int end = tap < conv.K && tap + taps > conv.K ? conv.K : tap + taps;
     return Chunk{tap, end, c, c + part < all ? c + part : all, tap == 0 && c == 0};
   };
+  const auto after = [&](const Chunk &chunk) {
+    return chunk.c1 < steps_of(conv, steps, chunk) ? make(chunk.tap0, chunk.c1) : make(chunk.tap1, 0);
+  };
+  int64_t passes = 0;
+  for (Chunk chunk = make(0, 0); chunk.tap0 < all_taps(conv); chunk = after(chunk)) passes += block.panel1 - block.panel0;
+  Ahead input{block.next, block.next_bytes};
+  const int64_t share = (block.next_bytes / passes + 64) / 64 * 64;
   for (Chunk chunk = make(0, 0); chunk.tap0 < all_taps(conv);) {
-    const bool more = chunk.c1 < steps_of(conv, steps, chunk);
-    const Chunk next = more ? make(chunk.tap0, chunk.c1) : make(chunk.tap1, 0);
-    panels(kernel, block, chunk, next);
+    const Chunk next = after(chunk);
+    panels(kernel, block, chunk, next, input, share);
     chunk = next;
   }
 }

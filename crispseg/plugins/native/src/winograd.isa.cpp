@@ -2,7 +2,7 @@
 // 4x4 or 6x6 input around it, missing pixels zero. 16 or 36 products per tile and channel pair instead of 9 per pixel.
 //
 // Three steps per block of tiles: input transform into v (all channels), one matrix product v[p] x U[p] a point into m
-// with the register tile of the direct convolution (conv_tile.h: AVX-512 24 sums + 2 weights of 32 registers, AVX2 and
+// with the register tile of the direct convolution (conv_tile.h: AVX-512 24 sums + 4 weights of 32 registers, AVX2 and
 // generic 12 + 2 of 16), output transform with the direct convolution's epilogue. A point's v [tiles, cin] stays in the L2
 // cache while all panels of its weights stream past once; v and m of other points may lie in the L3 cache, as each of
 // their floats is moved once for 2 * cout (2 * cin) floating point operations.
@@ -116,7 +116,7 @@ inline int centre_of(int point) {
 }
 
 // Input channels of a part, at most: 18 KB of a panel's weights, which stay in the L1 cache beside the rows of a register
-// tile. (With parts of 36 KB, as in the direct convolution, AVX-512 is 2 to 3 % slower at 512 and 1024 channels.)
+// tile. (With parts of twice that and more, AVX-512 is 1 to 6 % slower at 512 and 1024 channels.)
 constexpr int kPartSteps = 4608 / kWidth < kMaxSteps ? 4608 / kWidth : kMaxSteps;
 
 // A part of the input channels of one source of one point.
@@ -179,10 +179,8 @@ void multiply(const WinogradBlock &block) {
       switch (panel_vectors(block.conv->cout, p)) {
         case 1: multiply_panel<1>(block, step.from, step.chunk, w, ahead, m, m_step); break;
         case 2: multiply_panel<2>(block, step.from, step.chunk, w, ahead, m, m_step); break;
-#if defined(__aarch64__)
-        case 3: multiply_panel<3>(block, step.from, step.chunk, w, ahead, m, m_step); break;
-        case 4: multiply_panel<4>(block, step.from, step.chunk, w, ahead, m, m_step); break;
-#endif
+        case 3: if constexpr (kVectors > 2) multiply_panel<3>(block, step.from, step.chunk, w, ahead, m, m_step); break;
+        case 4: if constexpr (kVectors > 2) multiply_panel<4>(block, step.from, step.chunk, w, ahead, m, m_step); break;
         default: break;
       }
     }
