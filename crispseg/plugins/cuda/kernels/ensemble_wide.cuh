@@ -50,7 +50,7 @@ CS_DEVICE void cs_wide_dot(const float *weights, int width, const float *rows, i
   for (int r = 0; r < CS_WIDE_ROWS; ++r) sum[r] = cs_warp_sum(sum[r]);
 }
 
-CS_GLOBAL void CS_LAUNCH_BOUNDS(64) csk_ensemble_gated_wide(CsEnsemble a) {
+CS_GLOBAL void CS_LAUNCH_BOUNDS(64, 8) csk_ensemble_gated_wide(CsEnsemble a) {
   CS_DYNAMIC_SHARED(float, memory);
   const int classes = a.classes, hidden = a.hidden, stride = cs_wide_row(classes, hidden), lane = cs_lane();
   const int n = cs_clamp(*a.count, 0, a.capacity);
