@@ -118,7 +118,7 @@ int set_up(csg_context *ctx, const void *image) {
     return result == CUDA_ERROR_NO_BINARY_FOR_GPU ? CSG_UNSUPPORTED : status;
   }
   for (int i = 0; i < kernel_count; ++i) CSG_TRY(load_kernel(ctx, i));
-  check_wgmma(ctx);
+  CSG_TRY(check_wgmma(ctx));
   write_report(ctx);
   return CSG_OK;
 }

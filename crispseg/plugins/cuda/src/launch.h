@@ -82,7 +82,7 @@ template <class Tag> bool has_kernel(const csg_context *ctx, Tag) {
 }
 
 // Leaves out the kernels for wgmma unless they are right on this device.
-void check_wgmma(csg_context *ctx);
+int check_wgmma(csg_context *ctx);
 
 int fill_bytes(const csg_context *ctx, csg_stream stream, void *d_p, unsigned char value, size_t bytes);
 int fill_words(const csg_context *ctx, csg_stream stream, void *d_p, uint32_t value, size_t words);

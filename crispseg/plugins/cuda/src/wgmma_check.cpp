@@ -26,7 +26,10 @@ int small_number(uint32_t &state) {
   return static_cast<int>(state >> 16) % 7 - 3;
 }
 
-bool same_bytes(csg_context *ctx, csg_type type) {
+// Status; *same = whether both paths gave the same bytes. What cannot be tried (no memory) is not the same, and no
+// error; a kernel that fails is one, because nothing runs in its CUDA context afterwards.
+int same_bytes(csg_context *ctx, csg_type type, bool *same) {
+  *same = false;
   const Driver *cu = ctx->cu;
   const size_t size = type == CSG_F16 ? 2 : 1;
   const uint16_t halves[7] = {0xc200, 0xc000, 0xbc00, 0, 0x3c00, 0x4000, 0x4200};
@@ -45,7 +48,7 @@ bool same_bytes(csg_context *ctx, csg_type type) {
   std::vector<unsigned char> packed(csg_packed_bytes(type, taps, cin, cout));
   if (csg_pack_weight(type, weight.data(), taps, cin, cout, packed.data(),
                       type == CSG_I8 ? scales.data() : nullptr) != CSG_OK)
-    return false;
+    return CSG_OK;
   const int32_t count = rows;
   const size_t out = sizeof(float) * rows * cout;
   const struct { const void *from; size_t bytes; } parts[] = {
@@ -55,11 +58,11 @@ bool same_bytes(csg_context *ctx, csg_type type) {
   size_t bytes = 0;
   for (const auto &part : parts) bytes += (part.bytes + 255) / 256 * 256;
   Memory memory(cu);
-  if (cu->cuMemAlloc_v2(&memory.at, bytes) != CUDA_SUCCESS) return false;
+  if (cu->cuMemAlloc_v2(&memory.at, bytes) != CUDA_SUCCESS) return CSG_OK;
   CUdeviceptr places[6], at = memory.at;
   for (int i = 0; i < 6; ++i) {
     places[i] = at;
-    if (parts[i].from && cu->cuMemcpyHtoD_v2(at, parts[i].from, parts[i].bytes) != CUDA_SUCCESS) return false;
+    if (parts[i].from && cu->cuMemcpyHtoD_v2(at, parts[i].from, parts[i].bytes) != CUDA_SUCCESS) return CSG_OK;
     at += (parts[i].bytes + 255) / 256 * 256;
   }
   csg_conv c{};
@@ -80,22 +83,32 @@ bool same_bytes(csg_context *ctx, csg_type type) {
   std::vector<unsigned char> results[2] = {std::vector<unsigned char>(out), std::vector<unsigned char>(out)};
   for (int turn = 0; turn < 2; ++turn) {
     c.portable = turn == 0 ? 2 : 0;
-    if (fill_bytes(ctx, nullptr, c.d_y, 0xff, out) != CSG_OK || csg_sparse_conv(ctx, nullptr, &c) != CSG_OK ||
-        cu->cuMemcpyDtoH_v2(results[turn].data(), places[5], out) != CUDA_SUCCESS)
-      return false;
+    CSG_TRY(fill_bytes(ctx, nullptr, c.d_y, 0xff, out));
+    CSG_TRY(csg_sparse_conv(ctx, nullptr, &c));
+    const CUresult result = cu->cuMemcpyDtoH_v2(results[turn].data(), places[5], out);
+    if (result != CUDA_SUCCESS)
+      return fail_driver(cu, result, "check of the convolution kernels of this device (CRISPSEG_WGMMA=0 goes without)");
   }
-  return results[0] == results[1];
+  *same = results[0] == results[1];
+  return CSG_OK;
 }
 
 }  // namespace
 
-void check_wgmma(csg_context *ctx) {
-  LoadedKernel &halves = ctx->kernels[static_cast<int>(KernelId::csk_conv_f16_wgmma_128x128)];
-  LoadedKernel &bytes = ctx->kernels[static_cast<int>(KernelId::csk_conv_i8_wgmma_128x128)];
+int check_wgmma(csg_context *ctx) {
   const char *wanted = std::getenv("CRISPSEG_WGMMA");
   const bool off = wanted && !std::strcmp(wanted, "0");
-  if (halves.function && (off || !same_bytes(ctx, CSG_F16))) halves.function = nullptr;
-  if (bytes.function && (off || !same_bytes(ctx, CSG_I8))) bytes.function = nullptr;
+  const struct { KernelId id; csg_type type; } kernels[] = {
+      {KernelId::csk_conv_f16_wgmma_128x128, CSG_F16},
+      {KernelId::csk_conv_i8_wgmma_128x128, CSG_I8},
+  };
+  for (const auto &kernel : kernels) {
+    LoadedKernel &loaded = ctx->kernels[static_cast<int>(kernel.id)];
+    bool same = false;
+    if (loaded.function && !off) CSG_TRY(same_bytes(ctx, kernel.type, &same));
+    if (!same) loaded.function = nullptr;
+  }
+  return CSG_OK;
 }
 
 }  // namespace crispseg
