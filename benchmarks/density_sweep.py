@@ -32,23 +32,28 @@ def sparse_jobs(native: Native, c: int, percent: int, height: int, width: int) -
     mask = np.ones((height, width), bool) if percent == 100 else contour_mask(percent / 100, height, width)
     coords = np.argwhere(mask).astype(np.int32, order="C")
     table = ops.submanifold_map(native, coords, height, width)
-    order, tiles = ops.plan_map(native, table), ops.winograd_plan(native, coords, height, width)
+    order = ops.plan_map(native, table)
+    tiles = [ops.winograd_plan(native, coords, height, width, side) for side in (2, 4)]
     rng = np.random.default_rng(0)
     x = ops.feature_matrix(len(coords), c, c + (16 if c >= 256 else 0))
     x[:] = rng.standard_normal(x.shape, dtype=np.float32)
     weight = rng.standard_normal((9, c, c), dtype=np.float32)
     bias, y = np.zeros(c, np.float32), np.zeros((len(x), c), np.float32)
     options: Any = {"n_out": len(x), "bias": bias, "relu": True, "y": y}
-    packed = [ops.pack_weight(native, weight), ops.pack_winograd(native, weight)]
+    packed = [ops.pack_weight(native, weight), *(ops.pack_winograd(native, weight, side) for side in (2, 4))]
     direct = ops.conv_arguments(x, packed[0], table, order=order, **options)
-    winograd = ops.conv_arguments(x, packed[1], **options)
+    two, four = (ops.conv_arguments(x, transformed, **options) for transformed in packed[1:])
     keep = (x, bias, y, table, order, packed)
 
     def run_direct() -> Any:
         native.call("cs_sparse_conv", byref(direct))
         return keep
 
-    return {"direct": run_direct, "winograd": lambda: (ops.winograd_conv(native, winograd, tiles), keep)}
+    return {
+        "direct": run_direct,
+        "winograd2": lambda: ops.winograd_conv(native, two, tiles[0]),
+        "winograd4": lambda: ops.winograd_conv(native, four, tiles[1]),
+    }
 
 
 def sweep(native: Native, level: int, passes: int) -> Dict[str, Any]:
@@ -64,7 +69,7 @@ def sweep(native: Native, level: int, passes: int) -> Dict[str, Any]:
             jobs["dense"] = dense
         row = {"density_percent": percent, **{k + "_ms": round(v, 3) for k, v in medians(jobs, passes).items()}}
         if "dense_ms" in row:
-            row["gain"] = round(row["dense_ms"] / min(row["direct_ms"], row["winograd_ms"]), 2)
+            row["gain"] = round(row["dense_ms"] / min(row["direct_ms"], row["winograd2_ms"], row["winograd4_ms"]), 2)
         rows.append(row)
     missing = dense if isinstance(dense, str) else ""
     return {"level": level, "channels": c, "size": f"{height}x{width}", "dense_missing": missing, "rows": rows}
@@ -82,7 +87,7 @@ def main() -> None:
     for level in map(int, options.levels.split(",")):
         results.append(sweep(native, level, options.passes))
         head = results[-1]
-        print(f"level {level}, {head['channels']} channels, {head['size']}; gain = dense / the faster sparse kernel")
+        print(f"level {level}, {head['channels']} channels, {head['size']}; gain = dense / the fastest sparse kernel")
         print("".join(f"{name:>16}" for name in head["rows"][0]))
         for row in head["rows"]:
             print("".join(f"{value:>16}" for value in row.values()), flush=True)

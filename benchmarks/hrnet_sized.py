@@ -127,8 +127,8 @@ def main() -> None:
             "half": lambda: engines["half"].run({"image": frames["half"]}),
             "refiner": refine,
         }
-        for name in ("half", "refiner"):
-            calls[name]()
+        for call in calls.values():  # the first call of each allocates
+            call()
         times: dict = {name: [] for name in calls}
         for _ in range(options.runs):
             for name, call in calls.items():
@@ -138,7 +138,7 @@ def main() -> None:
         "gmac": gmac,
         "density": float(found["count"][0]) / (HEIGHT * WIDTH),
         "cpu_seconds": {name: {"median": statistics.median(v), "all": v} for name, v in times.items()},
-        "speedup": {"median": statistics.median(ratios), "all": ratios, "target": 1.6},
+        "speedup": {"median": statistics.median(ratios), "all": ratios, "target": 1.9},
         "environment": environment(threads=options.threads),
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def levels(native: loader.Native) -> List[SimpleNamespace]:
     height, width, out = HEIGHT, WIDTH, []
     for c in CHANNELS:
         table = ops.submanifold_map(native, coords, height, width)
-        tiles = ops.winograd_plan(native, coords, height, width)
+        tiles = {side: ops.winograd_plan(native, coords, height, width, side) for side in (2, 4)}
         out.append(SimpleNamespace(c=c, coords=coords, height=height, width=width, table=table, tiles=tiles))
         coords, height, width = ops.down_map(native, coords, height, width)[0], (height - 1) // 2, (width - 1) // 2
     return out
@@ -84,17 +84,22 @@ def convolutions(table: Table, native: loader.Native, passes: int) -> None:
         c, where = level.c, f"C={level.c} (level {number})"
         n = len(level.coords)
         direct = Layer(native, f"L{number} planned", level.table, n, c, c, True, 16)
-        winograd = Layer(native, f"L{number} winograd", level.table, n, c, c, False, 16, level.tiles)
+        winograd = {
+            side: Layer(native, f"L{number} winograd{side}", level.table, n, c, c, False, 16, tiles)
+            for side, tiles in level.tiles.items()
+        }
         wanted: Dict[str, peers.Job] = {
             "peak": lambda: native.library.cs_fma_loop(native.handle, FMA_ROUNDS),
             "direct": direct.run,
-            "winograd": winograd.run,
+            "winograd2": winograd[2].run,
+            "winograd4": winograd[4].run,
             "matmul": peers.matmul(direct),
         }
         if c in SPCONV:
             wanted["spconv"] = peers.spconv(direct, level.coords, level.height, level.width)
             wanted["portable"] = peers.portable(direct)
-        forms = int8_forms(native, level.table, level.tiles, c)  # they share their arrays: kept while one of them runs
+        # They share their arrays: kept while one of them runs.
+        forms = int8_forms(native, level.table, level.tiles[2], c)
         wanted["int8"] = forms["int8"]
         jobs = {name: job for name, job in wanted.items() if not isinstance(job, str)}
         ms = medians(jobs, passes)
@@ -114,12 +119,17 @@ def convolutions(table: Table, native: loader.Native, passes: int) -> None:
             table.add(f"direct {where}: over spconv", SPCONV[c], over("spconv"), notes.get("spconv", ""))
             table.add(f"direct {where}: over ONNX Runtime", PORTABLE[c], over("portable"), notes.get("portable", ""))
         if c >= 64:
-            direct.run()
-            winograd.run()
+            layers = (direct, winograd[2], winograd[4])
+            for layer in layers:
+                layer.run()
             want = exact(direct)
-            errors = [float(np.abs(layer.y[: len(want)] - want).max()) for layer in (direct, winograd)]
-            table.add(f"F(2x2) {where}: over direct", 1.25, ms["direct"] / ms["winograd"])
+            errors = [float(np.abs(layer.y[: len(want)] - want).max()) for layer in layers]
+            table.add(f"F(2x2) {where}: over direct", 1.25, ms["direct"] / ms["winograd2"])
             table.add(f"F(2x2) {where}: largest error over direct's", 1.0, errors[1] / errors[0], most=True)
+            largest = float(np.abs(want).max())
+            table.add(f"F(4x4) {where}: over F(2x2)", 1.0, ms["winograd2"] / ms["winograd4"])
+            table.add(f"F(4x4) {where}: largest error over the largest value", 1e-5, errors[2] / largest,
+                      f"{errors[2] / errors[0]:.2f} of direct's", most=True)  # fmt: skip
         table.add(f"INT8 {where}: over direct fp32", 2.2, ms["direct"] / ms["int8"], "bytes in, bytes out")
 
 
@@ -128,7 +138,7 @@ def whole_refiner(table: Table, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         open_engine, feeds = refiner(Path(folder) / "refiner.onnx")
         square = peers.square_matmul()
-        engines = {"F(2x2)": open_engine(1, ""), "direct": open_engine(1, "0")}
+        engines = {"F(2x2)": open_engine(1, "2"), "direct": open_engine(1, "0"), "as loaded": open_engine(1, "")}
         jobs: Dict[str, Callable[[], Any]] = {
             name: (lambda e=engine: e.run(feeds, ["labels"])) for name, engine in engines.items()
         }
@@ -137,11 +147,11 @@ def whole_refiner(table: Table, rounds: int) -> None:
         ms = medians(jobs, rounds)
         gflop = sum(layer.gflop for layer in engines["direct"].layers())
         base = 2 * 2.048**3 / ms["matmul"] * 1e3 if "matmul" in ms else None
-        for name, target in (("direct", 0.9), ("F(2x2)", 1.15)):
+        for name, target in (("direct", 0.9), ("F(2x2)", 1.15), ("as loaded", 1.15)):
             rate = gflop / ms[name] * 1e3
             note = square if isinstance(square, str) else f"{rate:.0f} of {base:.0f} GFLOP/s, {ms[name]:.0f} ms"
             table.add(f"whole refiner, {name}: over matmul rate", target, rate / base if base else None, note)
-        stages = engines["F(2x2)"].stage_times
+        stages = engines["as loaded"].stage_times
         share = 100 * stages["maps"] / sum(stages.values())
         table.add(
             "maps and plans of all levels: percent of the refiner", 1.0, share, f"{stages['maps']:.1f} ms", most=True
