@@ -27,7 +27,7 @@ CS_DEVICE void conv_place(const ConvArgs &a, int tile, ConvTile &t) {
   t.slot = -1;
 }
 
-// A deep level has few rows and long sums: 4,500 rows x 512 channels are 144 tiles of 128 x 128 for 132
+// A deep level has few rows and long sums: 9,000 rows x 256 channels are 142 tiles of 128 x 128 for 132
 // multiprocessors, two on some and one on most. So the steps of all tiles are laid end to end and cut into equal
 // shares, two a multiprocessor; what a block computes of a tile that it does not have whole goes to the workspace
 // (the tile that its share starts in: slot 2 x block; the one that it ends in: slot 2 x block + 1), and

@@ -11,7 +11,7 @@
 // bytes a cycle: four warps of 64 x 64 read 32 KB by ldmatrix and the copies write 16 KB, 384 cycles beside them.
 // (Eight warps of 64 x 32 would read 48 KB: 512 cycles, the bound; hence few large warps with 128 sums a thread.) L2:
 // 8 KB of weights a step and, as taps run inside chunks, about a third of the 8 KB of rows, the rest hits L1: 11 KB,
-// 280 to 450 cycles at the 24 to 39 bytes a cycle and multiprocessor that an L2 of this kind gives. Two blocks share a
+// 280 to 450 cycles at an assumed 24 to 39 bytes a cycle and multiprocessor. Two blocks share a
 // multiprocessor (at most 255 registers a thread, 70 KB each), so that one hides the barriers, the fill and the
 // epilogue of the other.
 #pragma once
