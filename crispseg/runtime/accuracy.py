@@ -157,17 +157,16 @@ def evaluate(
         "precision": precision,
         "device": device,
     }
-    parts_wanted = ["base", *(["refined"] if bundle.refiner is not None or refiner_engine else [])]
-    parts_wanted += ["baseline"] if baseline else []
-    tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in parts_wanted}
+    refine = bundle.refiner is not None or refiner_engine
+    wanted = ["base", *(["refined"] if refine else []), *(["baseline"] if baseline else [])]
+    tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in wanted}
     densities, overflowed = [], 0
     pipelines: dict = {}
     try:
-        if "refined" in tallies:
+        # A pipeline's time goes into its base network: one run of it serves both columns.
+        if refine:
             pipelines["refined"] = open_pipeline(bundle, refiner_engine=refiner_engine, **common)
-        # A pipeline's time goes into its base network: where it can, one run of it serves both columns.
-        shared = getattr(pipelines.get("refined"), "gives_base", False)
-        if not shared:
+        else:
             pipelines["base"] = open_pipeline(bundle, refine=False, **common)
         if baseline:
             pipelines["baseline"] = open_pipeline(bundle, network="baseline", **common)
@@ -176,12 +175,10 @@ def evaluate(
                 progress(done, len(pairs))
             image, label = read_pair(image_file, label_file, len(names), bundle.ignore_label)
             for part, pipeline in pipelines.items():
-                both = shared and part == "refined"
-                result = pipeline.run(image, want=("labels", "base") if both else ("labels",))
+                result = pipeline.run(image, want=("labels", "base") if part == "refined" else ("labels",))
                 tallies[part].add(result.labels, label)
-                if both:
-                    tallies["base"].add(result.base, label)
                 if part == "refined":
+                    tallies["base"].add(result.base, label)
                     densities.append(100 * float(result.density))
                     overflowed += int(result.found > result.count)
     finally:

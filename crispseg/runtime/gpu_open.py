@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, List, Tuple
 
 from crispseg.bundle import Bundle, NetInfo
@@ -38,16 +39,17 @@ def open_gpu_pipeline(bundle: Bundle, net: NetInfo, spec: EngineSpec, refine: bo
         base = open_base(bundle, net, spec, context, opened[1])
         opened.append(base)
         check_net(bundle, net, base)
+        logits: Tuple[int, int, int] = (len(bundle.classes), net.logits_height, net.logits_width)
+        size = (bundle.height, bundle.width)
+        labels = partial(CudaLabels, kernels, size, logits, net.upsample, base.output_type)
         if refine and bundle.refiner is not None:
             refiner: Any = open_refiner(bundle, spec, kernels, base.output_type)
             opened.append(refiner)
             check_refiner(bundle, refiner)
         else:
-            logits: Tuple[int, int, int] = (len(bundle.classes), net.logits_height, net.logits_width)
-            size = (bundle.height, bundle.width)
-            refiner = CudaLabels(kernels, size, logits, net.upsample, base.output_type)
+            refiner = labels()
             opened.append(refiner)
-        return GpuPipeline(bundle, net, context, kernels, opened[1], base, refiner, fit)
+        return GpuPipeline(bundle, net, context, kernels, opened[1], base, refiner, labels, fit)
     except BaseException:
         for thing in reversed(opened):
             thing.close()

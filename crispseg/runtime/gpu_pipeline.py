@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class GpuPipeline:
         stream: on which the kernels run.
         base: dense network with ``enqueue(stream, input, output)``, ``input_type``, ``output_type``, ``capturable``.
         refiner: a CudaRefiner, a TensorRTRefiner, or a CudaLabels for the dense network alone.
+        make_labels: makes a CudaLabels of the base, for the labels of the base alone beside a refiner.
         fit: how a frame of another size is brought to the bundle's.
     """
 
@@ -47,13 +48,15 @@ class GpuPipeline:
 
     def __init__(
         self, bundle: Bundle, net: NetInfo, context: Context, kernels: Kernels, stream: Stream, base: Any, refiner: Any,
-        fit: str,
+        make_labels: Callable[[], Any], fit: str,
     ) -> None:  # fmt: skip
         self.bundle, self.net = bundle, net
         self.refined = refiner.capacity > 0
         self._context, self._kernels, self._stream = context, kernels, stream
         self._up, self._down = context.stream(), context.stream()
         self._base, self._refiner, self._fit = base, refiner, fit
+        self._make_labels = make_labels
+        self._labels: Any = None  # beside a refiner, when asked for
         shape = (len(bundle.classes), net.logits_height, net.logits_width)
         item = {"fp32": 4, "fp16": 2}
         self._logits = context.alloc(int(np.prod(shape)) * item[base.output_type])
@@ -135,7 +138,7 @@ class GpuPipeline:
         if len(self._pending) + len(self._ready) >= self.depth:
             raise InputError("submit: expected fewer than %d frames under way; collect one first" % self.depth)
         self._context.activate()
-        key = ("labels",) + tuple(item for item in ("confidence", "active") if item in want)
+        key = ("labels",) + tuple(item for item in ("confidence", "active", "base") if item in want)
         if self._place is None or self._place.frame != frame.shape[:2] or self._want != key:
             self._finish_all()
             self._plan(placement((frame.shape[0], frame.shape[1]), (self.bundle.height, self.bundle.width),
@@ -186,26 +189,33 @@ class GpuPipeline:
             active = to_frame(active, place)
         labels = to_frame(slot.labels, place)
         confidence = None if slot.confidence is None else to_frame(slot.confidence, place)
+        base = labels.copy() if "base" in self._want else None
+        if slot.base is not None:
+            base = to_frame(slot.base, place)
         painted = None if slot.overlay is None else slot.overlay.copy()
         times["post"] = 1e3 * (time.perf_counter() - last)
         times["total"] = times["post"] + times["host_latency"] + sum(slot.host.values())
         density = count / float(place.canvas[0] * place.canvas[1])
-        return FrameResult(labels, confidence, active, count, found, density, times, overlay=painted)
+        return FrameResult(labels, confidence, active, count, found, density, times, base, painted)
 
     # ---- plan -------------------------------------------------------------------------------------------------------
 
     def _plan(self, place: Placement, want: Tuple[str, ...]) -> None:
         """Buffers for frames of a size, and their graphs."""
         self._drop()
-        self._place, self._want, self._turn = place, want, 0
+        self._turn = 0
         self._frames = FrameInput(self._kernels, place, self.net, self._base.input_type, self._refiner.binds_image)
         low = (self.net.logits_height, self.net.logits_width)
         cells = bar_cells(place, low, self.net.upsample)
         self._bars = DeviceBars(self._context, (len(self.bundle.classes), *low), cells, self._base.output_type)
         rows = max(1, self._refiner.capacity)
+        results = [item for item in want if item != "base" or self.refined]  # without a refiner they are the labels
+        if "base" in results and self._labels is None:
+            self._labels = self._make_labels()
         if self._palette is not None and place.identity:
-            want = (*want, "overlay")
-        self._slots = [Slot(self._context, place.frame, place.canvas, want, rows) for _ in range(self.depth)]
+            results.append("overlay")
+        for _ in range(self.depth):
+            self._slots.append(Slot(self._context, place.frame, place.canvas, results, rows))
         # Once without capturing: libraries load kernels and choose algorithms at their first run, TensorRT's engines
         # get their addresses (one execution context each, for both slots: their frames run one behind the other).
         self._slots[0].upload(self._stream)
@@ -224,6 +234,7 @@ class GpuPipeline:
                 slot.graphs.append(graph[0])
                 if self._base.capturable:
                     break
+        self._place, self._want = place, want  # not before: what failed is planned again
 
     def _record(self, slot: Slot, part: int) -> None:
         """Part 0: everything before the base; part 1: everything after it."""
@@ -239,6 +250,9 @@ class GpuPipeline:
         self._bars.enqueue(stream, self._logits.address)
         clock.mark(stream, "base")
         refiner.enqueue(stream, self._frames.canvas(image), self._logits.address, slot.outputs, clock)
+        if slot.base is not None:
+            self._labels.enqueue(stream, image, self._logits.address, ("labels",), clock)
+            stream.copy(slot.address("base"), self._labels.address("labels"), slot.base.nbytes)
         if slot.overlay is not None and self._palette is not None:
             self._kernels.call(
                 "csg_overlay", stream.handle, image, refiner.address("labels"), *slot.labels.shape,
@@ -302,6 +316,8 @@ class GpuPipeline:
         self._drop()
         if self._palette is not None:
             self._palette.close()
+        if self._labels is not None:
+            self._labels.close()
         streams = (self._up, self._down, self._stream)
         for thing in (self._base, self._refiner, self._logits, self._input, *streams, self._kernels):
             thing.close()

@@ -24,13 +24,13 @@ class Slot:
         context: the device.
         frame: (H0, W0) of the frames.
         canvas: (H, W) of labels and confidence.
-        want: results to download: "labels", "confidence", "active", "overlay".
+        want: results to download: "labels", "confidence", "active", "base", "overlay".
         rows: most refined pixels a frame.
 
     Attributes:
         frame: page-locked uint8 [H0,W0,3], to be filled before :meth:`upload`.
         image: device memory of the frame, uint8 [H0,W0,3].
-        labels, confidence: page-locked uint8 [H,W]; coords: int32 [rows,2]; numbers: int32 [2], count and found;
+        labels, confidence, base: page-locked uint8 [H,W]; coords: int32 [rows,2]; numbers: int32 [2], count and found;
             overlay: uint8 [H0,W0,3]. Valid once ``done`` is reached; None where it is not wanted.
         uploaded, computed, done: the frame is on the device; its results are packed; they are on the host.
         clock: stages of the graphs.
@@ -48,6 +48,8 @@ class Slot:
         if "active" in want:
             sizes["coords"] = 8 * rows
         self.outputs = list(sizes)  # of the refiner
+        if "base" in want:
+            sizes["base"] = pixels
         if "overlay" in want:
             sizes["overlay"] = self.frame.nbytes
         self._offsets: Dict[str, int] = {}
@@ -63,6 +65,7 @@ class Slot:
         self.numbers = self._host[:8].view(np.int32)
         self.labels = self._view("labels").reshape(canvas)
         self.confidence = self._view("confidence").reshape(canvas) if "confidence" in sizes else None
+        self.base = self._view("base").reshape(canvas) if "base" in sizes else None
         self.coords = self._view("coords").view(np.int32).reshape(-1, 2) if "coords" in sizes else None
         self.overlay = self._view("overlay").reshape(self.frame.shape) if "overlay" in sizes else None
         self.graphs: List[Optional[Graph]] = []

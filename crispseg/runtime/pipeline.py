@@ -21,8 +21,7 @@ from crispseg.runtime.dense_labels import NativeLabels, NumpyLabels
 from crispseg.runtime.geometry import FITS, Placement, placement, resize_image, to_canvas, to_frame
 
 NETWORKS = ("base", "baseline")
-WANT = ("labels", "confidence", "active")
-BASE = "base"  # what a Pipeline gives beyond that; the backends of a GPU do not
+WANT = ("labels", "confidence", "active", "base")
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +167,15 @@ def _check_ports(bundle: Bundle, file: str, what: str, ports: Dict[str, Any], wa
         )
 
 
-def check_frame(frame: np.ndarray, want: Sequence[str], known: Sequence[str] = WANT) -> None:
+def check_frame(frame: np.ndarray, want: Sequence[str]) -> None:
     """Raise InputError unless a frame is uint8 [H, W, 3] and ``want`` names what there is."""
     ok = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
     if not ok or not frame.size:
         found = "%s %s" % (getattr(frame, "dtype", type(frame).__name__), getattr(frame, "shape", ""))
         raise InputError("frame: expected uint8 [H, W, 3] RGB, found %s" % found)
     for item in want:
-        if item not in known:
-            raise InputError("want %r: expected any of %s" % (item, ", ".join(known)))
+        if item not in WANT:
+            raise InputError("want %r: expected any of %s" % (item, ", ".join(WANT)))
 
 
 def pad_colour(net: NetInfo) -> Tuple[int, int, int]:
@@ -195,9 +194,6 @@ def normalise(image: np.ndarray, net: NetInfo, out: np.ndarray) -> None:
 
 class Pipeline:
     """Engines and buffers for one stream of frames. Used by one thread at a time; close it when done."""
-
-    #: It can give the labels of the base alone beside the refined ones: want "base".
-    gives_base = True
 
     def __init__(
         self, bundle: Bundle, net: NetInfo, dense: Any, refiner: Any, make_labels: Callable[[], Any], fit: str
@@ -260,7 +256,7 @@ class Pipeline:
             InputError: the frame has another dtype or shape, or ``want`` names something else.
         """
         start = time.perf_counter()
-        check_frame(frame, want, (*WANT, BASE))
+        check_frame(frame, want)
         times: Dict[str, float] = {}
         if self._place is None or self._place.frame != frame.shape[:2]:
             self._place = placement(
@@ -292,7 +288,7 @@ class Pipeline:
             labels=to_frame(values["labels"], place),
             confidence=to_frame(values["confidence"], place) if "confidence" in want else None,
             active=active, count=count, found=found, density=count / float(place.canvas[0] * place.canvas[1]),
-            base=to_frame(self._of_base(values["labels"], logits), place) if BASE in want else None, times=times,
+            base=to_frame(self._of_base(values["labels"], logits), place) if "base" in want else None, times=times,
         )  # fmt: skip
         _lap(times, "post", last)
         _lap(times, "total", start)

@@ -247,8 +247,11 @@ def fake_runtime(monkeypatch, truth: dict, refiner: bool = True, baseline: bool 
     ):
         def run(frame, want):
             label = truth[frame.tobytes()]
-            labels = label if refine and network == "base" else np.zeros_like(label)
-            return SimpleNamespace(labels=labels, density=0.25, count=10, found=12)
+            zeros = np.zeros_like(label)
+            labels = label if refine and network == "base" else zeros
+            return SimpleNamespace(
+                labels=labels, base=zeros if "base" in want else None, density=0.25, count=10, found=12
+            )
 
         return SimpleNamespace(run=run)
 

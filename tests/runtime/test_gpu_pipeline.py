@@ -27,7 +27,7 @@ from crispseg.runtime.latency import measure
 from crispseg.runtime.pipeline import open_pipeline
 from crispseg.runtime.run import run, segment
 
-ALL = ("labels", "confidence", "active")
+ALL = ("labels", "confidence", "active", "base")
 OWN = ("staging", "enqueue", "host_latency", "post")
 DEVICE_STAGES = ["h2d", "preprocess", "base", "select", "maps", "conv", "ensemble", "scatter", "pack",
                  "d2h"]  # fmt: skip
@@ -74,6 +74,9 @@ def same(found, exact, slack=0.0):
         assert np.abs(found.confidence.astype(int) - exact.confidence).max() <= 1
     if exact.active is not None:
         assert (found.active == exact.active).all()
+    assert (found.base is None) == (exact.base is None)
+    if exact.base is not None:
+        assert (found.base != exact.base).mean() <= slack
 
 
 # Equal size, whole and broken factors, bars above and below, bars left and right.
@@ -156,7 +159,7 @@ def test_frames_of_changing_sizes_and_wishes(bundles, on_host):
         open_pipeline(bundles["rgb"], backend="cuda", precision="fp32") as gpu,
     ):
         for turn, size in enumerate(sizes):
-            want = ALL[: 1 + turn % 3]
+            want = ALL[: 1 + turn % 4]
             frame = picture(turn, *size)
             same(gpu.run(frame, want), cpu.run(frame, want))
 

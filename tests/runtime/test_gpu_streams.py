@@ -23,7 +23,7 @@ from crispseg.runtime import gpu_open, gpu_pipeline
 from crispseg.runtime.gpu_slot import Slot
 from crispseg.runtime.pipeline import open_pipeline
 
-ALL = ("labels", "confidence", "active")
+ALL = ("labels", "confidence", "active", "base")
 ORDERS = [LATE, EARLY, KERNELS_LATE, UPLOADS_LATE, DOWNLOADS_LATE]
 SCHEDULES = [*((kind, 0) for kind in ORDERS), *((ANY, seed) for seed in range(4))]
 FRAMES = [picture(seed, *FRAME) for seed in range(4)]
@@ -166,7 +166,7 @@ def early(pipe, patch):
     sharing("one frame on the device", "image"),
     sharing("one page-locked frame", "frame"),
     sharing("results packed in one place", "_results"),
-    sharing("page-locked results in one place", "_host", "labels", "confidence", "coords", "numbers"),
+    sharing("page-locked results in one place", "_host", "labels", "confidence", "coords", "base", "numbers"),
     pytest.param(early, id="the host does not wait for the results"),
 ])  # fmt: skip
 def test_a_mistake_shows_in_some_order(opened, emulated, monkeypatch, plant):
