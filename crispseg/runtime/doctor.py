@@ -165,7 +165,7 @@ def probe(code: str, seconds: float = PROBE_SECONDS) -> Tuple[bool, str]:
         return False, "not installed"
     found = " ".join(str(found).split())
     if not ok:  # our own messages end in the command that fixes it, which stands beside the check anyway
-        found = found.split(". Build it")[0]
+        found = found.split(". Build it")[0].split(". Rebuild it")[0]
         if found.startswith("EnvironmentMismatch: "):
             found = found[len("EnvironmentMismatch: ") :].split("; ")[0]
     return bool(ok), found
