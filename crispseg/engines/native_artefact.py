@@ -188,7 +188,10 @@ def _facts_hash(facts: Mapping[str, Any]) -> str:
 def plan_of(artefact: cache.Artefact) -> List[Choice]:
     """The plan in an artefact's manifest. Raises BundleError when it is none."""
     try:
-        return [Choice(**item) for item in _facts(artefact, "plan", list)]
+        plan = [Choice(**item) for item in _facts(artefact, "plan", list)]
+        if not all(isinstance(text, str) for choice in plan for text in (choice.node, choice.algorithm)):
+            raise TypeError
+        return plan
     except TypeError:
         raise BundleError("%s: plan: expected a list of choices; %s" % (artefact.path, artefact.rebuild)) from None
 

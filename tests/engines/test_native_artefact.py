@@ -266,6 +266,9 @@ FACTS = [
     lambda facts: facts.update(weights={}),
     lambda facts: facts.update(plan=[{"x": 1}]),
     lambda facts: facts.update(plan={}),
+    lambda facts: facts.update(plan=[5]),
+    lambda facts: [item.update(algorithm=["winograd2"]) for item in facts["plan"]],
+    lambda facts: [item.update(node={}) for item in facts["plan"]],
     lambda facts: [item.update(algorithm="winograd2") for item in facts["plan"]],
 ]
 
