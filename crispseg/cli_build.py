@@ -62,6 +62,7 @@ FORCE = typer.Option(False, "--force", help="build again what is there")
 
 @app.command()
 def build(
+    context: typer.Context,
     bundle: Path = BUNDLE,
     backend: Target = TARGET,
     asked: Optional[Precision] = ASKED,
@@ -85,7 +86,11 @@ def build(
     Example: crispseg build demo/bundle --backend tensorrt --precision fp16
     """
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import of_build, refuse_unused
 
+    refuse_unused(context, of_build(backend.value))
+    if refiner_engine is False:
+        refuse_unused(context, {"capacity": "expected the refiner's engine with it, found --no-refiner-engine"})
     precision = asked or Precision.fp16
 
     def work(progress):  # type: ignore[no-untyped-def]
@@ -95,7 +100,14 @@ def build(
         mask = is_mask_bundle(bundle)
         if mask and backend is not Target.tensorrt:
             raise InputError(f"--backend {backend.value}: a mask refiner needs no build there; use crispseg refine")
+        if mask:
+            of_segmentation = ("baseline", "refiner_engine", "capacity", "calibration_cache")
+            refuse_unused(
+                context, {name: "expected a segmentation bundle, found a mask refiner" for name in of_segmentation}
+            )
         loaded = None if mask else load_bundle(bundle)
+        if loaded is not None:
+            require_parts(loaded, baseline, bool(refiner_engine) or capacity is not None)
         if backend is Target.native:
             return build_native(loaded, asked and asked.value, deterministic, force, progress)
         if backend is Target.cuda:
@@ -152,6 +164,16 @@ def layer_table(
                           environment=environment())  # fmt: skip
 
     execute(work, json=json, title="profiling", report_file=report)
+
+
+def require_parts(bundle: Any, baseline: bool, refiner: bool) -> None:
+    """Raise InputError for a part of the bundle that is asked for by an option and is not there."""
+    if baseline and bundle.baseline is None:
+        raise InputError(f"bundle {bundle.path}: expected a baseline for --baseline, found none; export it with one")
+    if refiner and bundle.refiner is None:
+        raise InputError(
+            f"bundle {bundle.path}: expected a refiner for --refiner-engine or --capacity, found none; leave them out"
+        )
 
 
 def build_native(

@@ -7,6 +7,15 @@ from typing import Any, Dict, Iterable, Mapping
 from crispseg.errors import InputError
 
 _GPU = ("cuda", "tensorrt")
+#: `crispseg build`: what some backends alone read.
+BUILD = {
+    "native": ("deterministic",),
+    "cuda": ("baseline", "device"),
+    "tensorrt": (
+        "workspace", "timing_cache", "opt_level", "profile", "dla", "calibration_cache", "capacity", "refiner_engine",
+        "baseline", "device",
+    ),
+}  # fmt: skip
 #: `crispseg fit`: what belongs to one kind of network alone.
 FIT = {
     "refiner": (
@@ -32,6 +41,16 @@ def of_backend(backend: str) -> Dict[str, str]:
     if backend in _GPU:
         return {"provider": f"expected --backend native or onnxruntime with it, found {backend}"}
     return {"device": f"expected --backend cuda or tensorrt with it, found {backend}, which runs on no numbered GPU"}
+
+
+def of_build(backend: str) -> Dict[str, str]:
+    """What crispseg build cannot use on a backend."""
+    found = {}
+    for name in (name for names in BUILD.values() for name in names):
+        takers = [other for other, names in BUILD.items() if name in names]
+        if backend not in takers:
+            found[name] = f"expected --backend {' or '.join(takers)} with it, found {backend}"
+    return found
 
 
 def of_pictures(saved: Iterable[str]) -> Dict[str, str]:

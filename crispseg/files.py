@@ -1,4 +1,4 @@
-"""Files on disk: their SHA-256, and whether one could be written, asked before long work."""
+"""Files on disk: their SHA-256, the name they have while they are written, and whether one could be written at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from pathlib import Path
 from typing import BinaryIO, Union
 
 from crispseg.errors import InputError
+
+_LONGEST_NAME = 255  # bytes, on every common file system
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is written before it gets its name: NAME.partial beside it, a shorter one where that is too long."""
+    name = path.name + ".partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(path.name)).hexdigest() + ".partial"
+    return path.with_name(name)
 
 
 def hash_stream(stream: BinaryIO) -> str:

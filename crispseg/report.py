@@ -17,6 +17,7 @@ from typing import Any, List, Sequence, Tuple
 import numpy as np
 
 from crispseg.errors import InputError
+from crispseg.files import partial_path
 
 SCHEMA = 1
 
@@ -147,18 +148,19 @@ def write_json(path: object, report: object) -> None:
 
 
 def write_text(path: object, text: str) -> None:
-    """Write text to ``<path>.partial`` and move it to its name. Raises InputError when that fails."""
+    """Write text beside ``path`` and move it to its name. Raises InputError when that fails."""
     target = Path(str(path))
-    partial = target.with_name(target.name + ".partial")
+    partial = partial_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(str(partial), str(target))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         reason = error.strerror or type(error).__name__
         raise InputError(f"{target}: cannot write the report ({reason}); choose a writable place with room") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def format_value(value: object) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 import crispseg
 from crispseg import cli, cli_output
 from crispseg.cli import main
+from crispseg.cli_build import require_parts
 from crispseg.errors import AccuracyGate, BundleError, InputError
 
 COMMANDS = ("bases", "export", "run", "refine", "latency", "eval", "fit", "scenes", "verify", "inspect", "doctor")
@@ -198,6 +199,14 @@ def test_report_replaces_a_report(fake, capsys, tmp_path):
         ("fit base -o out --scenes 4 --features rgb", "--features: belongs to crispseg fit refiner, found fit base"),
         ("fit refiner -o out --scenes 4 --stride 4", "--stride: belongs to crispseg fit base"),
         ("export small --refiner none --planes 8 -o out", "--planes: expected a refiner"),
+        ("build b --backend native --device 1", "--device: expected --backend cuda or tensorrt with it, found native"),
+        ("build b --backend native --workspace 99", "--workspace: expected --backend tensorrt with it, found native"),
+        ("build b --backend native --dla 0", "--dla"),
+        ("build b --backend native --baseline", "--baseline: expected --backend cuda or tensorrt with it"),
+        ("build b --backend cuda --profile 1,1,1", "--profile: expected --backend tensorrt with it, found cuda"),
+        ("build b --backend cuda --no-refiner-engine", "--refiner-engine"),
+        ("build b --deterministic", "--deterministic: expected --backend native with it, found tensorrt"),
+        ("build b --no-refiner-engine --capacity 9", "--capacity: expected the refiner's engine with it"),
         ("calibrate b i -o out --scan-frames 3", "--scan-frames: expected --scan with it"),
         ("calibrate b i --scan --force", "--force"),
         ("calibrate b i --scan --plot x.png", "--plot x.png: expected FILE.svg, found the ending .png"),
@@ -210,6 +219,16 @@ def test_an_option_that_nothing_reads_is_refused(arguments, part, capsys, tmp_pa
     assert part in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("baseline", "refiner"), [(True, False), (False, True)])
+def test_a_part_that_is_asked_for_is_not_left_out_silently(baseline, refiner):
+    parts = types.SimpleNamespace(path="b", baseline=None, refiner=None)
+    with pytest.raises(InputError, match="bundle b: expected a %s for --" % ("baseline" if baseline else "refiner")):
+        require_parts(parts, baseline, refiner)
+    require_parts(parts, False, False)
+    parts.baseline = parts.refiner = "there"
+    require_parts(parts, True, True)
 
 
 def test_interrupted_run_prints_its_report_and_exits_130(fake, capsys):

@@ -7,7 +7,7 @@ import pytest
 from crispseg.bundle import check_target
 from crispseg.cli_output import check_report_file
 from crispseg.errors import InputError
-from crispseg.files import require_writable
+from crispseg.files import partial_path, require_writable
 
 
 def test_leaves_no_trace(tmp_path, monkeypatch):
@@ -30,3 +30,13 @@ def test_impossible_place_is_refused_before_the_work(check):
 
     with pytest.raises(InputError, match="cannot be written: .*choose another place"):
         check(Path("/proc/new/x.json"))
+
+
+def test_partial_names_fit_where_the_final_ones_do(tmp_path):
+    assert partial_path(tmp_path / "a.png") == tmp_path / "a.png.partial"
+    assert len(partial_path(tmp_path / ("x" * 247)).name) == 255
+    names = ["x" * 248, "y" * 255, "\u00e9" * 127]  # the last one: 254 bytes
+    partial = [partial_path(tmp_path / name) for name in names]
+    assert len(set(partial)) == len(names)
+    for path in partial:
+        path.write_bytes(b"")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from html.parser import HTMLParser
 
 import numpy as np
@@ -57,7 +58,11 @@ def test_strict_json():
     }  # fmt: skip
 
 
-def test_write_is_whole_or_not_at_all(tmp_path):
+def ctrl_c(*unused):
+    raise KeyboardInterrupt
+
+
+def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "new" / "r.json"
     write_json(target, sample())
     assert json.loads(target.read_text())["schema"] == 1
@@ -68,6 +73,9 @@ def test_write_is_whole_or_not_at_all(tmp_path):
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(InputError, match="cannot write"):
         write_json(tmp_path / "folder.json", {})
+    monkeypatch.setattr(os, "replace", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "r.json", {})
     assert not list(tmp_path.glob("*.partial"))
 
 

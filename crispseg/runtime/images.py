@@ -17,6 +17,8 @@ from crispseg.errors import InputError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 27
+_SUBFILE = 254  # TIFF tag NewSubfileType
+_REDUCED, _MASK = 1, 4  # its bits: a smaller copy of another page, a page that says where another is transparent
 
 
 def is_image(path: Path) -> bool:
@@ -48,7 +50,8 @@ def read_image(path: Union[str, Path], upright: bool = True) -> np.ndarray:
 
     The EXIF orientation is applied (not with ``upright=False``), grey becomes three equal channels, palettes are
     resolved, transparency is dropped (the colours stand as stored), 16-bit grey is scaled to 8 bits. Raises InputError
-    for anything that is no picture, is damaged, has floating-point pixels, or is larger than 16384 a side.
+    for anything that is no picture, is damaged, has floating-point pixels, is larger than 16384 a side, or for a file
+    of several pages or animated frames.
     """
     from PIL import ImageOps
 
@@ -71,6 +74,11 @@ def open_picture(path: Path, what: str) -> Iterator[Any]:
             width, height = image.size
             if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
                 raise _too_large(path, what, "%d x %d" % (width, height))
+            count = _pictures_in(image)
+            if count > 1:
+                raise InputError(
+                    "%s %s: expected one picture, found %d in the file; save them as a file each" % (what, path, count)
+                )
             yield image
     except InputError:
         raise
@@ -86,6 +94,25 @@ def open_picture(path: Path, what: str) -> Iterator[Any]:
             "%s %s: expected a readable picture (%s), found: %s; copy or convert it again"
             % (what, path, ", ".join(item[1:] for item in IMAGE_SUFFIXES), " ".join(reason.split())[:200])
         ) from None
+
+
+def _pictures_in(image: Any) -> int:
+    """How many pictures a file holds, of which Pillow would give the first without a word.
+
+    Overviews and masks of a TIFF belong to a page, and the further pictures in a camera's JPEG (MPO) are previews,
+    brightness tables or other views of the first.
+    """
+    count = int(getattr(image, "n_frames", 1))
+    if count == 1 or image.format == "MPO":
+        return 1
+    if image.format != "TIFF":
+        return count
+    whole = 0
+    for page in range(count):
+        image.seek(page)
+        whole += not int(image.tag_v2.get(_SUBFILE, 0)) & (_REDUCED | _MASK)
+    image.seek(0)
+    return whole
 
 
 def _too_large(path: Path, what: str, found: str) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Optional, Union
 import numpy as np
 
 from crispseg.errors import EnvironmentMismatch, InputError
+from crispseg.files import partial_path
 from crispseg.runtime.png import encode_png
 from crispseg.runtime.video import import_av
 
@@ -38,7 +40,7 @@ def write_png(path: Union[str, Path], array: np.ndarray) -> None:
     if array.dtype != np.uint8 or not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise InputError("%s: expected uint8 [H,W] or [H,W,3], found %s %s" % (path, array.dtype, array.shape))
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_path(path)
     try:
         with open(str(partial), "wb") as stream:
             stream.write(encode_png(array))
@@ -174,6 +176,6 @@ def _cannot_write(path: Path, error: BaseException) -> InputError:
     if isinstance(error, IsADirectoryError):
         return InputError("output %s: expected a file, found a folder; choose another place or remove it" % path)
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return InputError(
-        "output %s: cannot be written: %s; free space or choose another place" % (path, " ".join(reason.split())[:200])
-    )
+    too_long = getattr(error, "errno", None) == errno.ENAMETOOLONG
+    advice = "shorten the names of the input" if too_long else "free space or choose another place"
+    return InputError("output %s: cannot be written: %s; %s" % (path, " ".join(reason.split())[:200], advice))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
@@ -103,10 +104,9 @@ def _save(image: Image.Image, path: Path, image_format: str) -> None:
         else:
             image.save(partial, "PNG", compress_level=3)
         os.replace(str(partial), str(path))
-    except OSError:
-        if partial.exists():
+    finally:
+        with contextlib.suppress(OSError):
             partial.unlink()
-        raise
 
 
 class _Clip:

@@ -161,6 +161,8 @@ def test_build_and_refine(bundle, scene, wanted, monkeypatch, capsys, version, p
     with pytest.raises(EnvironmentMismatch, match="backbone.*crispseg build .* --precision " + precision):
         open_mask_refiner(bundle, options)
     command = ["build", str(bundle.path), "--backend", "tensorrt", "--precision", precision, "--json"]
+    assert main([*command, "--baseline"]) == 2
+    assert "--baseline: expected a segmentation bundle, found a mask refiner" in capsys.readouterr().err
     rows = []
     for _ in range(2):
         assert main(command) == 0

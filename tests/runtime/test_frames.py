@@ -14,6 +14,7 @@ import pytest
 from crispseg.errors import EnvironmentMismatch, InputError
 
 Image = pytest.importorskip("PIL.Image")
+TiffImagePlugin = pytest.importorskip("PIL.TiffImagePlugin")
 pytest.importorskip("av")
 from crispseg.runtime import frames, live  # noqa: E402
 from crispseg.runtime.images import read_image  # noqa: E402
@@ -94,6 +95,23 @@ def test_other_formats(tmp_path):
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(InputError, match="floating point"):
         read_image(tmp_path / "float.tif")
+
+
+def test_files_of_several_pictures(tmp_path):
+    pages = [Image.fromarray(picture(seed=seed)) for seed in range(3)]
+    more = {"save_all": True, "append_images": pages[1:]}
+    for name, options in (("a.tif", {}), ("a.png", {}), ("a.webp", {"lossless": True})):
+        pages[0].save(tmp_path / name, **more, **options)
+        with pytest.raises(InputError, match=f"{name}: expected one picture, found 3 in the file"):
+            read_image(tmp_path / name)
+    pages[0].save(tmp_path / "a.jpg", format="MPO", quality=95, **more)  # what cameras write
+    assert read_image(tmp_path / "a.jpg").shape == (20, 30, 3)
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "map.tif"), True) as file:
+        for page, kind in zip(pages, (0, 1, 4)):  # an overview and a mask, as maps have them
+            page.save(file, format="TIFF", tiffinfo={254: kind})
+            file.newFrame()
+    assert Image.open(tmp_path / "map.tif").n_frames == 3
+    np.testing.assert_array_equal(read_image(tmp_path / "map.tif"), picture(seed=0))
 
 
 def test_bad_pictures(tmp_path):

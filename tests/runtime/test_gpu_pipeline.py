@@ -21,7 +21,7 @@ from crispseg.engines import cuda, cuda_base, cuda_kernels, native, nvrtc, ort_c
 from crispseg.engines.spec import EngineSpec
 from crispseg.engines.tensorrt import run as tensorrt_run
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
-from crispseg.runtime import gpu_open, overlay
+from crispseg.runtime import gpu_open, gpu_pipeline, overlay
 from crispseg.runtime.frames import Frame
 from crispseg.runtime.latency import measure
 from crispseg.runtime.pipeline import open_pipeline
@@ -182,6 +182,22 @@ def test_two_frames_under_way_come_back_in_order(bundles, copied, emulated):
         assert emulated.launches() > launched
         with pytest.raises(InputError, match="submit one first"):
             pipe.collect()
+
+
+def test_what_could_not_be_planned_is_planned_again(bundles, copied, monkeypatch):
+    frame = picture(0, *FRAME)
+    with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
+        wanted = pipe.run(frame, ALL)
+
+        def full(*unused):
+            raise MemoryError("device memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(gpu_pipeline, "Slot", full)
+            for _ in range(2):
+                with pytest.raises(MemoryError):
+                    pipe.run(frame)
+        same(pipe.run(frame, ALL), wanted)
 
 
 def test_no_more_frames_than_slots(bundles, copied):

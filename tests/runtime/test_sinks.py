@@ -123,6 +123,15 @@ def test_unwritable_place(tmp_path):
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
+def test_names_up_to_the_limit(tmp_path):
+    longest = tmp_path / ("x" * 251 + ".png")
+    sinks.write_png(longest, np.zeros((2, 2), np.uint8))
+    assert list(tmp_path.iterdir()) == [longest]
+    with pytest.raises(InputError, match="File name too long; shorten the names"):
+        sinks.write_png(tmp_path / ("x" * 252 + ".png"), np.zeros((2, 2), np.uint8))
+    assert list(tmp_path.iterdir()) == [longest]
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (33, 47), (33, 47, 3), (1, 1, 3), (200, 300, 3)])
 def test_png_round_trip(tmp_path, shape):
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
