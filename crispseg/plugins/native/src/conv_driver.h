@@ -11,7 +11,7 @@
 namespace crispseg {
 
 constexpr int kMaxChannels = 1 << 16;
-constexpr int64_t kMaxBlockRows = 480;
+constexpr int64_t kMaxBlockRows = 480;  // 540 KB of input a chunk: what is fetched ahead lies beside it in the L2 cache
 
 // Input of the next block is fetched while a block runs, up to so many bytes: it lies in the L2 cache then, beside this
 // block's input, sums and weights. Neighbours of the next row of the image are part of it: kHalo rows further on.
@@ -44,7 +44,7 @@ struct ConvCut {
   int64_t rows, blocks;
   int groups, panels, panels_per_group;
 };
-ConvCut cut_conv(const ConvShape &k, int64_t n_out, int steps, int cout, int threads);
+ConvCut cut_conv(const ConvShape &k, int64_t n_out, int64_t n_in, int steps, int cout, int threads);
 
 // Scratch of one worker for the ConvRows of a block.
 inline size_t rows_bytes(int64_t rows, int taps, int mr) {
@@ -77,7 +77,7 @@ inline InputBytes input_of(const cs_conv &conv, int64_t begin, int64_t end) {
 template <class Kernel>
 int run_blocks(cs_context *ctx, const char *who, const cs_conv &conv, const ConvShape &k, int steps, Kernel &&kernel) {
   if (conv.n_out == 0) return CS_OK;
-  const ConvCut work = cut_conv(k, conv.n_out, steps, conv.cout, ctx->threads);
+  const ConvCut work = cut_conv(k, conv.n_out, conv.n_in, steps, conv.cout, ctx->threads);
   const int taps = all_taps(conv);
   const size_t row_bytes = rows_bytes(work.rows, taps, k.mr);
   const size_t acc = static_cast<size_t>(work.rows) * work.panels_per_group * k.width;
@@ -97,9 +97,10 @@ int run_blocks(cs_context *ctx, const char *who, const cs_conv &conv, const Conv
       bad.store(true, std::memory_order_relaxed);
       return;
     }
-    const int64_t next = begin + ctx->threads * work.rows;  // what this worker is likely to do next
-    const InputBytes ahead = input_of(conv, next, next + work.rows);
-    kernel(ConvBlock{&conv, ceil_div(end - begin, k.mr), g, panel0, panel1, ahead.at, ahead.bytes, sums ? sums + acc * worker : nullptr});
+    const int64_t next = (unit + ctx->threads) / work.groups * work.rows;  // where this worker is likely to go on
+    const InputBytes ahead = next == begin ? InputBytes{nullptr, 0} : input_of(conv, next, next + work.rows);
+    kernel(ConvBlock{&conv, ceil_div(end - begin, k.mr), g, panel0, panel1, ahead.at, ahead.bytes,
+                     sums ? sums + acc * worker : nullptr});
   });
   if (!bad.load()) return CS_OK;
   return fail(CS_BAD_ARGUMENT, "%s: the map or the order points outside of its rows (n_in = %d, n_out = %d)", who,
