@@ -39,7 +39,8 @@ def refuse_unused(context: Any, unused: Mapping[str, str]) -> None:
 def of_backend(backend: str) -> Dict[str, str]:
     """What run, latency and eval cannot use on a backend."""
     if backend in _GPU:
-        return {"provider": f"expected --backend native or onnxruntime with it, found {backend}"}
+        why = f"expected --backend native or onnxruntime with it, found {backend}"
+        return {"provider": why, "threads": why}
     return {"device": f"expected --backend cuda or tensorrt with it, found {backend}, which runs on no numbered GPU"}
 
 

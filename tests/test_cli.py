@@ -194,6 +194,7 @@ def test_report_replaces_a_report(fake, capsys, tmp_path):
         ("eval b i l --device 1", "--device"),
         ("refine b i m -o out --device 1", "--device: expected --backend tensorrt with it, found auto"),
         ("run b clip.mp4 -o out --backend cuda --provider CPUExecutionProvider", "--provider: expected --backend"),
+        ("eval b i l --backend tensorrt --threads 2", "--threads: expected --backend native or onnxruntime with it"),
         ("run b clip.mp4 -o out --save labels --alpha 0.3", "--alpha: expected overlay in --save, found labels"),
         ("run b clip.mp4 -o out --save color --legend", "--legend"),
         ("fit base -o out --scenes 4 --features rgb", "--features: belongs to crispseg fit refiner, found fit base"),

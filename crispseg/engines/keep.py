@@ -12,7 +12,7 @@ from crispseg.bundle import Bundle
 from crispseg.engines import cache
 from crispseg.errors import BundleError, InputError
 
-ASIDE = ".engines"  # end of the name under which they wait beside the bundle
+ASIDE = ".engines.partial"  # end of the name under which they wait beside the bundle
 
 
 def rewrite(target: Path, write: Callable[[], Bundle]) -> Tuple[Bundle, int, List[str]]:
@@ -48,17 +48,22 @@ def rewrite(target: Path, write: Callable[[], Bundle]) -> Tuple[Bundle, int, Lis
 
 @contextlib.contextmanager
 def _aside(target: Path) -> Iterator[Optional[Path]]:
-    """The engines folder of a bundle, moved beside it for a while; None when there is none."""
+    """The engines folder of a bundle, moved beside it for a while; None when there is none.
+
+    What a run left there that was killed meanwhile is taken up again, unless newer ones were built since.
+    """
     folder, aside = target / cache.FOLDER, target.with_name(target.name + ASIDE)
-    if folder.is_symlink() or not folder.is_dir():
+    left = target.is_dir() and aside.is_dir() and not os.path.lexists(str(folder))
+    if not left and (folder.is_symlink() or not folder.is_dir()):
         yield None
         return
-    try:
-        if aside.exists():  # of a run that was killed; these are the newer ones
-            shutil.rmtree(str(aside))
-        os.rename(str(folder), str(aside))
-    except OSError as error:
-        raise _unmovable(folder, error) from None
+    if not left:
+        try:
+            if aside.exists():
+                shutil.rmtree(str(aside))
+            os.rename(str(folder), str(aside))
+        except OSError as error:
+            raise _unmovable(folder, error) from None
     try:
         yield aside
     finally:

@@ -82,7 +82,7 @@ def verify_bundle(
 
     Raises:
         BundleError: the bundle is damaged.
-        InputError: frames that cannot be read, or nothing to compare.
+        InputError: frames that cannot be read, nothing to compare, or a checkpoint of a refiner that is not there.
         CheckpointError: a checkpoint of another network.
     """
     from crispseg.environment import environment
@@ -97,6 +97,8 @@ def verify_bundle(
         raise InputError(f"--precision {precision}: expected fp32 or int8")
     if precision == "int8" and (weights is not None or refiner_weights is not None):
         raise InputError("--precision int8: expected no checkpoints: PyTorch is compared with the float files")
+    if refiner_weights is not None and bundle.refiner is None:
+        raise InputError(f"bundle {bundle.path}: expected a refiner for --refiner-weights, found none; leave it out")
     checks: list[Any] = [
         _Int8Base(bundle, threads)
         if runs_at(bundle, "base", precision) == "int8"

@@ -96,3 +96,11 @@ def test_what_a_killed_run_left_is_replaced(target):
     artefact = engine(target, "refiner.onnx")
     assert rewrite(target, replace(target, OLD))[1] == 1
     assert artefact.path.exists()
+
+
+def test_what_a_killed_run_left_is_taken_up(target):
+    artefact = engine(target, "refiner.onnx")
+    (target / "engines").rename(target.with_name("b" + ASIDE))
+    assert rewrite(target, replace(target, OLD))[1:] == (1, [])
+    assert artefact.read("weights.bin") == b"fp32"
+    assert not target.with_name("b" + ASIDE).exists()

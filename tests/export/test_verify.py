@@ -297,6 +297,8 @@ def test_a_base_from_outside(made, tmp_path, capsys, kind):
     assert main(["verify", str(tmp_path / "b"), "--weights", str(made / "base.pt")]) == 2
     text = " ".join(capsys.readouterr().err.split())
     assert f"--weights: expected a base that crispseg can build, found one made with --{kind}" in text
+    with pytest.raises(InputError, match="expected a refiner for --refiner-weights"):
+        verify_bundle(tmp_path / "b", refiner_weights=made / "refiner.pt")
     # The module itself, when it is given again, is run on the frames.
     again = ["verify", str(tmp_path / "b"), "--module", "foreign_nets:Net", "--json", "--frames", "1"]
     assert main(again) == 0
