@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from crispseg.files import require_writable
 
 DEBUG = "CRISPSEG_DEBUG"
 _PAGES = (".html", ".htm")
+_HANGUP = 129  # exit code after SIGHUP
 # package that failed to import -> what to install
 _PACKAGES = {
     "onnxruntime": "onnxruntime",
@@ -157,6 +159,8 @@ def failure(error: BaseException) -> Optional[Dict[str, Any]]:
         text = f"this command needs {package}, which {reason}; run: {_python()} -m pip install {package}"
     elif isinstance(error, MemoryError):
         text = f"out of memory{': ' + text if text else ''}; close programs or use smaller frames (crispseg doctor)"
+    elif isinstance(error, OSError) and error.errno == errno.EIO and _hung_up():
+        text, code = "interrupted", _HANGUP  # the terminal is gone, and takes no progress bar any more
     elif isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         text = f"{name}{error.strerror or text or kind}; check that the place exists, is writable and has room"
@@ -169,6 +173,12 @@ def failure(error: BaseException) -> Optional[Dict[str, Any]]:
         )
         code = 1
     return {"type": kind, "message": text, "exit_code": code}
+
+
+def _hung_up() -> bool:
+    from crispseg.runtime.interrupt import exit_code
+
+    return exit_code() == _HANGUP
 
 
 def _python() -> str:
@@ -194,7 +204,10 @@ def report_failure(error: BaseException, json: bool) -> int:
         sys.stdout.flush()
     except OSError:
         _give_up_stdout()
-    print(f"error: {found['message']}", file=sys.stderr, flush=True)
+    try:
+        print(f"error: {found['message']}", file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (stays open until the end)
     return int(found["exit_code"])
 
 

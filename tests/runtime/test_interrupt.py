@@ -60,3 +60,21 @@ def test_a_stopped_service_leaves_no_partial_file(tmp_path):
     assert (process.returncode, error) == (143, "error: interrupted\n")
     assert not list(tmp_path.rglob("*.partial*"))
     assert not (tmp_path / "s" / "clip.mp4").exists()
+
+
+def test_a_terminal_that_goes_away(tmp_path):
+    """Its progress bar cannot be drawn any more, nor an error be told; that is no reason for a traceback."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "crispseg", "scenes", "-n", "5000", "--size", "64x96", "-o", "s"]
+    # A session of its own, whose terminal is the slave: closing the master hangs it up.
+    program = "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(%r, %r)"
+    start = [sys.executable, "-c", program % (sys.executable, command)]
+    process = subprocess.Popen(start, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "s" / "images").glob("0002.png")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.close(master)
+    assert process.wait(timeout=60) == 129
+    assert not list(tmp_path.rglob("*.partial"))
