@@ -101,9 +101,10 @@ def check_report_file(path: Path) -> None:
         found = f"the ending {ending}" if ending else "no ending"
         raise InputError(f"--report {path}: expected FILE.json or FILE.html, found {found}; name it so")
     require_writable(path, "--report")
-    if ending == ".json" and path.exists() and not _is_report(path):
+    if path.exists() and not _is_report(path):
+        other = "JSON file" if ending == ".json" else "page"
         raise InputError(
-            f"--report {path}: expected a new file or an older report, found another JSON file; choose another name"
+            f"--report {path}: expected a new file or an older report, found another {other}; choose another name"
         )
 
 
@@ -114,7 +115,11 @@ def _is_report(path: Path) -> bool:
             start = stream.read(200)
     except OSError:
         return True  # writing it will tell
-    return not start.strip() or (b'"schema"' in start and b'"kind"' in start and b'"mask-refiner"' not in start)
+    if not start.strip():
+        return True
+    if path.suffix.lower() in _PAGES:
+        return b"<title>crispseg" in start
+    return b'"schema"' in start and b'"kind"' in start and b'"mask-refiner"' not in start
 
 
 @contextlib.contextmanager
