@@ -97,6 +97,11 @@ def calibrate(
         refuse_unused(context, {name: "expected --scan with it, found none" for name in of_scan})
     if scan or check_fp16:
         refuse_unused(context, {"force": "expected a bundle to write, found a measurement alone"})
+    if scan:
+        refuse_unused(context, {"gate_frames": "expected --scan-frames instead, found --scan"})
+    elif check_fp16:
+        of_int8 = ("method", "head", "networks")
+        refuse_unused(context, {name: "expected int8, found --check-fp16" for name in of_int8})
 
     def work(progress):  # type: ignore[no-untyped-def]
         require_host_python("calibrate")

@@ -37,6 +37,9 @@ from crispseg.errors import InputError
         ("build b --no-refiner-engine --capacity 9", "--capacity: expected the refiner's engine with it"),
         ("calibrate b i -o out --scan-frames 3", "--scan-frames: expected --scan with it"),
         ("calibrate b i --scan --force", "--force"),
+        ("calibrate b i --scan --gate-frames 9", "--gate-frames: expected --scan-frames instead"),
+        ("calibrate b i --check-fp16 --method minmax", "--method: expected int8, found --check-fp16"),
+        ("calibrate b i --check-fp16 --networks base", "--networks"),
         ("calibrate b i --scan --plot x.png", "--plot x.png: expected FILE.svg, found the ending .png"),
     ],
 )
