@@ -123,13 +123,16 @@ def convolutions(table: Table, native: loader.Native, passes: int) -> None:
             for layer in layers:
                 layer.run()
             want = exact(direct)
-            errors = [float(np.abs(layer.y[: len(want)] - want).max()) for layer in layers]
-            table.add(f"F(2x2) {where}: over direct", 1.25, ms["direct"] / ms["winograd2"])
-            table.add(f"F(2x2) {where}: largest error over direct's", 1.0, errors[1] / errors[0], most=True)
             largest = float(np.abs(want).max())
+            errors = [layer.y[: len(want)] - want for layer in layers]
+            most = [float(np.abs(error).max()) / largest for error in errors]
+            rms = [float(np.sqrt(np.mean(error**2))) for error in errors]
+            table.add(f"F(2x2) {where}: over direct", 1.25, ms["direct"] / ms["winograd2"])
+            table.add(f"F(2x2) {where}: error over direct's (root mean square)", 1.0, rms[1] / rms[0],
+                      f"largest: {most[1]:.1e} against {most[0]:.1e} of the largest value", most=True)  # fmt: skip
             table.add(f"F(4x4) {where}: over F(2x2)", 1.0, ms["winograd2"] / ms["winograd4"])
-            table.add(f"F(4x4) {where}: largest error over the largest value", 1e-5, errors[2] / largest,
-                      f"{errors[2] / errors[0]:.2f} of direct's", most=True)  # fmt: skip
+            table.add(f"F(4x4) {where}: largest error over the largest value", 1e-5, most[2],
+                      f"root mean square {rms[2] / rms[0]:.2f} of direct's", most=True)  # fmt: skip
         table.add(f"INT8 {where}: over direct fp32", 2.2, ms["direct"] / ms["int8"], "bytes in, bytes out")
 
 

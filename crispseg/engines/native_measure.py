@@ -16,7 +16,7 @@ import numpy as np
 
 from crispseg.engines import native_winograd
 from crispseg.engines.native_check import Graph
-from crispseg.engines.native_winograd import DIRECT, MOST_CHANNELS, TILES, candidates
+from crispseg.engines.native_winograd import DIRECT, TILES, candidates
 from crispseg.plugins import native_ops as ops
 from crispseg.plugins.loader import Native
 
@@ -125,18 +125,17 @@ def _levels(native: Native, graph: Graph) -> List[_Level]:
 
 
 def _time(native: Native, level: _Level, cin: int, cout: int) -> Dict[str, float]:
-    """Best ms by algorithm; without tiles of 4x4 above MOST_CHANNELS."""
+    """Best ms by algorithm."""
     rng = np.random.default_rng(0)
     n = len(level.table)
     x = ops.feature_matrix(n, cin, cin + (16 if cin >= 256 else 0))
     x[:] = rng.standard_normal(x.shape, dtype=np.float32)
     weight = rng.standard_normal((9, cin, cout), dtype=np.float32)
-    sides = {name: side for name, side in TILES.items() if side == 2 or cin <= MOST_CHANNELS}
-    packed = [ops.pack_weight(native, weight), *(ops.pack_winograd(native, weight, side) for side in sides.values())]
+    packed = [ops.pack_weight(native, weight), *(ops.pack_winograd(native, weight, side) for side in TILES.values())]
     options: Any = {"n_out": n, "relu": True, "y": np.zeros((n, cout), np.float32)}
     direct = ops.conv_arguments(x, packed[0], level.table, order=level.order, **options)
     jobs: Dict[str, Callable[[], None]] = {DIRECT: lambda: native.call("cs_sparse_conv", byref(direct))}
-    for name, transformed in zip(sides, packed[1:]):
+    for name, transformed in zip(TILES, packed[1:]):
         arguments = ops.conv_arguments(x, transformed, **options)
         jobs[name] = lambda a=arguments, t=level.tiles[name]: ops.winograd_conv(native, a, t)  # type: ignore[misc]
     best = {name: float("inf") for name in jobs}

@@ -24,8 +24,6 @@ TILES = {"winograd2": 2, "winograd4": 4}
 MIN_CHANNELS = 32
 """Fewest input and output channels. On bands of 6..10 pixels Winograd is 1.2 to 1.6 times as fast as the direct kernel
 from 32 to 1024 channels, with AVX-512, AVX2 and generic vectors (benchmarks/native_ops.py); a stem of 3 is not."""
-MOST_CHANNELS = 1024
-"""Most input channels for tiles of 4x4, so that the error stays below 1e-5 of the largest value."""
 LARGE_WEIGHT = 512 * 512
 """Input times output channels beyond which the rule stays with tiles of 2x2: those of 4x4 would take 360 MiB more for
 the default refiner and make it 1.06 times as fast. A measured plan may have them."""
@@ -70,7 +68,7 @@ def choose(graph: Graph, algorithms: Optional[Mapping[str, str]] = None) -> Dict
 def rule(graph: Graph, index: int) -> str:
     """The algorithm of a candidate when nothing was timed: tiles of 4x4 for weights up to ``LARGE_WEIGHT``."""
     _, cin, cout = graph.raw.constants[graph.nodes[index].inputs["weight"]].shape
-    return "winograd4" if cin <= MOST_CHANNELS and cin * cout <= LARGE_WEIGHT else "winograd2"
+    return "winograd4" if cin * cout <= LARGE_WEIGHT else "winograd2"
 
 
 def forced() -> str:

@@ -99,7 +99,7 @@ def winograd_plan(native: Native, coords: np.ndarray, height: int, width: int, s
     if side not in (2, 4):
         raise InputError(f"tile: expected a side of 2 or 4, found {side}")
     n = len(array(coords, np.int32, (None, 2), "coords"))
-    room = min(n, -(-height // side) * -(-width // side))
+    room = max(0, min(n, -(-height // side) * -(-width // side)))
     inputs, outputs = np.empty((room, (side + 2) ** 2), np.int32), np.empty((room, side**2), np.int32)
     count, pairs = np.zeros(1, np.int32), np.zeros(1, np.int64)
     pointers = [a.ctypes.data for a in (inputs, outputs, count, pairs)]

@@ -127,15 +127,17 @@ def test_residual_may_be_the_output(isa, conv, side):
 @every_isa
 @pytest.mark.parametrize("channels", [64, 512, 1024])
 def test_error_against_the_direct_kernels(isa, channels):
-    """F(2x2) is not above it; F(4x4) about twice as large, and below 1e-5 of the largest value up to 1024 channels."""
+    """F(2x2) has theirs, F(4x4) about three times as much, and below 4e-6 of the largest value."""
     context, conv = native(isa), Conv("all_active_odd", "submanifold", channels, 64)
     data = conv_data(conv)
     want = reference_conv(data, conv)[0]
     direct = ops.sparse_conv(context, data["x"], ops.pack_weight(context, data["weight"]), data["map"])[0] - want
     two, four = (run(context, conv, data, side)[0] - want for side in (2, 4))
-    assert np.abs(two).max() <= np.abs(direct).max()
-    assert np.sqrt(np.mean(four**2)) <= 3.5 * np.sqrt(np.mean(direct**2))
-    assert np.abs(four).max() <= 1e-5 * np.abs(want).max()
+    size = [np.sqrt(np.mean(error**2)) for error in (direct, two, four)]
+    assert size[1] <= 1.05 * size[0]
+    assert size[2] <= 4 * size[0]
+    assert np.abs(direct).max() <= 1e-6 * np.abs(want).max()
+    assert np.abs(four).max() <= 4e-6 * np.abs(want).max()
 
 
 @every_isa

@@ -1,6 +1,7 @@
 // The convolution's inner loops: an indirect matrix product in register tiles. A tile is MR output rows by NV vectors of
 // output columns; every tap adds MR input rows (found through pointers) times a [cin, NV * lanes] slab of weights.
-// Sums run over taps, then input channels, in one order whatever the blocking, so that results do not depend on it.
+// Sums run over taps, then input channels, in chunks that depend on K and cin alone, so that results do not depend on the
+// blocking.
 #include "conv_walk.h"
 
 namespace crispseg {

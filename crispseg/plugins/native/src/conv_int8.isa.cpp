@@ -132,7 +132,9 @@ class Bytes {
   inline vecf quotient(vecf v) const { return v / step_; }
 #endif
 
-  float step_, inverse_, high_, low_;
+  float step_;
+  [[maybe_unused]] float inverse_;  // where there are no fused multiply-adds
+  float high_, low_;
   int32_t zero_;
 };
 

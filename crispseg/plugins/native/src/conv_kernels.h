@@ -8,7 +8,7 @@
 
 namespace crispseg {
 
-constexpr int kMaxTile = 16;  // rows of a register tile, at most
+constexpr int kMaxWidth = 64;  // columns of a panel, at most
 constexpr int kMaxTaps = 32;  // one bit per tap in a tile's mask
 
 // Taps of a convolution, its second source included, which is number K.

@@ -25,6 +25,7 @@ constexpr int kRows = 6, kVectors = 4;  // 24 sums of 32 registers
 constexpr int kRows = 6, kVectors = 2;  // 12 sums of 16 registers
 #endif
 constexpr int kWidth = kVectors * kLanes;
+static_assert(kWidth <= kMaxWidth && kVectors <= 4, "room for a panel's columns, and cases for its vectors");
 constexpr int kMaxSteps = 288;
 
 // Memory that is needed soon: every tile of a pass fetches its share into the L2 cache.
@@ -52,23 +53,17 @@ struct Chunk {
   bool first;
 };
 
-// sums += the chunk's part of `taps`. rows: [kRows][K]; w: the panel's weights [K][cin][NV * kLanes].
+// sums = or += the chunk's part of `taps`. rows: [kRows][K]; w: the panel's weights [K][cin][NV * kLanes]. The chunk is
+// summed by itself first: rounding errors then grow with its length and the number of chunks, not with their product.
 template <int NV>
 __attribute__((noinline)) void accumulate(const float *const *rows, uint32_t taps, const Chunk &chunk, int K, int cin,
-                                          const float *w, float *sums, bool zero) {
+                                          const float *w, float *sums, bool fresh) {
   constexpr int width = NV * kLanes;
   vecf s[kRows][NV];
-  if (zero) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) s[r][v] = vecf{};
-  } else {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) s[r][v] = *reinterpret_cast<const vecf *>(sums + r * width + v * kLanes);
-  }
+    for (int v = 0; v < NV; ++v) s[r][v] = vecf{};
   const int64_t steps = chunk.c1 - chunk.c0;
   for (; taps; taps &= taps - 1) {
     const int64_t tap = __builtin_ctz(taps);
@@ -92,7 +87,10 @@ __attribute__((noinline)) void accumulate(const float *const *rows, uint32_t tap
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) *reinterpret_cast<vecf *>(sums + r * width + v * kLanes) = s[r][v];
+    for (int v = 0; v < NV; ++v) {
+      vecf *const to = reinterpret_cast<vecf *>(sums + r * width + v * kLanes);
+      *to = fresh ? s[r][v] : *to + s[r][v];
+    }
 }
 
 inline vecf load(const float *p) { return *reinterpret_cast<const vecf_u *>(p); }

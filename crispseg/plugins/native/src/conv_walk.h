@@ -26,11 +26,13 @@ inline int steps_of(const cs_conv &conv, int steps, const Chunk &chunk) {
 
 template <int NV, class Kernel>
 void panel_pass(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, int panel, const float *w,
-                const Ahead &weights, const Ahead &input, typename Kernel::Sum *acc) {
+                const Ahead &weights, const Ahead &input) {
   constexpr int width = NV * kLanes;
   const cs_conv &conv = *block.conv;
   const int col = panel * kWidth, cols = conv.cout - col < width ? conv.cout - col : width;
   alignas(64) typename Kernel::Sum tile[kRows * width];
+  auto *const acc = reinterpret_cast<typename Kernel::Sum *>(block.acc);  // null where every tile is fresh and done
+  const int64_t at_panel = static_cast<int64_t>(panel - block.panel0) * kWidth * kRows * block.tiles;
   const int stride = all_taps(conv) * kRows, steps = steps_of(conv, kernel.steps(), chunk);
   const uint32_t before = (uint32_t{1} << chunk.tap0) - 1, here = (uint32_t{2} << (chunk.tap1 - 1)) - 1 - before;
   for (int64_t t = 0; t < block.tiles; ++t) {
@@ -41,7 +43,7 @@ void panel_pass(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk
     if (!now && !(taps == 0 && chunk.first)) continue;
     const bool fresh = !(taps & before) && chunk.c0 == 0;
     const bool done = !now || (!(taps & ~(before | here)) && chunk.c1 == steps);
-    typename Kernel::Sum *sums = fresh && done ? tile : acc + t * kRows * width;
+    typename Kernel::Sum *sums = fresh && done ? tile : acc + at_panel + t * kRows * width;
     kernel.template accumulate<NV>(block.rows.rows + t * stride, now, taps, chunk, panel, w, sums, fresh);
     if (done) kernel.finish(block.rows.out + t * kRows, sums, width, col, cols);
   }
@@ -70,16 +72,14 @@ void panels(const Kernel &kernel, const ConvBlock &block, const Chunk &chunk, co
   const int steps = kernel.steps();
   for (int p = block.panel0; p < block.panel1; ++p) {
     const float *w = panel_weight(conv, steps, chunk, p);
-    auto *acc = reinterpret_cast<typename Kernel::Sum *>(block.acc) +
-                static_cast<int64_t>(p - block.panel0) * kWidth * kRows * block.tiles;
     const Ahead weights = p + 1 < block.panel1 ? slab(conv, steps, chunk, p + 1)
                           : next.tap0 < all_taps(conv) ? slab(conv, steps, next, block.panel0) : Ahead{nullptr, 0};
     const Ahead part = input.take(share);
     switch (panel_vectors(conv.cout, p)) {
-      case 1: panel_pass<1>(kernel, block, chunk, p, w, weights, part, acc); break;
-      case 2: panel_pass<2>(kernel, block, chunk, p, w, weights, part, acc); break;
-      case 3: if constexpr (kVectors > 2) panel_pass<3>(kernel, block, chunk, p, w, weights, part, acc); break;
-      case 4: if constexpr (kVectors > 2) panel_pass<4>(kernel, block, chunk, p, w, weights, part, acc); break;
+      case 1: panel_pass<1>(kernel, block, chunk, p, w, weights, part); break;
+      case 2: panel_pass<2>(kernel, block, chunk, p, w, weights, part); break;
+      case 3: if constexpr (kVectors > 2) panel_pass<3>(kernel, block, chunk, p, w, weights, part); break;
+      case 4: if constexpr (kVectors > 2) panel_pass<4>(kernel, block, chunk, p, w, weights, part); break;
       default: break;
     }
   }

@@ -10,7 +10,7 @@ constexpr int kVectors = 2;                      // vectors of rows in a block
 constexpr int kBlock = kVectors * VW;            // rows of a block
 constexpr int kOutputs = VW == 16 ? 8 : 4;       // outputs accumulated together (registers)
 
-// The first kCount of kOutputs outputs, of which ``n`` are stored.
+// The first kCount of kOutputs outputs, of which `n` are stored.
 template <bool Relu, int kCount>
 inline void outputs_of(const float *in, int inputs, const float *weight, const float *bias, int n, float *out) {
   vf sum[kCount][kVectors];
@@ -65,7 +65,7 @@ void gated(const GateJob &job, int32_t begin, int32_t end, float *work) {
         const vf sum = exponentials(x, kBlock, C, peak.value, p);
         store(p + static_cast<int64_t>(C) * kBlock, entropy_of(x, p, kBlock, C, peak.value, sum));
         const vf scale = 1.0f / sum;
-        for (int c = 0; c < C; ++c) store(p + static_cast<int64_t>(c) * kBlock, load(p + static_cast<int64_t>(c) * kBlock) * scale);
+        for (int c = 0; c < C; ++c, p += kBlock) store(p, load(p) * scale);
       }
     }
     linear<true>(gate_in, 2 * C + 2, job.w1, job.b1, job.hidden, hidden);

@@ -88,7 +88,6 @@ void weight_points(int tile, const double *a, const double *b, const double *c, 
 }
 
 // G g G' of `n` kernels of one input channel: g[ky + 3 * kx] (kMaxWidth apart) -> u[a + side * b] (likewise).
-constexpr int kMaxWidth = 64;  // columns of a panel, at most
 void weight_squares(int tile, const double *g, int n, double *u) {
   constexpr int w = kMaxWidth;
   const int side = side_of(tile);

@@ -115,9 +115,10 @@ inline int centre_of(int point) {
   return a >= 0 && a < F::kTile && b >= 0 && b < F::kTile ? a + F::kTile * b : -1;
 }
 
-// Input channels of a part, at most: 18 KB of a panel's weights, which stay in the L1 cache beside the rows of a register
-// tile. (With parts of twice that and more, AVX-512 is 1 to 6 % slower at 512 and 1024 channels.)
-constexpr int kPartSteps = 4608 / kWidth < kMaxSteps ? 4608 / kWidth : kMaxSteps;
+// Input channels of a part, at most: short sums keep the error at that of the direct kernel, and AVX-512's 18 KB of a
+// panel's weights stay in the L1 cache beside the rows of a register tile (parts of twice that and more are 1 to 6 %
+// slower at 512 and 1024 channels).
+constexpr int kPartSteps = 72;
 
 // A part of the input channels of one source of one point.
 template <class F>

@@ -37,7 +37,8 @@ struct F2 {
 // over the other finite points; a pair of opposite points shares its even and odd parts.
 struct F4 {
   static constexpr int kTile = 4, kSide = 6;
-  static constexpr float p = static_cast<float>(kP), q = static_cast<float>(kQ), pp = static_cast<float>(kP * kP), qq = static_cast<float>(kQ * kQ);
+  static constexpr float p = static_cast<float>(kP), pp = static_cast<float>(kP * kP);
+  static constexpr float q = static_cast<float>(kQ), qq = static_cast<float>(kQ * kQ);
 
   template <class V>
   static inline void input(const V *d, V *u) {
