@@ -25,6 +25,7 @@ EXIF = typer.Option(False, "--ignore-exif", help="pictures side by side: photos 
 
 @app.command("eval-masks")
 def eval_masks(
+    context: typer.Context,
     images: Path = PHOTOS,
     masks: Path = MASKS,
     gt: Path = TRUTH,
@@ -42,6 +43,10 @@ def eval_masks(
     Example: crispseg eval-masks photos coarse exact --refined out/masks -o side-by-side
     """
     from crispseg.cli_output import execute
+    from crispseg.cli_unused import refuse_unused
+
+    if out is None:
+        refuse_unused(context, {"ignore_exif": "expected -o with it, which draws photos, found none"})
 
     def work(progress):  # type: ignore[no-untyped-def]
         from crispseg.runtime.mask_accuracy import evaluate_masks

@@ -91,7 +91,9 @@ def refine(
     from crispseg.cli_unused import refuse_unused
     from crispseg.runtime.interrupt import exit_code
 
-    if backend is not Engine.tensorrt:
+    if backend is Engine.tensorrt:
+        refuse_unused(context, {"threads": "expected --backend native or onnxruntime with it, found tensorrt"})
+    else:
         refuse_unused(context, {"device": f"expected --backend tensorrt with it, found {backend.value}"})
 
     def work(progress):  # type: ignore[no-untyped-def]

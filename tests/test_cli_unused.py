@@ -20,6 +20,8 @@ from crispseg.errors import InputError
         ("latency b --device 1 --backend onnxruntime", "found onnxruntime"),
         ("eval b i l --device 1", "--device"),
         ("refine b i m -o out --device 1", "--device: expected --backend tensorrt with it, found auto"),
+        ("refine b i m -o out --backend tensorrt --threads 2", "--threads: expected --backend native or onnxruntime"),
+        ("eval-masks i m g --ignore-exif", "--ignore-exif: expected -o with it"),
         ("run b clip.mp4 -o out --backend cuda --provider CPUExecutionProvider", "--provider: expected --backend"),
         ("eval b i l --backend tensorrt --threads 2", "--threads: expected --backend native or onnxruntime with it"),
         ("run b clip.mp4 -o out --save labels --alpha 0.3", "--alpha: expected overlay in --save, found labels"),
