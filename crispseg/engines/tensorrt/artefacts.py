@@ -174,9 +174,7 @@ def build_bundle(
     if "refiner" in roles:
         library = library or registry.find_library()
         registry.load(trt, library, image)
-    if options.timing_cache is None:
-        name = "timing-%s-sm%d.cache" % (compat.version(trt), context.info.capability)
-        options = _with(options, timing_cache=bundle.path / cache.FOLDER / name)
+    options = with_timing_cache(bundle.path, options, trt, context)
     rows = []
     for role in roles:
         facts = environment(trt, context.info, role, library)
@@ -191,6 +189,14 @@ def build_bundle(
             artefact = kept
         rows.append(_row(artefact, kept is not None))
     return rows
+
+
+def with_timing_cache(bundle: Path, options: BuildOptions, trt: Any, context: Any) -> BuildOptions:
+    """The options with a timing cache beside the engines of the bundle there, unless they name one."""
+    if options.timing_cache is not None:
+        return options
+    name = "timing-%s-sm%d.cache" % (compat.version(trt), context.info.capability)
+    return _with(options, timing_cache=bundle / cache.FOLDER / name)
 
 
 def _build(

@@ -1,4 +1,4 @@
-"""What the engines of all mask refiners share: identity, timing cache, and building one network.
+"""What the engines of all mask refiners share: identity, building one network, and opening it.
 
 ``masks_segrefiner.py`` and ``masks_crm.py`` say which networks there are and what their shapes are.
 """
@@ -10,10 +10,10 @@ from typing import Any, Callable, Dict, Optional
 
 from crispseg.bundle_masks import MaskBundle
 from crispseg.engines import cache
-from crispseg.engines.tensorrt import compat
-from crispseg.engines.tensorrt.artefacts import BACKEND, FORMAT, Convert, _kept, _read, _row, _with, engine_file
+from crispseg.engines.tensorrt.artefacts import BACKEND, FORMAT, Convert, _kept, _read, _row, engine_file
 from crispseg.engines.tensorrt.artefacts import environment as engine_environment
 from crispseg.engines.tensorrt.build import BuildOptions, build_engine
+from crispseg.engines.tensorrt.run import TensorRTEngine, open_engine
 from crispseg.errors import InputError
 
 _FLOATS = ("InstanceNormalization", "Softmax", "BatchNormalization")
@@ -31,12 +31,11 @@ def identity(bundle: MaskBundle, role: str, file: str, spec: Dict[str, Any], trt
     return cache.Identity(BACKEND, role, cache.sources(bundle, file), {**spec, "format": FORMAT}, facts)  # type: ignore[arg-type]
 
 
-def with_timing_cache(bundle: MaskBundle, options: BuildOptions, trt: Any, context: Any) -> BuildOptions:
-    """The options with a timing cache beside the engines, unless they name one."""
-    if options.timing_cache is not None:
-        return options
-    name = "timing-%s-sm%d.cache" % (compat.version(trt), context.info.capability)
-    return _with(options, timing_cache=bundle.path / cache.FOLDER / name)
+def open_network(artefact: cache.Artefact, context: Any, trt: Any) -> TensorRTEngine:
+    """The engine in an artefact, on the DLA core that it was built for. Raises BundleError, and as ``open_engine``."""
+    wanted = artefact.identity
+    plan = artefact.read(engine_file(wanted.role))
+    return open_engine(plan, context, what=wanted.role, trt=trt, advice=artefact.rebuild, core=wanted.spec.get("dla"))
 
 
 def build_network(

@@ -13,10 +13,10 @@ import numpy as np
 from crispseg.bundle_masks import CrmInfo, MaskBundle
 from crispseg.engines import cache
 from crispseg.engines.tensorrt import compat
-from crispseg.engines.tensorrt.artefacts import Convert, _with, engine_file
+from crispseg.engines.tensorrt.artefacts import Convert, _with, engine_file, with_timing_cache
 from crispseg.engines.tensorrt.build import BuildOptions
-from crispseg.engines.tensorrt.masks import build_network, identity, require_float, with_timing_cache
-from crispseg.engines.tensorrt.run import TensorRTEngine, open_engine
+from crispseg.engines.tensorrt.masks import build_network, identity, open_network, require_float
+from crispseg.engines.tensorrt.run import TensorRTEngine
 from crispseg.errors import InputError
 
 ROLES = ("backbone", "fusion", "decoder")
@@ -66,7 +66,7 @@ def build_crm_engines(
     if options.profiles:
         raise InputError("--profile: CRM's shapes follow from the windows of its run time; leave it out")
     cache.require_room(bundle.path)
-    options = with_timing_cache(bundle, options, trt, context)
+    options = with_timing_cache(bundle.path, options, trt, context)
     rows = []
     for role, file in files.items():
         own = _with(options, profiles=dict(profiles[role]))
@@ -98,9 +98,7 @@ def load_crm_engines(
     networks: Dict[str, CrmNetwork] = {}
     try:
         for role, artefact in found.items():
-            plan = artefact.read(engine_file(role))
-            core = artefact.identity.spec.get("dla")
-            engine = open_engine(plan, context, what=role, trt=trt, advice=artefact.rebuild, core=core)
+            engine = open_network(artefact, context, trt)
             networks[role] = CrmNetwork(engine, artefact.path / engine_file(role), context.stream())
         return networks
     except BaseException:

@@ -12,10 +12,10 @@ import numpy as np
 from crispseg.bundle_masks import MaskBundle, SegRefinerInfo
 from crispseg.engines import cache
 from crispseg.engines.tensorrt import compat
-from crispseg.engines.tensorrt.artefacts import Convert, _with, engine_file
+from crispseg.engines.tensorrt.artefacts import Convert, _with, with_timing_cache
 from crispseg.engines.tensorrt.build import BuildOptions
-from crispseg.engines.tensorrt.masks import build_network, identity, require_float, with_timing_cache
-from crispseg.engines.tensorrt.run import TensorRTEngine, open_engine
+from crispseg.engines.tensorrt.masks import build_network, identity, open_network, require_float
+from crispseg.engines.tensorrt.run import TensorRTEngine
 from crispseg.errors import InputError
 
 ROLE = "unet"
@@ -65,7 +65,7 @@ def build_segrefiner_engine(
         profiles = {"image": tuple((n, *sides) for n in counts), "t": tuple((n,) for n in counts)}
         options = _with(options, profiles=profiles)
     wanted = identity(bundle, ROLE, info.file, options.spec(), trt, context.info)
-    options = with_timing_cache(bundle, options, trt, context)
+    options = with_timing_cache(bundle.path, options, trt, context)
     return [build_network(bundle, info.file, wanted, options, convert, trt=trt, force=force, progress=progress)]
 
 
@@ -82,9 +82,7 @@ def load_segrefiner_engine(
     artefact = cache.find(
         bundle.path, identity(bundle, ROLE, _info(bundle).file, {"precision": precision}, trt, context.info)
     )
-    plan = artefact.read(engine_file(ROLE))
-    core = artefact.identity.spec.get("dla")
-    return SegRefinerEngine(open_engine(plan, context, what=ROLE, trt=trt, advice=artefact.rebuild, core=core))
+    return SegRefinerEngine(open_network(artefact, context, trt))
 
 
 class SegRefinerEngine:
