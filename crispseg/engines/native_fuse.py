@@ -1,8 +1,8 @@
 """Takes the 1x1 shortcuts of residual blocks into the convolutions that add them.
 
 Where a residual block changes its channels, its shortcut is a 1x1 convolution whose only reader is the residual input
-of the block's last convolution. That one then reads the shortcut's input as a second source, one more tap of its sum,
-so that the shortcut's matrix is neither written nor read.
+of the block's last convolution. Where that one runs by the direct kernel, it reads the shortcut's input as a second
+source, one more tap of its sum, so that the shortcut's matrix is neither written nor read.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import numpy as np
 
 from crispseg.engines.native_check import Graph
 from crispseg.engines.native_graph import RawNode
+from crispseg.engines.native_winograd import choose
 
 MAX_TAPS = 31  # of the convolution that takes a second source
-MAX_COLUMNS = 127
-"""Widest shortcut that is taken in. Measured on layers of a 1024x2048 frame, C columns from 2 C channels: with 32 and
-64 columns convolution and shortcut together gain 14 and 7 % with Winograd, 7 and 5 % direct. From 128 on direct gains
-2 % at most, and Winograd, which multiplies the second source for every pixel of a tile, active or not, loses 5 to 10 %.
+MAX_COLUMNS = 256
+"""Widest shortcut that is taken in. Measured on layers of a 1024x2048 frame, C columns from 2 C channels: convolution
+and shortcut together gain 2 to 7 % up to 256 columns, nothing beyond. Winograd would multiply the second source for
+every pixel of a tile, active or not: on tiles of 4x4 12 to 20 % slower than apart, so it takes none.
 """
 
 
 def fuse_shortcuts(graph: Graph) -> Graph:
     """The graph without such shortcuts; their readers get the inputs ``x2`` and ``weight2`` and no ``residual``.
 
-    float32 convolutions only: an int8 sum cannot take a second scale. A bias of the shortcut is added to that of its
-    reader, as a new constant.
+    float32 convolutions of the direct kernel only: an int8 sum cannot take a second scale. A bias of the shortcut is
+    added to that of its reader, as a new constant.
     """
+    by_winograd = choose(graph)
     reads = Counter(name for node in graph.nodes for name in node.inputs.values())
     reads.update(graph.raw.outputs)
     shortcuts = {
@@ -38,8 +40,10 @@ def fuse_shortcuts(graph: Graph) -> Graph:
     constants = dict(graph.raw.constants)
     gone: Set[str] = set()
     readers: Dict[str, RawNode] = {}
-    for node in graph.nodes:
+    for index, node in enumerate(graph.nodes):
         if node.op != "SparseConv2d" or node.attributes["x_scale"] or node.inputs["residual"] not in shortcuts:
+            continue
+        if index in by_winograd:
             continue
         taps, _, columns = constants[node.inputs["weight"]].shape
         if taps > MAX_TAPS or columns > MAX_COLUMNS:

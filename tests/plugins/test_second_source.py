@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from native_cases import isas, native
-from op_table import CONVS, Conv, conv_data, find_sites, reference_conv
+from op_table import CONVS, Conv, conv_data, reference_conv
 from test_conv import assert_close, guarded_matrix, guards_intact, strided_input
 from test_conv import poison as poison_direct
 from test_winograd import WIDE
-from test_winograd import poison as poison_winograd
 
 from crispseg.errors import InputError
 from crispseg.plugins import native_ops as ops
@@ -20,8 +19,7 @@ from crispseg.plugins import native_ops as ops
 every_isa = pytest.mark.parametrize("isa", isas())
 MANY = (*CONVS, *WIDE)
 every_conv = pytest.mark.parametrize("conv", MANY, ids=lambda c: c.name)
-SIDES = {"winograd2": 2, "winograd4": 4}
-ALGORITHMS = ("direct", "ordered", *SIDES)
+ALGORITHMS = ("direct", "ordered")
 
 
 def second_of(conv: Conv, rows: int):
@@ -39,17 +37,14 @@ def want(conv: Conv, data, x2, weight2):
 
 
 def run(context, conv: Conv, data, algorithm: str):
-    """[y, z1, z2], guards checked; None where Winograd does not apply."""
-    table, sites = data.get("map"), find_sites(conv.sites)
-    if algorithm in SIDES and conv.kind != "submanifold":
-        return None
+    """[y, z1, z2], guards checked."""
+    table = data.get("map")
     x = strided_input(data["x"], conv.pad)
     n = len(x) if table is None else len(table)
     x2, weight2 = second_of(conv, n)
     order = ops.plan_map(context, table) if algorithm == "ordered" and table is not None else None
     blocks = [guarded_matrix(n, conv.cout, conv.pad, np.nan) for _ in range(1 + conv.outputs)]
-    side = SIDES.get(algorithm, 0)
-    weight = ops.pack_winograd(context, data["weight"], side) if side else ops.pack_weight(context, data["weight"])
+    weight = ops.pack_weight(context, data["weight"])
     second = (strided_input(x2, 3), ops.pack_weight(context, weight2))
     arguments = ops.conv_arguments(
         x,
@@ -64,11 +59,7 @@ def run(context, conv: Conv, data, algorithm: str):
         z=[(data[f"scale{i}"], data[f"shift{i}"], blocks[1 + i][1]) for i in range(conv.outputs)],
         second=second,
     )
-    if side:
-        tiles = ops.winograd_plan(context, sites.coords(), sites.height, sites.width, side)
-        ops.winograd_conv(context, arguments, tiles)
-    else:
-        context.call("cs_sparse_conv", byref(arguments))
+    context.call("cs_sparse_conv", byref(arguments))
     for block, inner in blocks:
         assert guards_intact(block, inner, conv.pad)
     return [inner.copy() for _, inner in blocks]
@@ -79,18 +70,12 @@ def run(context, conv: Conv, data, algorithm: str):
 def test_matches_float64(isa, conv):
     context, data = native(isa), conv_data(conv)
     poison_direct(context)
-    poison_winograd(context, 4)
-    poison_winograd(context, 2)
     rows = len(data["map"]) if "map" in data else len(data["x"])
     expected = want(conv, data, *second_of(conv, rows))
     direct = run(context, conv, data, "direct")
     assert_close(direct, expected, conv)
     for a, b in zip(direct, run(context, conv, data, "ordered")):
         np.testing.assert_array_equal(a, b)
-    for algorithm in SIDES:
-        winograd = run(context, conv, data, algorithm)
-        if winograd is not None:
-            assert_close(winograd, expected, conv)
 
 
 @every_isa
@@ -100,7 +85,7 @@ def test_threads_give_the_same_bits(isa, conv):
     for algorithm in ALGORITHMS:
         one = run(native(isa), conv, data, algorithm)
         for threads in (2, 3):
-            for a, b in zip(one or [], run(native(isa, threads), conv, data, algorithm) or []):
+            for a, b in zip(one, run(native(isa, threads), conv, data, algorithm)):
                 assert a.tobytes() == b.tobytes()
 
 
@@ -118,3 +103,15 @@ def test_bad_arguments_are_refused(isa, name):
     setattr(arguments, name, BAD[name])
     with pytest.raises(InputError, match="cs_sparse_conv: x2"):
         context.call("cs_sparse_conv", byref(arguments))
+
+
+@every_isa
+def test_winograd_takes_none(isa):
+    context = native(isa)
+    x, y = strided_input(np.ones((4, 3), np.float32), 0), np.zeros((4, 8), np.float32)
+    weight = ops.pack_winograd(context, np.ones((9, 3, 8), np.float32))
+    second = (x, ops.pack_weight(context, np.ones((1, 3, 8), np.float32)))
+    arguments = ops.conv_arguments(x, weight, n_out=4, y=y, second=second)
+    tiles = ops.winograd_plan(context, np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32), 2, 2)
+    with pytest.raises(InputError, match="only cs_sparse_conv takes one"):
+        ops.winograd_conv(context, arguments, tiles)

@@ -139,8 +139,8 @@ CS_API int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t n, i
 CS_API size_t cs_winograd_bytes(const cs_context *ctx, int tile, int cin, int cout);
 CS_API int cs_winograd_pack(const cs_context *ctx, const float *weight, int tile, int cin, int cout,
                             void *packed); /* K = 9 */
-/* conv: K = 9, n_in = n_out, weight from cs_winograd_pack; map and order are not read. A row that no tile has is not
- * written. residual may alias y. A NaN in x2 reaches the other rows of its tile. */
+/* conv: K = 9, n_in = n_out, weight from cs_winograd_pack; no x2; map and order are not read. A row that no tile has
+ * is not written. residual may alias y. With tile = 4 a NaN reaches the other rows of its tile. */
 CS_API int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, int tile, const int32_t *tiles_in,
                             const int32_t *tiles_out, int32_t tiles);
 

@@ -99,7 +99,7 @@ void weight_squares(int tile, const double *g, int n, double *u) {
 
 // `blocks` blocks of `tiles` tiles, each cut into groups of panels, and the scratch of a worker. No influence on results.
 struct Cut {
-  int64_t tiles, blocks, groups, panels_per_group, ldv, v_point, m_point, ldv2, v2_point;
+  int64_t tiles, blocks, groups, panels_per_group, ldv, v_point, m_point;
   int panels;
 };
 
@@ -125,8 +125,6 @@ Cut cut(const ConvShape &k, const cs_conv &c, int tile, int64_t tiles, int threa
   // 16 more floats: rows and points a power of two apart would share few cache sets.
   r.ldv = round_up(c.cin, 16) + 16;
   r.v_point = r.tiles * r.ldv + 16;
-  r.ldv2 = c.x2 ? round_up(c.cin2, 16) + 16 : 0;
-  r.v2_point = c.x2 ? r.tiles * r.ldv2 + 16 : 0;
   r.m_point = r.tiles * r.panels_per_group * k.width + 16;
   return r;
 }
@@ -200,6 +198,7 @@ extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, int tile, 
   using namespace crispseg;
   if (const int bad = check_conv("cs_winograd_conv", ctx, conv)) return bad;
   if (bad_tile(tile)) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: tile: expected 2 or 4, found %d", tile);
+  if (conv->x2) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: a second source: only cs_sparse_conv takes one");
   if (conv->K != kTaps || conv->n_in != conv->n_out || tiles < 0 || tiles > conv->n_out)
     return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: expected K = 9, n_in = n_out and at most n_out tiles; found K = %d, "
                 "n_in = %d, n_out = %d, %d tiles", conv->K, conv->n_in, conv->n_out, tiles);
@@ -208,9 +207,9 @@ extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, int tile, 
   const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
   const Cut work = cut(k, *conv, tile, tiles, ctx->threads);
   const int points = points_of(tile), outputs = outputs_of(tile);
-  const int64_t v_size = points * work.v_point + outputs * work.v2_point;
+  const int64_t v_size = points * work.v_point, m_size = points * work.m_point;
   float *v = ctx->scratch<float>(kSlotTileIn, static_cast<size_t>(v_size) * ctx->threads);
-  float *m = ctx->scratch<float>(kSlotTileOut, static_cast<size_t>(points * work.m_point) * ctx->threads);
+  float *m = ctx->scratch<float>(kSlotTileOut, static_cast<size_t>(m_size) * ctx->threads);
   if (!v || !m) return CS_OUT_OF_MEMORY;
 
   std::atomic<bool> bad{false};
@@ -220,9 +219,8 @@ extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, int tile, 
     const int panel0 = static_cast<int>(unit % work.groups * work.panels_per_group);
     const int64_t panel1 = panel0 + work.panels_per_group < work.panels ? panel0 + work.panels_per_group : work.panels;
     const WinogradBlock block{conv, tiles_in + points * begin, tiles_out + outputs * begin, count, panel0,
-                              static_cast<int>(panel1), v + v_size * worker,
-                              v + v_size * worker + points * work.v_point, m + points * work.m_point * worker,
-                              work.v_point, work.m_point, work.ldv, work.v2_point, work.ldv2};
+                              static_cast<int>(panel1), v + v_size * worker, m + m_size * worker, work.v_point,
+                              work.m_point, work.ldv};
     const WinogradKernels &kernels = CS_PICK(ctx->isa, winograd_kernels);
     if (!(tile == 4 ? kernels.block4 : kernels.block2)(block)) bad.store(true, std::memory_order_relaxed);
   });

@@ -7,10 +7,6 @@
 // cache while all panels of its weights stream past once; v and m of other points may lie in the L3 cache, as each of
 // their floats is moved once for 2 * cout (2 * cin) floating point operations.
 // The transforms hold 16 vectors at a time, registers on AVX-512; of the 36 of a 4x4 tile a column at a time.
-//
-// A second source (1x1) is a 3x3 kernel of its centre tap w alone: G g G' is w at the points that are finite and not 0, in
-// both directions, times a constant that its input transform takes along, and zero at the others. It adds cin2 input
-// channels to these products, and nothing to m or the output transform.
 #include "conv_tile.h"
 #include "winograd_points.h"
 
@@ -76,112 +72,83 @@ bool transform_input(const WinogradBlock &block) {
   return true;
 }
 
-template <class F>
-bool transform_second(const WinogradBlock &block) {
-  constexpr int kCentre = F::kTile * F::kTile;
-  const cs_conv &conv = *block.conv;
-  for (int64_t t = 0; t < block.tiles; ++t) {
-    const float *rows[kCentre];
-    if (!find_rows<kCentre>(block.out + kCentre * t, conv.x2, conv.ldx2, conv.n_out, rows)) return false;
-    transform_tile<F::kTile>(rows, conv.cin2, block.v2 + t * block.ldv2, block.v2_point,
-                             [](const auto *d, auto *u) { F::centre(d, u); });
-  }
-  return true;
-}
-
-// What one point multiplies: rows of one source, and its weights [panel][cin][panel width].
-struct Source {
+// What one point multiplies: transformed rows, and weights [panel][cin][panel width].
+struct Point {
   const float *v, *weight;
-  int64_t ldv;
-  int cin;
 
-  static Source first(const WinogradBlock &block, int point) {
+  Point(const WinogradBlock &block, int point) : v(block.v + point * block.v_point) {
     const cs_conv &conv = *block.conv;
     const int64_t columns = (conv.cout + kLanes - 1) / kLanes * static_cast<int64_t>(kLanes);
-    const float *weight = static_cast<const float *>(conv.weight) + point * columns * conv.cin;
-    return {block.v + point * block.v_point, weight, block.ldv, conv.cin};
+    weight = static_cast<const float *>(conv.weight) + point * columns * conv.cin;
   }
-  static Source second(const WinogradBlock &block, int centre) {
-    const cs_conv &conv = *block.conv;
-    return {block.v2 + centre * block.v2_point, static_cast<const float *>(conv.weight2), block.ldv2, conv.cin2};
+  const float *panel(const cs_conv &conv, int panel) const {
+    return weight + static_cast<int64_t>(panel) * kWidth * conv.cin;
   }
-  const float *panel(int panel) const { return weight + static_cast<int64_t>(panel) * kWidth * cin; }
 };
-
-// Number of a point among those of a second source, or -1.
-template <class F>
-inline int centre_of(int point) {
-  const int a = point % F::kSide - 1, b = point / F::kSide - 1;
-  return a >= 0 && a < F::kTile && b >= 0 && b < F::kTile ? a + F::kTile * b : -1;
-}
 
 // Input channels of a part, at most: short sums keep the error at that of the direct kernel, and AVX-512's 18 KB of a
 // panel's weights stay in the L1 cache beside the rows of a register tile (parts of twice that and more are 1 to 6 %
 // slower at 512 and 1024 channels).
 constexpr int kPartSteps = 72;
 
-// A part of the input channels of one source of one point.
-template <class F>
+// A part of the input channels of one point.
 struct Step {
   int point;
-  bool second;
-  Source from;
   Chunk chunk;
 
-  static Step at(const WinogradBlock &block, int point, bool second, int c) {
-    const Source from = second ? Source::second(block, centre_of<F>(point)) : Source::first(block, point);
-    const int parts = (from.cin + kPartSteps - 1) / kPartSteps;
-    const int part = ((from.cin + parts - 1) / parts + 3) / 4 * 4;
-    return {point, second, from, {0, 1, c, c + part < from.cin ? c + part : from.cin, c == 0 && !second}};
+  static Step at(const cs_conv &conv, int point, int c) {
+    const int parts = (conv.cin + kPartSteps - 1) / kPartSteps;
+    const int part = ((conv.cin + parts - 1) / parts + 3) / 4 * 4;
+    return {point, {0, 1, c, c + part < conv.cin ? c + part : conv.cin, c == 0}};
   }
-  static Step begin(const WinogradBlock &block) { return at(block, 0, false, 0); }
-  Step next(const WinogradBlock &block) const {
-    if (chunk.c1 < from.cin) return at(block, point, second, chunk.c1);
-    if (block.conv->x2 && !second && centre_of<F>(point) >= 0) return at(block, point, true, 0);
-    return at(block, point + 1, false, 0);
-  }
+  Step next(const cs_conv &conv) const { return chunk.c1 < conv.cin ? at(conv, point, chunk.c1) : at(conv, point + 1, 0); }
   // The weights of a panel.
   Ahead slab(const WinogradBlock &block, int panel) const {
-    const int64_t row = panel_vectors(block.conv->cout, panel) * kLanes * static_cast<int64_t>(sizeof(float));
-    return {reinterpret_cast<const char *>(from.panel(panel)) + chunk.c0 * row, (chunk.c1 - chunk.c0) * row};
+    const cs_conv &conv = *block.conv;
+    const int64_t row = panel_vectors(conv.cout, panel) * kLanes * static_cast<int64_t>(sizeof(float));
+    const float *weight = Point(block, point).panel(conv, panel);
+    return {reinterpret_cast<const char *>(weight) + chunk.c0 * row, (chunk.c1 - chunk.c0) * row};
   }
 };
 
 // One register tile after the other: m[p] (+)= v[p][c0..c1] x the panel's weights.
 template <int NV>
-void multiply_panel(const WinogradBlock &block, const Source &from, const Chunk &chunk, const float *w,
-                    const Ahead &ahead, float *m, int64_t m_step) {
+void multiply_panel(const WinogradBlock &block, const Point &point, const Chunk &chunk, int panel, const Ahead &ahead,
+                    float *m) {
+  const cs_conv &conv = *block.conv;
+  const float *const w = point.panel(conv, panel);
   const int64_t groups = (block.tiles + kRows - 1) / kRows;
-  for (int64_t g = 0; g < groups; ++g) {
+  for (int64_t g = 0; g < groups; ++g, m += kRows * kWidth) {
     ahead.fetch(g, groups);
     const float *rows[kRows];
     for (int r = 0; r < kRows; ++r) {
       const int64_t t = g * kRows + r;  // past the end: the last tile again, the result is not looked at
-      rows[r] = from.v + (t < block.tiles ? t : block.tiles - 1) * from.ldv;
+      rows[r] = point.v + (t < block.tiles ? t : block.tiles - 1) * block.ldv;
     }
-    accumulate<NV>(rows, 1, chunk, 1, from.cin, w, m + g * m_step, chunk.first);
+    accumulate<NV>(rows, 1, chunk, 1, conv.cin, w, m, chunk.first);
   }
 }
 
 // Points, then parts of the input channels, then panels: a part of v[p] is read by every panel while it is in the L2
-// cache, and a part of a panel's weights by every register tile. A second source follows the first. m lies panel by
-// panel, so that one pass writes (and the next part's reads) one run of memory.
+// cache, and a part of a panel's weights by every register tile. m lies panel by panel, so that one pass writes (and the
+// next part's reads) one run of memory.
 template <class F>
 void multiply(const WinogradBlock &block) {
   constexpr int kPoints = F::kSide * F::kSide;
-  const int64_t m_step = kRows * kWidth, m_panel = (block.tiles + kRows - 1) / kRows * m_step;
-  for (Step<F> step = Step<F>::begin(block); step.point < kPoints;) {
-    const Step<F> next = step.next(block);
+  const cs_conv &conv = *block.conv;
+  const int64_t m_panel = (block.tiles + kRows - 1) / kRows * (kRows * kWidth);
+  for (Step step = Step::at(conv, 0, 0); step.point < kPoints;) {
+    const Step next = step.next(conv);
+    const Point point(block, step.point);
     for (int p = block.panel0; p < block.panel1; ++p) {
       const Ahead ahead = p + 1 < block.panel1 ? step.slab(block, p + 1)
                           : next.point < kPoints ? next.slab(block, block.panel0) : Ahead{nullptr, 0};
       float *m = block.m + step.point * block.m_point + (p - block.panel0) * m_panel;
-      const float *w = step.from.panel(p);
-      switch (panel_vectors(block.conv->cout, p)) {
-        case 1: multiply_panel<1>(block, step.from, step.chunk, w, ahead, m, m_step); break;
-        case 2: multiply_panel<2>(block, step.from, step.chunk, w, ahead, m, m_step); break;
-        case 3: if constexpr (kVectors > 2) multiply_panel<3>(block, step.from, step.chunk, w, ahead, m, m_step); break;
-        case 4: if constexpr (kVectors > 2) multiply_panel<4>(block, step.from, step.chunk, w, ahead, m, m_step); break;
+      switch (panel_vectors(conv.cout, p)) {
+        case 1: multiply_panel<1>(block, point, step.chunk, p, ahead, m); break;
+        case 2: multiply_panel<2>(block, point, step.chunk, p, ahead, m); break;
+        case 3: if constexpr (kVectors > 2) multiply_panel<3>(block, point, step.chunk, p, ahead, m); break;
+        case 4: if constexpr (kVectors > 2) multiply_panel<4>(block, point, step.chunk, p, ahead, m); break;
         default: break;
       }
     }
@@ -238,7 +205,7 @@ bool transform_output(const WinogradBlock &block) {
 
 template <class F>
 bool run_block(const WinogradBlock &block) {
-  if (!transform_input<F>(block) || (block.conv->x2 && !transform_second<F>(block))) return false;
+  if (!transform_input<F>(block)) return false;
   multiply<F>(block);
   return transform_output<F>(block);
 }

@@ -26,9 +26,8 @@ struct WinogradBlock {
   int64_t tiles;
   int panel0, panel1;
   float *v;            // [S * S][v_point]: transformed input, [tiles][ldv]
-  float *v2;           // [tile * tile][v2_point]: that of the second source, [tiles][ldv2]
   float *m;            // [S * S][m_point]: products, [panel1 - panel0][register tile][rows of a tile][panel width]
-  int64_t v_point, m_point, ldv, v2_point, ldv2;
+  int64_t v_point, m_point, ldv;
 };
 
 struct WinogradKernels {

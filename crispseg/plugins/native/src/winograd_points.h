@@ -20,12 +20,6 @@ struct F2 {
     u[2] = d[2] - d[1];
     u[3] = d[1] - d[3];
   }
-  // Of d[1] and d[2] alone, at the points 1 and -1, times the transform of a kernel that is 1 in its middle.
-  template <class V>
-  static inline void centre(const V *d, V *u) {
-    u[0] = 0.5f * (d[0] + d[1]);
-    u[1] = 0.5f * (d[0] - d[1]);
-  }
   template <class V>
   static inline void output(const V *m, V *y) {
     y[0] = m[0] + m[1] + m[2];
@@ -50,17 +44,6 @@ struct F4 {
     u[3] = even_q + q * odd_q;
     u[4] = even_q - q * odd_q;
     u[5] = (d[5] - (pp + qq) * d[3]) + pp * qq * d[1];
-  }
-  template <class V>
-  static inline void centre(const V *d, V *u) {
-    constexpr float at_p = static_cast<float>(0.5 / (kP * (kP * kP - kQ * kQ)));
-    constexpr float at_q = static_cast<float>(0.5 / (kQ * (kQ * kQ - kP * kP)));
-    const V even_p = d[3] - qq * d[1], odd_p = d[2] - qq * d[0];
-    const V even_q = d[3] - pp * d[1], odd_q = d[2] - pp * d[0];
-    u[0] = at_p * (even_p + p * odd_p);
-    u[1] = at_p * (p * odd_p - even_p);
-    u[2] = at_q * (even_q + q * odd_q);
-    u[3] = at_q * (q * odd_q - even_q);
   }
   template <class V>
   static inline void output(const V *m, V *y) {
