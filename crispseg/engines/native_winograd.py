@@ -49,14 +49,16 @@ def candidates(graph: Graph, least: int = 0) -> Dict[int, str]:
 def choose(graph: Graph, algorithms: Optional[Mapping[str, str]] = None) -> Dict[int, str]:
     """Node index -> algorithm (of ``TILES``) of the convolutions that run by Winograd's.
 
-    ``algorithms``: node name -> algorithm, of a compiled engine; None: all ``candidates`` by ``rule``, or as
+    ``algorithms``: node name -> algorithm, of a compiled engine, passed over where a shortcut was taken in (a second
+    source is the direct kernel's alone); None: all ``candidates`` by ``rule``, or as
     $CRISPSEG_WINOGRAD says: "0" = none, "1" = every 3x3 submanifold convolution, on any frame, "2" = tiles of 2x2 only.
 
     Raises:
         InputError: another value of $CRISPSEG_WINOGRAD.
     """
     if algorithms is not None:
-        named = {index: algorithms.get(graph.nodes[index].name, DIRECT) for index in candidates(graph, 1)}
+        single = [index for index in candidates(graph, 1) if not graph.nodes[index].inputs.get("x2")]
+        named = {index: algorithms.get(graph.nodes[index].name, DIRECT) for index in single}
         return {index: algorithm for index, algorithm in named.items() if algorithm in TILES}
     mode = forced()
     if mode == "0":

@@ -87,6 +87,17 @@ def test_what_winograd_computes_stays(tmp_path, monkeypatch):
         assert fused(graph) == expected
 
 
+def test_a_plan_that_names_one_of_them_is_passed_over(tmp_path):
+    """Winograd's kernel would refuse the second source at the first frame."""
+    graph = native_fuse.fuse_shortcuts(graph_of(blocks(), tmp_path / "r.onnx"))
+    plan = {node.name: "winograd4" for node in graph.nodes}
+    chosen = {graph.nodes[index].outputs["y"] for index in native_winograd.choose(graph, plan)}
+    taken = {node.outputs["y"] for node in graph.nodes if node.inputs.get("x2")}
+    assert taken
+    assert chosen
+    assert not taken & chosen
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bias", [{}, {"bias": False}])
 def test_results_are_those_without(isa, bias, tmp_path, monkeypatch):
