@@ -13,8 +13,8 @@ import pytest
 IMAGE = "CRISPSEG_KERNEL_IMAGE"  # a compiled kernel image: the tests run on the real driver then (make gpu)
 
 
-# A shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and Python leaves both so: tests of Ctrl-C would
-# wait for ever, those of a closed terminal would see nothing.
+# A shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and Python leaves both so: tests of Ctrl-C
+# would wait for ever, those of a closed terminal would see nothing.
 for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, default)
