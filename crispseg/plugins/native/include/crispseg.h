@@ -126,7 +126,7 @@ CS_API const char *cs_int8_kernels(const cs_context *ctx);
 
 /* Sparse Winograd on the occupied tiles of a submanifold map's grid: F(2x2,3x3) with tile = 2, F(4x4,3x3) with tile = 4.
  * The same results as cs_sparse_conv up to rounding. A tile takes 16 (36) multiplications per channel pair instead of 9 per
- * site; weights take 16/9 (36/9) of the memory. The error of F(2x2) is that of direct summation; that of F(4x4) is about
+ * site; weights take 16/9 (36/9) of the memory. The error of F(2x2) is below that of direct summation; that of F(4x4) is about
  * three times as large (root mean square) and below 4e-6 of the largest value, whatever the channels. On bands and
  * regions F(2x2) is 1.2 to 1.6 times as fast as cs_sparse_conv from 32 channels on, and F(4x4) 1.1 to 1.4 times as fast as
  * F(2x2); isolated sites are better off with cs_sparse_conv.

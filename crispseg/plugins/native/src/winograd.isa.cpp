@@ -86,18 +86,16 @@ struct Point {
   }
 };
 
-// Input channels of a part, at most: short sums keep the error at that of the direct kernel, and AVX-512's 18 KB of a
-// panel's weights stay in the L1 cache beside the rows of a register tile (parts of twice that and more are 1 to 6 %
-// slower at 512 and 1024 channels).
-constexpr int kPartSteps = 72;
-
-// A part of the input channels of one point.
+// A part of the input channels of one point. F::kPart of them at most: AVX-512's weights of a panel (12 and 18 KB) stay in
+// the L1 cache beside the rows of a register tile (72 channels against twice as many and more: 1 to 6 % faster at 512 and
+// 1024), and short sums keep the error of F(2x2) at that of the direct kernel, for which it needs the shorter ones.
+template <class F>
 struct Step {
   int point;
   Chunk chunk;
 
   static Step at(const cs_conv &conv, int point, int c) {
-    const int parts = (conv.cin + kPartSteps - 1) / kPartSteps;
+    const int parts = (conv.cin + F::kPart - 1) / F::kPart;
     const int part = ((conv.cin + parts - 1) / parts + 3) / 4 * 4;
     return {point, {0, 1, c, c + part < conv.cin ? c + part : conv.cin, c == 0}};
   }
@@ -137,8 +135,8 @@ void multiply(const WinogradBlock &block) {
   constexpr int kPoints = F::kSide * F::kSide;
   const cs_conv &conv = *block.conv;
   const int64_t m_panel = (block.tiles + kRows - 1) / kRows * (kRows * kWidth);
-  for (Step step = Step::at(conv, 0, 0); step.point < kPoints;) {
-    const Step next = step.next(conv);
+  for (auto step = Step<F>::at(conv, 0, 0); step.point < kPoints;) {
+    const Step<F> next = step.next(conv);
     const Point point(block, step.point);
     for (int p = block.panel0; p < block.panel1; ++p) {
       const Ahead ahead = p + 1 < block.panel1 ? step.slab(block, p + 1)

@@ -11,7 +11,7 @@ namespace {
 
 // The points 0, 1, -1 and infinity.
 struct F2 {
-  static constexpr int kTile = 2, kSide = 4;
+  static constexpr int kTile = 2, kSide = 4, kPart = 48;
 
   template <class V>
   static inline void input(const V *d, V *u) {
@@ -30,7 +30,7 @@ struct F2 {
 // The points 0, p, -p, q, -q and infinity. Row i of the input transform has the coefficients of the product of (x - x_j)
 // over the other finite points; a pair of opposite points shares its even and odd parts.
 struct F4 {
-  static constexpr int kTile = 4, kSide = 6;
+  static constexpr int kTile = 4, kSide = 6, kPart = 72;
   static constexpr float p = static_cast<float>(kP), pp = static_cast<float>(kP * kP);
   static constexpr float q = static_cast<float>(kQ), qq = static_cast<float>(kQ * kQ);
 
