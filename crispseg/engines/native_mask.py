@@ -13,13 +13,16 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from crispseg.engines.native_rows import TILE, Grid, Rows, Store, attend, group_norm, norm_silu
+from crispseg.engines.native_rows import Grid, Rows, Store, attend, group_norm, norm_silu
 from crispseg.engines.spec import EngineSpec
 from crispseg.errors import BundleError, InputError
 from crispseg.plugins import native_ops as ops
 from crispseg.plugins.loader import Native
 
 _KIND = "segrefiner"
+LARGE_WEIGHT = 256 * 512
+"""Input times output channels beyond which Winograd's tiles are 2x2 instead of 4x4: such layers work on few pixels, and
+weights of four times the size serve few tiles there."""
 _BLOCK = re.compile(r"(input_blocks\.(\d+)|middle_block|output_blocks\.(\d+))\.(\d+)\.(.+)\Z")
 
 
@@ -77,7 +80,7 @@ class NativeMaskUNet:
         self.inputs = {"image": (np.float32, ("N", 4, size, size)), "t": (np.int64, ("N",))}
         self.outputs = {"logits": (np.float32, ("N", 1, size, size))}
         self._blocks = _blocks(weights)
-        self._convs: Dict[str, Tuple[ops.PackedWeight, Optional[np.ndarray], bool]] = {}
+        self._convs: Dict[str, Tuple[ops.PackedWeight, Optional[np.ndarray], int]] = {}
         self._vectors: Dict[str, np.ndarray] = {}
         for name in [key for key in weights if key.endswith(".weight")]:
             self._convs[name[:-7]] = self._packed(name[:-7], weights.pop(name), weights.pop(name[:-7] + ".bias", None))
@@ -90,14 +93,16 @@ class NativeMaskUNet:
 
     def _packed(
         self, name: str, weight: np.ndarray, bias: Optional[np.ndarray]
-    ) -> Tuple[ops.PackedWeight, Optional[np.ndarray], bool]:
+    ) -> Tuple[ops.PackedWeight, Optional[np.ndarray], int]:
         cout, cin, side = weight.shape[:3]
         # Tap kx * 3 + ky, channels last.
         taps = np.ascontiguousarray(weight.transpose(3, 2, 1, 0).reshape(side * side, cin, cout))
         down = name.startswith("input_blocks") and name.count(".") == 2  # stride 2
-        winograd = side == 3 and min(cin, cout) >= 32 and not down
-        packed = ops.pack_winograd(self._native, taps, TILE) if winograd else ops.pack_weight(self._native, taps)
-        return packed, None if bias is None else np.ascontiguousarray(bias, np.float32), winograd
+        tile = 0
+        if side == 3 and min(cin, cout) >= 32 and not down:
+            tile = 4 if cin * cout <= LARGE_WEIGHT else 2
+        packed = ops.pack_winograd(self._native, taps, tile) if tile else ops.pack_weight(self._native, taps)
+        return packed, None if bias is None else np.ascontiguousarray(bias, np.float32), tile
 
     def run(self, inputs: Dict[str, np.ndarray], outputs: Optional[Sequence[str]] = None) -> Dict[str, np.ndarray]:
         """``image`` float32 [N, 4, S, S] and ``t`` int64 [N] -> ``logits`` float32 [N, 1, S, S].
@@ -143,10 +148,10 @@ class NativeMaskUNet:
     def _conv(
         self, name: str, x: Rows, residual: Optional[Rows] = None, bias: Optional[np.ndarray] = None, stride: int = 1
     ) -> Rows:
-        weight, own, winograd = self._convs[name]
+        weight, own, tile = self._convs[name]
         y = Rows(self._store, x.count, x.side // stride, weight.cout)
         grid = self._grid(x.count, x.side)
-        table = None if winograd or weight.taps == 1 else grid.down if stride == 2 else grid.same
+        table = None if tile or weight.taps == 1 else grid.down if stride == 2 else grid.same
         arguments = ops.conv_arguments(
             x.values,
             weight,
@@ -156,8 +161,8 @@ class NativeMaskUNet:
             residual=None if residual is None else residual.values,
             y=y.values,
         )
-        if winograd:
-            ops.winograd_conv(self._native, arguments, grid.tiles)
+        if tile:
+            ops.winograd_conv(self._native, arguments, grid.tiles(tile))
         else:
             grid.direct(self._native, arguments)
         return y

@@ -12,7 +12,6 @@ from crispseg.plugins.loader import ConvArguments, Native
 
 GROUPS = 32
 EPSILON = 1e-5
-TILE = 4  # pixels a side of Winograd's tiles
 _BLOCK_BYTES = 1 << 18  # a block and its scratch stay in the L2 cache
 
 
@@ -76,15 +75,22 @@ class Grid:
     """Where the neighbours lie among the rows of ``count`` pictures of one side: maps of the convolutions."""
 
     def __init__(self, native: Native, count: int, side: int) -> None:
-        """``tiles`` for Winograd; ``same`` int32 [rows, 9] and ``down`` (stride 2) for the others, made when asked."""
-        self._count, self._side = count, side
-        picture, y, x = np.meshgrid(np.arange(count), np.arange(side), np.arange(side), indexing="ij")
-        # A tile's height of empty rows between pictures keeps them apart and the tiles aligned.
-        apart = side + TILE
-        coords = np.stack([picture * apart + y, x], -1).reshape(-1, 2).astype(np.int32)
-        self.tiles = ops.winograd_plan(native, np.ascontiguousarray(coords), count * apart, side, TILE)
+        """``tiles`` for Winograd; ``same`` int32 [rows, 9] and ``down`` (stride 2) for the others: made when asked."""
+        self._native, self._count, self._side = native, count, side
+        self._tiles: Dict[int, ops.Tiles] = {}
         self._same: Optional[np.ndarray] = None
         self._down: Optional[np.ndarray] = None
+
+    def tiles(self, tile: int) -> ops.Tiles:
+        """Winograd's tiles of ``tile`` pixels a side."""
+        if tile not in self._tiles:
+            count, side = self._count, self._side
+            picture, y, x = np.meshgrid(np.arange(count), np.arange(side), np.arange(side), indexing="ij")
+            # A tile's height of empty rows between pictures keeps them apart and the tiles aligned.
+            coords = np.stack([picture * (side + tile) + y, x], -1).reshape(-1, 2).astype(np.int32)
+            coords = np.ascontiguousarray(coords)
+            self._tiles[tile] = ops.winograd_plan(self._native, coords, count * (side + tile), side, tile)
+        return self._tiles[tile]
 
     @property
     def same(self) -> np.ndarray:
