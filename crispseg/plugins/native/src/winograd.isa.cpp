@@ -86,7 +86,7 @@ struct Point {
   }
 };
 
-// A part of the input channels of one point. F::kPart of them at most: AVX-512's weights of a panel (15 and 18 KB) stay in
+// A part of the input channels of one point. F::kPart of them at most: AVX-512's weights of a panel (13 and 18 KB) stay in
 // the L1 cache beside the rows of a register tile (72 channels against twice as many and more: 1 to 6 % faster at 512 and
 // 1024), and short sums keep the error of F(2x2) at that of the direct kernel, for which it needs the shorter ones.
 template <class F>

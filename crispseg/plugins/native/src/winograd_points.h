@@ -11,7 +11,7 @@ namespace {
 
 // The points 0, 1, -1 and infinity.
 struct F2 {
-  static constexpr int kTile = 2, kSide = 4, kPart = 60;
+  static constexpr int kTile = 2, kSide = 4, kPart = 52;
 
   template <class V>
   static inline void input(const V *d, V *u) {
