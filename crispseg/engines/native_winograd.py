@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Dict, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -33,16 +33,16 @@ Winograd 16 or 36 products a tile. Measured break-even, 64 and 256 channels: 1.0
 on bands."""
 
 
-def candidates(graph: Graph, least: int = 0) -> Dict[int, str]:
-    """Node index -> kernel map of every 3x3 submanifold convolution of at least so many channels (0 = MIN_CHANNELS)."""
+def candidates(graph: Graph, least: int = 0) -> List[int]:
+    """Index of every 3x3 submanifold convolution of at least so many channels (0 = MIN_CHANNELS), without int8 ones."""
     least = least or MIN_CHANNELS
     tables = {node.outputs["map"] for node in graph.nodes if node.op == "SubmanifoldMap"}
-    found = {}
+    found = []
     for index, node in enumerate(graph.nodes):
         if node.op == "SparseConv2d" and node.inputs["map"] in tables and not node.attributes["x_scale"]:
             _, cin, cout = graph.raw.constants[node.inputs["weight"]].shape
             if min(cin, cout) >= least:
-                found[index] = node.inputs["map"]
+                found.append(index)
     return found
 
 
@@ -50,8 +50,8 @@ def choose(graph: Graph, algorithms: Optional[Mapping[str, str]] = None) -> Dict
     """Node index -> algorithm (of ``TILES``) of the convolutions that run by Winograd's.
 
     ``algorithms``: node name -> algorithm, of a compiled engine, passed over where a shortcut was taken in (a second
-    source is the direct kernel's alone); None: all ``candidates`` by ``rule``, or as
-    $CRISPSEG_WINOGRAD says: "0" = none, "1" = every 3x3 submanifold convolution, on any frame, "2" = tiles of 2x2 only.
+    source is the direct kernel's alone); None: all ``candidates`` by ``rule``, or as $CRISPSEG_WINOGRAD says: "0" =
+    none, "1" = every 3x3 submanifold convolution, on any frame, "2" = tiles of 2x2 only.
 
     Raises:
         InputError: another value of $CRISPSEG_WINOGRAD.
