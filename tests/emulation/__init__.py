@@ -4,7 +4,7 @@
 g++. Blocks run one after the other, the threads of a block as fibers. It proves logic, order of work and memory use;
 not speed, and not the hardware. Environment (read at cuInit): CRISPSEG_EMULATION_CAPABILITY (87), _ORDER (forward,
 reverse, or the seed of a shuffle of blocks and threads), _EAGER=1 (work runs when it is enqueued, not when something
-waits), _MIB (4096), _DEVICES=0.
+waits), _MIB (4096), _DEVICES=0; _IMAGE=ptx: kernel images are what NVRTC compiles, interpreted (folder ptx).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Sequence
 
+from . import ptx
 from .prune import prune, used
 
 HERE = Path(__file__).resolve().parent
@@ -128,9 +129,26 @@ def _units(source: Path) -> list[Path]:
     return [source.parent / m.group(1) for m in names if m and m.group(1) != "base.cuh"]
 
 
+def image(
+    source: Path = CUDA / "kernels" / "kernels.cu",
+    table: Path = CUDA / "kernels" / "table.h",
+    capability: int | None = None,
+) -> bytes:
+    """A kernel image for ``csg_create`` or ``cuModuleLoadData``: the kernels of ``source`` that ``table`` lists.
+
+    Where the environment asks for PTX: for that compute capability, by default the emulated device's. An image made by
+    g++ serves all.
+
+    Raises:
+        EnvironmentMismatch: PTX is asked for and NVRTC is not installed.
+    """
+    if ptx.wanted():
+        return ptx.image(source, cache(), capability or ptx.capability())
+    return _host_image(source, table)
+
+
 @functools.lru_cache(maxsize=None)
-def image(source: Path = CUDA / "kernels" / "kernels.cu", table: Path = CUDA / "kernels" / "table.h") -> bytes:
-    """A kernel image for ``csg_create`` or ``cuModuleLoadData``: the kernels of ``source`` that ``table`` lists."""
+def _host_image(source: Path, table: Path) -> bytes:
     folder = cache()
     with _locked(folder):
         objects = [_object(folder, unit, _KERNEL) for unit in _units(source)]
