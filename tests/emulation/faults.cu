@@ -120,4 +120,6 @@ CS_DEVICE int deep(int *p, int n) {
 }
 CS_GLOBAL void t_deep(int *p, int n) { p[1] = deep(p, n); }
 
+#if defined(CS_EMULATE) || CS_ARCH >= 900
 CS_GLOBAL void t_new(int *p) { p[0] = 90; }
+#endif
