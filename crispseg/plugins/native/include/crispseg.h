@@ -29,7 +29,9 @@ extern "C" {
 
 #define CS_ABI_VERSION 3
 
-typedef enum { CS_OK = 0, CS_BAD_ARGUMENT = -1, CS_OUT_OF_MEMORY = -2, CS_UNSUPPORTED = -3, CS_INTERNAL = -4 } cs_status;
+typedef enum {
+  CS_OK = 0, CS_BAD_ARGUMENT = -1, CS_OUT_OF_MEMORY = -2, CS_UNSUPPORTED = -3, CS_INTERNAL = -4
+} cs_status;
 typedef enum { CS_NEAREST = 0, CS_BILINEAR = 1, CS_BILINEAR_CORNERS = 2 } cs_upsample;
 typedef enum { CS_EXTENT_ACTIVE = 0, CS_EXTENT_IMAGE = 1 } cs_extent;
 
@@ -96,20 +98,21 @@ typedef struct {
   float *y; int64_t ldy;                     /* or NULL: only z wanted */
   const float *scale[2], *shift[2];          /* [cout] each */
   float *z[2]; int64_t ldz[2];               /* z = relu(y * scale + shift), or NULL */
-  /* A second source, or NULL: output row i adds row i of x2 times weight2, which cs_pack_weight made of [1, cin2, cout],
-   * as the last tap of its sum (the 1x1 shortcut of a residual block). Row -1 of x2 readable and zero. Then K < 32. */
+  /* A second source, or NULL: output row i adds row i of x2 times weight2, which cs_pack_weight made of
+   * [1, cin2, cout], as the last tap of its sum (the 1x1 shortcut of a residual block). Row -1 of x2 readable and zero.
+   * Then K < 32. */
   const float *x2; int64_t ldx2; int32_t cin2; /* [n_out, cin2] */
   const void *weight2;
 } cs_conv;
 CS_API int cs_sparse_conv(cs_context *ctx, const cs_conv *conv);
 
 /* int8: the sum is one of integers, everything after it float32, one rounding an operation: every instruction set gives
- * the same bits. x holds bytes zero + q, q = clamp(round_half_even(v / step), -127, 127): zero = 128, or 0 for v >= 0 (q
- * in 0..127), the faster form. Row -1 of x holds `zero` in every byte; strides of bytes are multiples of 4; up to 3 bytes
- * after column cin may be read (and count for nothing). K * cin <= 66000, so that no sum overflows. */
+ * the same bits. x holds bytes zero + q, q = clamp(round_half_even(v / step), -127, 127): zero = 128, or 0 for v >= 0
+ * (q in 0..127), the faster form. Row -1 of x holds `zero` in every byte; strides of bytes are multiples of 4; up to 3
+ * bytes after column cin may be read (and count for nothing). K * cin <= 66000, so that no sum overflows. */
 typedef struct {
-  cs_conv conv;         /* as for cs_sparse_conv without x2, but x, and y or z that have a step, point to bytes, and their
-                           strides count bytes; weight from cs_pack_weight_int8 */
+  cs_conv conv;         /* as for cs_sparse_conv without x2, but x, and y or z that have a step, point to bytes, and
+                           their strides count bytes; weight from cs_pack_weight_int8 */
   const float *scale;   /* [cout]: step of x times step of the column's weights */
   int32_t zero;         /* of x: 0 or 128 */
   float step[3];        /* of y, z[0], z[1]: 0 = float32 is written, else bytes of this step */
@@ -118,22 +121,23 @@ typedef struct {
 CS_API size_t cs_packed_bytes_int8(const cs_context *ctx, int K, int cin, int cout);
 CS_API int cs_pack_weight_int8(const cs_context *ctx, const int8_t *weight, int K, int cin, int cout, void *packed);
 CS_API int cs_sparse_conv_int8(cs_context *ctx, const cs_conv_int8 *conv);
-/* q[n, c] = bytes of float32 x[n, c]; the bytes up to the next multiple of 4 columns become `zero` where ldq has room. */
+/* q[n, c] = bytes of float32 x[n, c]; the bytes up to the next multiple of 4 columns become `zero` where ldq has
+ * room for them. */
 CS_API int cs_quantise_rows(cs_context *ctx, const float *x, int64_t ldx, int32_t n, int c, float step, int zero,
                             uint8_t *q, int64_t ldq);
 /* Instructions of the int8 kernels: "vnni", "maddubs" or "madd". $CRISPSEG_VNNI=0 keeps a context from VNNI. */
 CS_API const char *cs_int8_kernels(const cs_context *ctx);
 
-/* Sparse Winograd on the occupied tiles of a submanifold map's grid: F(2x2,3x3) with tile = 2, F(4x4,3x3) with tile = 4.
- * The same results as cs_sparse_conv up to rounding. A tile takes 16 (36) multiplications per channel pair instead of 9 per
- * site; weights take 16/9 (36/9) of the memory. The error of F(2x2) is below that of direct summation; that of F(4x4) is about
- * three times as large (root mean square) and below 4e-6 of the largest value, whatever the channels. On bands and
- * regions F(2x2) is 1.2 to 1.6 times as fast as cs_sparse_conv from 32 channels on, and F(4x4) 1.1 to 1.4 times as fast as
- * F(2x2); isolated sites are better off with cs_sparse_conv.
+/* Sparse Winograd on the occupied tiles of a submanifold map's grid: F(2x2,3x3) with tile = 2, F(4x4,3x3) with
+ * tile = 4. The same results as cs_sparse_conv up to rounding. A tile takes 16 (36) multiplications per channel pair
+ * instead of 9 per site; weights take 16/9 (36/9) of the memory. The error of F(2x2) is below that of direct summation;
+ * that of F(4x4) is about three times as large (root mean square) and below 4e-6 of the largest value, whatever the
+ * channels. On bands and regions F(2x2) is 1.2 to 1.6 times as fast as cs_sparse_conv from 32 channels on, and F(4x4)
+ * 1.1 to 1.4 times as fast as F(2x2); isolated sites are better off with cs_sparse_conv.
  * Plan: of every tile of the grid that has a site, tiles_in [count,S*S], S = tile + 2, the rows at
  * (tile*ty-1+dy, tile*tx-1+dx), number dy + S*dx, and tiles_out [count,tile*tile] the rows at (tile*ty+dy, tile*tx+dx),
- * number dy + tile*dx; -1 = none. Room for min(n, ceil(H/tile)*ceil(W/tile)) tiles. pairs: entries of the submanifold map
- * that are not -1, which is what cs_sparse_conv multiplies. */
+ * number dy + tile*dx; -1 = none. Room for min(n, ceil(H/tile)*ceil(W/tile)) tiles. pairs: entries of the submanifold
+ * map that are not -1, which is what cs_sparse_conv multiplies. */
 CS_API int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t n, int H, int W, int tile,
                             int32_t *tiles_in, int32_t *tiles_out, int32_t *count, int64_t *pairs);
 CS_API size_t cs_winograd_bytes(const cs_context *ctx, int tile, int cin, int cout);
@@ -146,8 +150,8 @@ CS_API int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, int tile, cons
 
 /* ---- back end ----------------------------------------------------------------------------------------------- */
 /* SparseRefine's gated ensembler: v = [softmax(yi), E(yi), softmax(yo), E(yo)]; g = softmax(W2 relu(W1 v + b1) + b2);
- * m = g0*yi + g1*yo; ye = W4 relu(W3 m + b3) + b4. Linear layers as torch stores them: w1 [hidden, 2C+2], w2 [2, hidden],
- * w3 [hidden, C], w4 [C, hidden]. ye may alias yi or yo. */
+ * m = g0*yi + g1*yo; ye = W4 relu(W3 m + b3) + b4. Linear layers as torch stores them: w1 [hidden, 2C+2],
+ * w2 [2, hidden], w3 [hidden, C], w4 [C, hidden]. ye may alias yi or yo. */
 typedef struct { int C, hidden; const float *w1, *b1, *w2, *b2, *w3, *b3, *w4, *b4; } cs_gate;
 CS_API int cs_ensemble_gated(cs_context *ctx, const float *yi, int64_t ldi, const float *yo, int64_t ldo, int32_t n,
                              const cs_gate *gate, float *ye, int64_t lde);

@@ -22,7 +22,8 @@ inline void transpose16(__m512 *r) {
   // r[4g + k]: column k of each 128-bit lane (columns 4*lane + k), rows 4g .. 4g + 3.
   for (int k = 0; k < 4; ++k) {
     const __m512 a = _mm512_shuffle_f32x4(r[k], r[4 + k], 0x88), b = _mm512_shuffle_f32x4(r[k], r[4 + k], 0xdd);
-    const __m512 c = _mm512_shuffle_f32x4(r[8 + k], r[12 + k], 0x88), d = _mm512_shuffle_f32x4(r[8 + k], r[12 + k], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(r[8 + k], r[12 + k], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(r[8 + k], r[12 + k], 0xdd);
     t[k] = _mm512_shuffle_f32x4(a, c, 0x88);
     t[8 + k] = _mm512_shuffle_f32x4(a, c, 0xdd);
     t[4 + k] = _mm512_shuffle_f32x4(b, d, 0x88);
@@ -107,8 +108,10 @@ inline vf exponentials(const float *x, int stride, int C, vf peak, float *exps) 
 inline vf entropy_of(const float *x, const float *exps, int stride, int C, vf peak, vf sum) {
   const vf log_sum = vlog(sum), floor_log = log_sum + splat(kLogFloor);
   vf dot = {};
-  for (int c = 0; c < C; ++c)
-    dot += load(exps + static_cast<int64_t>(c) * stride) * vmax(load(x + static_cast<int64_t>(c) * stride) - peak, floor_log);
+  for (int c = 0; c < C; ++c) {
+    const int64_t at = static_cast<int64_t>(c) * stride;
+    dot += load(exps + at) * vmax(load(x + at) - peak, floor_log);
+  }
   return log_sum - dot / sum;
 }
 

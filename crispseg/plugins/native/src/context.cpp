@@ -69,7 +69,8 @@ bool choose(const char *name, Isa *isa) {
     return false;
   }
   if (supported(*isa)) return true;
-  fail(CS_UNSUPPORTED, "instruction set '%s' is not available on this CPU or in this build (%s)", name, cs_build_info());
+  fail(CS_UNSUPPORTED, "instruction set '%s' is not available on this CPU or in this build (%s)", name,
+       cs_build_info());
   return false;
 }
 

@@ -9,7 +9,8 @@ ConvCut cut_conv(const ConvShape &k, int64_t n_out, int64_t n_in, int steps, int
   const int64_t live = (steps < k.max_steps ? steps : k.max_steps) * static_cast<int64_t>(sizeof(float));
   int64_t rows = input_bytes() / live;
   rows = rows > kMaxBlockRows ? kMaxBlockRows : rows;
-  // Up-convolutions: fewer rows of input than of output, so that weights serve more of these (1.02 to 1.05 times as fast).
+  // Up-convolutions: fewer rows of input than of output, so that weights serve more of these
+  // (1.02 to 1.05 times as fast).
   if (n_in < n_out) rows = 4 * n_in < n_out ? 4 * rows : rows * n_out / n_in;
   ConvCut r;
   r.blocks = ceil_div(n_out, rows);
@@ -17,8 +18,8 @@ ConvCut cut_conv(const ConvShape &k, int64_t n_out, int64_t n_in, int steps, int
   r.rows = round_up(ceil_div(n_out, r.blocks), k.mr);
   r.blocks = ceil_div(n_out, r.rows);
   r.panels = static_cast<int>(ceil_div(cout, k.width));
-  // Several threads want some units of work each, so that a slow core does not hold up the others; the panels of a block
-  // go to different units for that. A unit gathers its rows anew, so it should hold a few panels, except when the
+  // Several threads want some units of work each, so that a slow core does not hold up the others; the panels of a
+  // block go to different units for that. A unit gathers its rows anew, so it should hold a few panels, except when the
   // threads would go without work.
   const int64_t units = threads == 1 ? 1 : 4 * threads;
   const int64_t few = r.blocks < threads ? 1 : 4;
@@ -54,8 +55,8 @@ int check_conv(const char *who, const cs_context *ctx, const cs_conv *c) {
 
 int check_map(const char *who, const cs_conv *c) {
   if (c->map || c->n_out == 0 || (c->K == 1 && c->n_in == c->n_out)) return CS_OK;
-  return fail(CS_BAD_ARGUMENT, "%s: no map is for K = 1 and n_in = n_out only; found K = %d, n_in = %d, n_out = %d", who,
-              c->K, c->n_in, c->n_out);
+  return fail(CS_BAD_ARGUMENT, "%s: no map is for K = 1 and n_in = n_out only; found K = %d, n_in = %d, n_out = %d",
+              who, c->K, c->n_in, c->n_out);
 }
 
 }  // namespace crispseg

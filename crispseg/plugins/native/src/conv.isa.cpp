@@ -1,7 +1,7 @@
-// The convolution's inner loops: an indirect matrix product in register tiles. A tile is MR output rows by NV vectors of
-// output columns; every tap adds MR input rows (found through pointers) times a [cin, NV * lanes] slab of weights.
-// Sums run over taps, then input channels, in chunks that depend on K and cin alone, so that results do not depend on the
-// blocking.
+// The convolution's inner loops: an indirect matrix product in register tiles. A tile is MR output rows by NV vectors
+// of output columns; every tap adds MR input rows (found through pointers) times a [cin, NV * lanes] slab of weights.
+// Sums run over taps, then input channels, in chunks that depend on K and cin alone, so that results do not depend on
+// the blocking.
 #include "conv_walk.h"
 
 namespace crispseg {
@@ -15,8 +15,8 @@ struct FloatKernel {
 
   int steps() const { return conv.cin; }
   template <int NV>
-  void accumulate(const float *const *rows, uint32_t taps, uint32_t, const Chunk &chunk, int, const float *w, float *sums,
-                  bool fresh) const {
+  void accumulate(const float *const *rows, uint32_t taps, uint32_t, const Chunk &chunk, int, const float *w,
+                  float *sums, bool fresh) const {
     const int stride = all_taps(conv);
     if (second(conv, chunk)) crispseg::accumulate<NV>(rows + conv.K, 1, chunk, stride, conv.cin2, w, sums, fresh);
     else crispseg::accumulate<NV>(rows, taps, chunk, stride, conv.cin, w, sums, fresh);

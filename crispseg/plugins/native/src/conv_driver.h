@@ -54,11 +54,12 @@ inline size_t rows_bytes(int64_t rows, int taps, int mr) {
 
 inline ConvRows rows_at(char *memory, int64_t rows, int taps, int mr) {
   char *const bits = memory + rows * taps * sizeof(void *), *const out = bits + rows / mr * sizeof(uint32_t);
-  return {reinterpret_cast<const float **>(memory), reinterpret_cast<uint32_t *>(bits), reinterpret_cast<int32_t *>(out)};
+  return {reinterpret_cast<const float **>(memory), reinterpret_cast<uint32_t *>(bits),
+          reinterpret_cast<int32_t *>(out)};
 }
 
-// The part of the input that outputs [begin, end) read and those before them did not: raster order is one on both sides,
-// whatever the map.
+// The part of the input that outputs [begin, end) read and those before them did not: raster order is one on both
+// sides, whatever the map.
 struct InputBytes {
   const char *at;
   int64_t bytes;

@@ -4,8 +4,8 @@
 // Tile: kRows rows by kVectors vectors of output columns, as in float32. Registers with AVX-512 VNNI: 24 sums, 4
 // weights, 1 input word spread over the lanes, of 32. A step reads 4 vectors of weights and 6 words and does 24
 // vpdpbusd: 12 cycles of two units against 5 of two loads. AVX2 with vpmaddubsw: 12 sums, 2 weights, 1 input, 1 product
-// and the ones, one more than the 16 there are; the sum that spills is lost among 36 operations a step. Blocking is that
-// of float32, as everything counts in words: a chunk of kMaxSteps words (1152 channels times taps) keeps a panel's
+// and the ones, one more than the 16 there are; the sum that spills is lost among 36 operations a step. Blocking is
+// that of float32, as everything counts in words: a chunk of kMaxSteps words (1152 channels times taps) keeps a panel's
 // weights in 72 KB of the L2 cache (36 KB where a panel has two vectors).
 //
 // Bytes are `zero` + q. With zero = 128 a sum over taps T has 128 * sum_T w too much: the sums of a tile begin with

@@ -14,7 +14,8 @@ constexpr int kMaxTaps = 32;  // one bit per tap in a tile's mask
 // Taps of a convolution, its second source included, which is number K.
 inline int all_taps(const cs_conv &conv) { return conv.K + (conv.x2 != nullptr); }
 
-// Rows that a block reads and writes, by tile of mr rows. Rows of the last tile past the end read zeros and have out = -1.
+// Rows that a block reads and writes, by tile of mr rows. Rows of the last tile past the end read zeros and have
+// out = -1.
 struct ConvRows {
   const float **rows;  // [tiles][mr][all_taps]: input row of every tap; missing = the zero row
   uint32_t *taps;      // [tiles]: taps that at least one row of the tile has

@@ -1,5 +1,5 @@
-// The register tile that the direct convolution (conv.isa.cpp) and the Winograd one (winograd.isa.cpp) share: kRows rows
-// by kVectors vectors of output columns, and the epilogue. For *.isa.cpp files only; everything has internal linkage.
+// The register tile that the direct convolution (conv.isa.cpp) and the Winograd one (winograd.isa.cpp) share: kRows
+// rows by kVectors vectors of output columns, and the epilogue. For *.isa.cpp files only: all has internal linkage.
 #ifndef CRISPSEG_CONV_TILE_H
 #define CRISPSEG_CONV_TILE_H
 #if defined(CS_ISA_AVX512)
@@ -13,8 +13,8 @@ namespace crispseg {
 namespace {
 
 #if defined(CS_ISA_AVX512)
-// 24 sums of 32 registers; 4 weights and a spread input beside them. As fast in the L1 cache as 12 rows of 2 vectors, but
-// a step reads 10 vectors instead of 14, a row is read once for 64 columns instead of 32, its pointers fit into the
+// 24 sums of 32 registers; 4 weights and a spread input beside them. As fast in the L1 cache as 12 rows of 2 vectors,
+// but a step reads 10 vectors instead of 14, a row is read once for 64 columns instead of 32, its pointers fit into the
 // integer registers, and fewer taps are computed that some of the rows lack: 1.04 to 1.11 times as fast.
 constexpr int kRows = 6, kVectors = 4;
 #elif defined(CS_ISA_AVX2)

@@ -102,7 +102,8 @@ void walk(const Kernel &kernel, const ConvBlock &block) {
     return chunk.c1 < steps_of(conv, steps, chunk) ? make(chunk.tap0, chunk.c1) : make(chunk.tap1, 0);
   };
   int64_t passes = 0;
-  for (Chunk chunk = make(0, 0); chunk.tap0 < all_taps(conv); chunk = after(chunk)) passes += block.panel1 - block.panel0;
+  for (Chunk chunk = make(0, 0); chunk.tap0 < all_taps(conv); chunk = after(chunk))
+    passes += block.panel1 - block.panel0;
   Ahead input{block.next, block.next_bytes};
   const int64_t share = (block.next_bytes / passes + 64) / 64 * 64;
   for (Chunk chunk = make(0, 0); chunk.tap0 < all_taps(conv);) {

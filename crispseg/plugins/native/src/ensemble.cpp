@@ -51,7 +51,8 @@ extern "C" int cs_ensemble_gated(cs_context *ctx, const float *yi, int64_t ldi, 
   job.ldo = ldo;
   job.lde = lde;
   float *at = packed;
-  const auto layer = [&](const float *weight, const float *bias, int outputs, int inputs, const float **w, const float **b) {
+  const auto layer = [&](const float *weight, const float *bias, int outputs, int inputs, const float **w,
+                         const float **b) {
     *w = at;
     at = pack(weight, outputs, inputs, tile, at);
     *b = at;

@@ -1,6 +1,6 @@
-// The dense index grid behind kernel maps and tile plans: grid[y+1][x+1] = row + 1 of the site at (y, x), 0 = none. A border
-// of one cell makes every 3x3 lookup legal. The grids are all zero between calls; only the cells of the sites are written
-// and cleared again, so that the cost follows the number of sites, not the size of the image.
+// The dense index grid behind kernel maps and tile plans: grid[y+1][x+1] = row + 1 of the site at (y, x), 0 = none. A
+// border of one cell makes every 3x3 lookup legal. The grids are all zero between calls; only the cells of the sites
+// are written and cleared again, so that the cost follows the number of sites, not the size of the image.
 #ifndef CRISPSEG_GRID_H
 #define CRISPSEG_GRID_H
 #include "internal.h"

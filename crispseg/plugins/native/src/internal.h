@@ -5,17 +5,17 @@
 //   extern "C" int cs_thing(cs_context *ctx, ...) {
 //     using namespace crispseg;
 //     if (!ctx || n < 0) return fail(CS_BAD_ARGUMENT, "cs_thing: n = %d, expected >= 0", n);
-//     float *tmp = ctx->scratch<float>(kSlotSelectA, count);          // grows, keeps, 64-byte aligned, content undefined
-//     if (!tmp) return CS_OUT_OF_MEMORY;                              // message already set
+//     float *tmp = ctx->scratch<float>(kSlotSelectA, count);  // grows, keeps, 64-byte aligned, content undefined
+//     if (!tmp) return CS_OUT_OF_MEMORY;                      // message already set
 //     parallel_for(ctx, blocks, [&](int64_t block, int worker) { ... });
 //     return CS_OK;
 //   }
 //
-// Scratch comes in slots, one use per slot; a new use gets a new slot in the enum below (append, any owner). A pointer is
-// valid until the next call with the same slot. Memory per worker: ask for threads * bytes and index by `worker`.
-// parallel_for: blocks are handed out in any order to any thread, so a block must write only what is its own and must not
-// depend on other blocks; then the result does not depend on the number of threads. Reductions: one partial result per
-// BLOCK (not per worker), combined in block order by the caller. Bodies must not throw and must not nest parallel_for.
+// Scratch comes in slots, one use per slot; a new use gets a new slot in the enum below (append). A pointer
+// is valid until the next call with the same slot. Memory per worker: ask for threads * bytes and index by `worker`.
+// parallel_for: blocks are handed out in any order to any thread, so a block must write only what is its own and must
+// not depend on other blocks; then the result does not depend on the number of threads. Reductions: one partial result
+// per BLOCK (not per worker), combined in block order by the caller. Bodies must not throw or nest parallel_for.
 #ifndef CRISPSEG_INTERNAL_H
 #define CRISPSEG_INTERNAL_H
 #include <cstddef>
@@ -78,8 +78,8 @@ void pool_destroy(Pool *pool);
 // Calls body(block, worker) for every block in [0, blocks); worker in [0, ctx->threads). Returns when all are done.
 template <class F> void parallel_for(cs_context *ctx, int64_t blocks, F &&body) {
   using Body = std::remove_reference_t<F>;
-  pool_run(ctx->pool, blocks, [](void *state, int64_t block, int worker) { (*static_cast<Body *>(state))(block, worker); },
-           const_cast<void *>(static_cast<const void *>(&body)));
+  const auto call = [](void *state, int64_t block, int worker) { (*static_cast<Body *>(state))(block, worker); };
+  pool_run(ctx->pool, blocks, call, const_cast<void *>(static_cast<const void *>(&body)));
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -12,9 +12,9 @@
 //   const SelectKernels &k = CS_PICK(ctx->isa, select_kernels);
 //
 // RULE: everything else in an .isa.cpp file has internal linkage (anonymous namespace), and it includes no header with
-// inline functions or templates that the linker may merge across sets (<vector>, <algorithm>, <atomic>, internal.h ...):
-// the copy that survives could be the AVX-512 one, which would crash an older CPU. <stdint.h>, <string.h>, <math.h>
-// and headers with plain structs are fine.
+// inline functions or templates that the linker may merge across sets (<vector>, <algorithm>, <atomic>,
+// internal.h ...): the copy that survives could be the AVX-512 one, which would crash an older CPU. <stdint.h>,
+// <string.h>, <math.h> and headers with plain structs are fine.
 #ifndef CRISPSEG_ISA_H
 #define CRISPSEG_ISA_H
 #include <stdint.h>

@@ -116,7 +116,8 @@ inline unsigned taps_of(const int32_t *row, int K) {
 #if defined(__SSE2__)
   if (K == 9) {
     const auto signs = [](const int32_t *p) {
-      return static_cast<unsigned>(_mm_movemask_ps(_mm_castsi128_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))));
+      const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+      return static_cast<unsigned>(_mm_movemask_ps(_mm_castsi128_ps(four)));
     };
     missing = signs(row) | signs(row + 4) << 4 | (static_cast<uint32_t>(row[8]) >> 31) << 8;
     return ~missing & 0x1ff;

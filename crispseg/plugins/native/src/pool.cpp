@@ -79,7 +79,8 @@ class Pool {
   void work(int worker) {
     int64_t left = ticket_.load(std::memory_order_acquire);
     while (left > 0) {
-      if (!ticket_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      if (!ticket_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+        continue;
       body_(state_, blocks_ - left, worker);
       done_.fetch_add(1, std::memory_order_release);
       left = ticket_.load(std::memory_order_acquire);

@@ -61,7 +61,8 @@ extern "C" int cs_logits_at(cs_context *ctx, const float *logits, int C, int h, 
   if (up != CS_NEAREST && up != CS_BILINEAR && up != CS_BILINEAR_CORNERS)
     return fail(CS_BAD_ARGUMENT, "cs_logits_at: unknown upsampling rule %d", static_cast<int>(up));
   if (n == 0) return CS_OK;
-  if (!logits || !coords || !y || ldy < C) return fail(CS_BAD_ARGUMENT, "cs_logits_at: null pointer, or row stride below C");
+  if (!logits || !coords || !y || ldy < C)
+    return fail(CS_BAD_ARGUMENT, "cs_logits_at: null pointer, or row stride below C");
   if (!inside(coords, n, H, W)) return fail(CS_BAD_ARGUMENT, "cs_logits_at: a site lies outside %d x %d", H, W);
   const RowsKernels &kernels = CS_PICK(ctx->isa, rows_kernels);
   const int64_t low = static_cast<int64_t>(h) * w;
@@ -102,7 +103,8 @@ extern "C" int cs_softmax_rows(cs_context *ctx, const float *x, int64_t ldx, int
   using namespace crispseg;
   if (!ctx || n < 0 || C < 1) return fail(CS_BAD_ARGUMENT, "cs_softmax_rows: n = %d, C = %d", n, C);
   if (n == 0) return CS_OK;
-  if (!x || !y || ldx < C || ldy < C) return fail(CS_BAD_ARGUMENT, "cs_softmax_rows: null pointer, or row stride below C");
+  if (!x || !y || ldx < C || ldy < C)
+    return fail(CS_BAD_ARGUMENT, "cs_softmax_rows: null pointer, or row stride below C");
   const RowsKernels &kernels = CS_PICK(ctx->isa, rows_kernels);
   const int64_t piece = round_up(rows_work_floats(C), 64);
   float *work = ctx->scratch<float>(kSlotRowsB, static_cast<size_t>(piece) * ctx->threads);

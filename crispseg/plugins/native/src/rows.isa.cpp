@@ -48,7 +48,8 @@ void logits_at(const LogitsAtJob &job, int32_t begin, int32_t end) {
     for (; c + VW <= C; c += VW) store(out + c, mix(load(p00 + c), load(p01 + c), load(p10 + c), load(p11 + c)));
     if (c < C) {
       const int k = C - c;
-      store_part(out + c, mix(load_part(p00 + c, k), load_part(p01 + c, k), load_part(p10 + c, k), load_part(p11 + c, k)), k);
+      store_part(out + c,
+                 mix(load_part(p00 + c, k), load_part(p01 + c, k), load_part(p10 + c, k), load_part(p11 + c, k)), k);
     }
   }
 }

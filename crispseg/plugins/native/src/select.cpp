@@ -97,8 +97,8 @@ inline int32_t write_row(const uint8_t *mask, int W, int y, int32_t *coords) {
 }  // namespace crispseg
 
 extern "C" int cs_select_pixels(cs_context *ctx, const float *logits, int C, int h, int w, int H, int W, cs_upsample up,
-                                float threshold, int64_t capacity, uint8_t *labels, uint8_t *confidence, int32_t *coords,
-                                int32_t *count, int32_t *found) {
+                                float threshold, int64_t capacity, uint8_t *labels, uint8_t *confidence,
+                                int32_t *coords, int32_t *count, int32_t *found) {
   using namespace crispseg;
   if (!ctx || !logits || !labels || !count || !found || (!coords && capacity > 0))
     return fail(CS_BAD_ARGUMENT, "cs_select_pixels: a required pointer is null");
@@ -217,7 +217,8 @@ extern "C" int cs_select_pixels(cs_context *ctx, const float *logits, int C, int
       int begin, end;
       rows_of(block, H, &begin, &end);
       kernels.rows(job, begin, end, work + worker * piece);
-      for (int y = begin; y < end; ++y) start[y] = static_cast<int32_t>(kernels.count(mask + static_cast<int64_t>(y) * W, W));
+      for (int y = begin; y < end; ++y)
+        start[y] = static_cast<int32_t>(kernels.count(mask + static_cast<int64_t>(y) * W, W));
     });
   }
 

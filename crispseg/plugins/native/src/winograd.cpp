@@ -63,8 +63,8 @@ int64_t fill_tiles(int tile, const int32_t *grid, int64_t stride, const int32_t 
   return pairs;
 }
 
-// G g of `n` kernels' three taps: point i of them at to + i * step. F(4,3): value of the kernel's polynomial at each point
-// x_i, over the product of x_i - x_j; the last point, infinity, has its leading coefficient.
+// G g of `n` kernels' three taps: point i of them at to + i * step. F(4,3): value of the kernel's polynomial at each
+// point x_i, over the product of x_i - x_j; the last point, infinity, has its leading coefficient.
 void weight_points(int tile, const double *a, const double *b, const double *c, int n, double *to, int step) {
   const auto points = [&](int point, double at, double scale) {
     double *even = to + point * step, *odd = even + step;
@@ -97,7 +97,8 @@ void weight_squares(int tile, const double *g, int n, double *u) {
     weight_points(tile, t + a * w, t + (side + a) * w, t + (2 * side + a) * w, n, u + a * w, side * w);
 }
 
-// `blocks` blocks of `tiles` tiles, each cut into groups of panels, and the scratch of a worker. No influence on results.
+// `blocks` blocks of `tiles` tiles, each cut into groups of panels, and the scratch of a worker. Results do
+// not depend on it.
 struct Cut {
   int64_t tiles, blocks, groups, panels_per_group, ldv, v_point, m_point;
   int panels;
@@ -115,8 +116,8 @@ Cut cut(const ConvShape &k, const cs_conv &c, int tile, int64_t tiles, int threa
   r.tiles = round_up(ceil_div(tiles, r.blocks), k.mr);
   r.blocks = ceil_div(tiles, r.tiles);
   r.panels = static_cast<int>(ceil_div(c.cout, k.width));
-  // Several threads want two units of work each; panels of a block go to different units for that. A unit transforms its
-  // input anew, which is cheap next to four panels.
+  // Several threads want two units of work each; panels of a block go to different units for that. A unit transforms
+  // its input anew, which is cheap next to four panels.
   const int64_t units = threads == 1 ? 1 : 2 * threads;
   const int64_t few = r.blocks < threads ? 1 : 4;
   const int64_t share = ceil_div(r.panels, ceil_div(units, r.blocks));
@@ -164,7 +165,8 @@ extern "C" int cs_winograd_plan(cs_context *ctx, const int32_t *coords, int32_t 
 extern "C" size_t cs_winograd_bytes(const cs_context *ctx, int tile, int cin, int cout) {
   using namespace crispseg;
   if (!ctx || bad_tile(tile) || bad_shape(kTaps, cin, cout)) return 0;
-  return static_cast<size_t>(padded(CS_PICK(ctx->isa, conv_kernels).shape, cout)) * points_of(tile) * cin * sizeof(float);
+  const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
+  return static_cast<size_t>(padded(k, cout)) * points_of(tile) * cin * sizeof(float);
 }
 
 // Packed: [point][panel][cin][panel width], the last panel padded with zeros to whole vectors.
@@ -172,8 +174,8 @@ extern "C" int cs_winograd_pack(const cs_context *ctx, const float *weight, int 
                                 void *packed) {
   using namespace crispseg;
   if (!ctx || !weight || !packed || bad_tile(tile) || bad_shape(kTaps, cin, cout))
-    return fail(CS_BAD_ARGUMENT, "cs_winograd_pack: missing pointer, or tile = %d (2, 4), cin = %d, cout = %d out of range",
-                tile, cin, cout);
+    return fail(CS_BAD_ARGUMENT, "cs_winograd_pack: missing pointer, or tile = %d (2, 4), cin = %d, cout = %d out of "
+                "range", tile, cin, cout);
   const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;
   const int64_t columns = padded(k, cout), point = columns * cin, tap = static_cast<int64_t>(cin) * cout;
   float *const to = static_cast<float *>(packed);
@@ -200,8 +202,8 @@ extern "C" int cs_winograd_conv(cs_context *ctx, const cs_conv *conv, int tile, 
   if (bad_tile(tile)) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: tile: expected 2 or 4, found %d", tile);
   if (conv->x2) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: a second source: only cs_sparse_conv takes one");
   if (conv->K != kTaps || conv->n_in != conv->n_out || tiles < 0 || tiles > conv->n_out)
-    return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: expected K = 9, n_in = n_out and at most n_out tiles; found K = %d, "
-                "n_in = %d, n_out = %d, %d tiles", conv->K, conv->n_in, conv->n_out, tiles);
+    return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: expected K = 9, n_in = n_out and at most n_out tiles; found "
+                "K = %d, n_in = %d, n_out = %d, %d tiles", conv->K, conv->n_in, conv->n_out, tiles);
   if (conv->n_out == 0 || tiles == 0) return CS_OK;
   if (!tiles_in || !tiles_out) return fail(CS_BAD_ARGUMENT, "cs_winograd_conv: no tiles");
   const ConvShape &k = CS_PICK(ctx->isa, conv_kernels).shape;

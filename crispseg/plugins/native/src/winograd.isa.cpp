@@ -3,9 +3,9 @@
 //
 // Three steps per block of tiles: input transform into v (all channels), one matrix product v[p] x U[p] a point into m
 // with the register tile of the direct convolution (conv_tile.h: AVX-512 24 sums + 4 weights of 32 registers, AVX2 and
-// generic 12 + 2 of 16), output transform with the direct convolution's epilogue. A point's v [tiles, cin] stays in the L2
-// cache while all panels of its weights stream past once; v and m of other points may lie in the L3 cache, as each of
-// their floats is moved once for 2 * cout (2 * cin) floating point operations.
+// generic 12 + 2 of 16), output transform with the direct convolution's epilogue. A point's v [tiles, cin] stays in the
+// L2 cache while all panels of its weights stream past once; v and m of other points may lie in the L3 cache, as each
+// of their floats is moved once for 2 * cout (2 * cin) floating point operations.
 // The transforms hold 16 vectors at a time, registers on AVX-512; of the 36 of a 4x4 tile a column at a time.
 #include "conv_tile.h"
 #include "winograd_points.h"
@@ -56,7 +56,8 @@ inline void transform_tile(const float *const *rows, int cin, float *to, int64_t
     square<kSide, vecf>([&](int i) { return load(rows[i] + c); },
                         [&](int i, vecf u) { store(to + i * v_point + c, u); }, transform);
   for (int c = whole; c < cin; ++c)
-    square<kSide, float>([&](int i) { return rows[i][c]; }, [&](int i, float u) { to[i * v_point + c] = u; }, transform);
+    square<kSide, float>([&](int i) { return rows[i][c]; },
+                         [&](int i, float u) { to[i * v_point + c] = u; }, transform);
 }
 
 template <class F>
@@ -86,9 +87,9 @@ struct Point {
   }
 };
 
-// A part of the input channels of one point. F::kPart of them at most: AVX-512's weights of a panel (13 and 18 KB) stay in
-// the L1 cache beside the rows of a register tile (72 channels against twice as many and more: 1 to 6 % faster at 512 and
-// 1024), and short sums keep the error of F(2x2) at that of the direct kernel, for which it needs the shorter ones.
+// A part of the input channels of one point. F::kPart of them at most: AVX-512's weights of a panel (13 and 18 KB) stay
+// in the L1 cache beside the rows of a register tile (72 channels against twice as many and more: 1 to 6 % faster at
+// 512 and 1024), and short sums keep the error of F(2x2) at that of the direct kernel, which needs the shorter ones.
 template <class F>
 struct Step {
   int point;
@@ -99,7 +100,9 @@ struct Step {
     const int part = ((conv.cin + parts - 1) / parts + 3) / 4 * 4;
     return {point, {0, 1, c, c + part < conv.cin ? c + part : conv.cin, c == 0}};
   }
-  Step next(const cs_conv &conv) const { return chunk.c1 < conv.cin ? at(conv, point, chunk.c1) : at(conv, point + 1, 0); }
+  Step next(const cs_conv &conv) const {
+    return chunk.c1 < conv.cin ? at(conv, point, chunk.c1) : at(conv, point + 1, 0);
+  }
   // The weights of a panel.
   Ahead slab(const WinogradBlock &block, int panel) const {
     const cs_conv &conv = *block.conv;
@@ -128,8 +131,8 @@ void multiply_panel(const WinogradBlock &block, const Point &point, const Chunk 
 }
 
 // Points, then parts of the input channels, then panels: a part of v[p] is read by every panel while it is in the L2
-// cache, and a part of a panel's weights by every register tile. m lies panel by panel, so that one pass writes (and the
-// next part's reads) one run of memory.
+// cache, and a part of a panel's weights by every register tile. m lies panel by panel, so that one pass writes (and
+// the next part's reads) one run of memory.
 template <class F>
 void multiply(const WinogradBlock &block) {
   constexpr int kPoints = F::kSide * F::kSide;

@@ -13,8 +13,8 @@ constexpr int side_of(int tile) { return tile + 2; }  // input pixels, and point
 constexpr int points_of(int tile) { return side_of(tile) * side_of(tile); }
 constexpr int outputs_of(int tile) { return tile * tile; }
 
-// The finite points of F(4,3) are 0, +-p and +-q. Of the pairs tried, this one has among the least errors, twice that of
-// direct summation (the usual 1 and 2: four times), and squares and products without rounding.
+// The finite points of F(4,3) are 0, +-p and +-q. Of the pairs tried, this one has among the least errors, twice that
+// of direct summation (the usual 1 and 2: four times), and squares and products without rounding.
 constexpr double kP = 0.75, kQ = 1.5;
 
 // A block of output tiles and the panels of output columns to compute. With S = side_of(tile), the points are numbered

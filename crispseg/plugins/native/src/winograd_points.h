@@ -27,8 +27,8 @@ struct F2 {
   }
 };
 
-// The points 0, p, -p, q, -q and infinity. Row i of the input transform has the coefficients of the product of (x - x_j)
-// over the other finite points; a pair of opposite points shares its even and odd parts.
+// The points 0, p, -p, q, -q and infinity. Row i of the input transform has the coefficients of the product of
+// (x - x_j) over the other finite points; a pair of opposite points shares its even and odd parts.
 struct F4 {
   static constexpr int kTile = 4, kSide = 6, kPart = 72;
   static constexpr float p = static_cast<float>(kP), pp = static_cast<float>(kP * kP);
