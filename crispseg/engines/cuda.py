@@ -120,6 +120,11 @@ class Context:
         """Wait for all work of the device."""
         self.call("cuCtxSynchronize")
 
+    @property
+    def alive(self) -> bool:
+        """False once a kernel did what is not allowed: then every call fails until the process ends."""
+        return self.call("cuCtxSynchronize", accept=range(1, 1000)) == 0
+
     def memory(self) -> Tuple[int, int]:
         """(free, total) bytes of device memory."""
         free, total = c_size_t(), c_size_t()

@@ -6,6 +6,7 @@ compiles the same sources with NVRTC into the bundle's engine cache. Running nev
 
 from __future__ import annotations
 
+import json
 import weakref
 from typing import Any, Callable, Dict, Optional
 
@@ -56,9 +57,19 @@ class Kernels:
         """A workspace or capacity: ``name(*arguments)``."""
         return int(getattr(self.library, name)(*arguments))
 
+    @property
+    def convolutions(self) -> Dict[str, str]:
+        """What convolutions run on, by precision: "wgmma" (on 9.0, checked), "mma" (from 8.0 on) or "wmma"."""
+        rows = json.loads(self.library.csg_kernel_report(self.handle).decode("utf-8"))
+        names = " ".join(row["name"] for row in rows)
+        families = ("wgmma", "mma", "wmma")
+        return {precision: next((family for family in families if "_%s_%s_" % (short, family) in names), "none")
+                for precision, short in (("fp16", "f16"), ("int8", "i8"))}  # fmt: skip
+
     def describe(self) -> Dict[str, Any]:
         """JSON-able facts."""
         return {
+            "convolutions": self.convolutions,
             "library": (self.library.csg_build_info() or b"").decode("utf-8", "replace"),
             "image": self.source,
             "compute_capability": self.context.info.capability,
@@ -130,4 +141,6 @@ def _linked(context: Context) -> Optional[Kernels]:
     try:
         return Kernels(context)
     except EnvironmentMismatch:
+        if not context.alive:  # no other image runs either, and the message says what to do
+            raise
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -9,11 +10,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import failing_driver as failing
 import numpy as np
 import pytest
 from cuda_conv_cases import F16, F32, I8, Gpu, Run, run_conv
 from op_table import FULL, Conv
 from test_cuda_conv import check, of_type, random_data, same_bits
+
+from crispseg.engines import cuda, cuda_kernels
+from crispseg.errors import EnvironmentMismatch
+from crispseg.plugins import cuda_loader
 
 CAPABILITY = "CRISPSEG_EMULATION_CAPABILITY"
 OURS = {"csk_conv_f16_wgmma_128x128", "csk_conv_i8_wgmma_128x128"}
@@ -45,8 +51,11 @@ def kernels(gpu: Gpu) -> set:
     return {row["name"] for row in json.loads(gpu.library.csg_kernel_report(gpu.context))}
 
 
-def test_the_check_of_the_device_lets_them_in(gpu):
+def test_the_check_of_the_device_lets_them_in(gpu, kernel_image):
     assert kernels(gpu) >= OURS
+    opened = cuda_kernels.Kernels(cuda.open_device(0), kernel_image)
+    assert set(opened.convolutions.values()) == {"wgmma"}
+    opened.close()
 
 
 def test_they_can_be_left_out(gpu, kernel_image, monkeypatch):
@@ -57,6 +66,77 @@ def test_they_can_be_left_out(gpu, kernel_image, monkeypatch):
     data = of_type(random_data(20, 40, 128), F16)
     check(without, Conv("-", "-", 40, 128, bias=True), Run(type=F16), data)
     without.close()
+
+
+# ---- a check that fails ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def failing_driver(tmp_path_factory, emulated_driver):
+    if os.environ.get("CRISPSEG_KERNEL_IMAGE"):
+        pytest.skip("the emulated driver's only")
+    return failing.build(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def failing_gpu(failing_driver, gpu, monkeypatch):
+    """(how, part of a kernel's name) -> context of a driver that lets that kernel fail."""
+
+    def start(how, kernel="wgmma"):
+        monkeypatch.setenv("CRISPSEG_LIBCUDA", str(failing_driver))
+        monkeypatch.setenv("FAILING", how)
+        monkeypatch.setenv("FAILING_KERNEL", kernel)
+        return cuda.open_device(0)
+
+    yield start
+    ctypes.CDLL(str(failing_driver)).break_nothing()
+
+
+@pytest.mark.parametrize("kernel", ["f16_wgmma", "i8_wgmma", "i8_mma_128x128"])
+@pytest.mark.parametrize(
+    ("status", "name"), [("715", "CUDA_ERROR_ILLEGAL_INSTRUCTION"), ("719", "CUDA_ERROR_LAUNCH_FAILED")]
+)
+def test_a_kernel_that_breaks_the_context_names_the_way_around(failing_gpu, kernel_image, status, name, kernel):
+    context = failing_gpu(status, kernel)
+    with pytest.raises(EnvironmentMismatch) as caught:
+        cuda_kernels.Kernels(context, kernel_image)
+    text = str(caught.value)
+    assert text.startswith("check of the wgmma convolutions")
+    assert name in text
+    assert "start again with CRISPSEG_WGMMA=0" in text
+    assert "the CUDA context is lost" in text
+    assert "\n" not in text
+    assert not context.alive
+
+
+def test_a_broken_context_is_not_taken_for_an_image_of_other_gpus(failing_gpu, kernel_image, monkeypatch, tmp_path):
+    """The image inside the library: nothing must look for another one, and hide what happened."""
+    context, create = failing_gpu("715"), cuda_loader.create
+    monkeypatch.setattr(cuda_loader, "embedded_image", lambda: kernel_image)
+    monkeypatch.setattr(cuda_loader, "create", lambda image=None: create(image or kernel_image))
+    bundle = type("Bundle", (), {"path": tmp_path})
+    with pytest.raises(EnvironmentMismatch, match="CRISPSEG_WGMMA=0"):
+        cuda_kernels.open_kernels(context, bundle)
+
+
+def test_a_launch_that_is_refused_leaves_wgmma_out(failing_gpu, kernel_image):
+    """Such a failure does no harm to the context: the other kernels run."""
+    context = failing_gpu("refused", "f16_wgmma")
+    kernels = cuda_kernels.Kernels(context, kernel_image)
+    assert kernels.convolutions == kernels.describe()["convolutions"] == {"fp16": "mma", "int8": "wgmma"}
+    assert context.alive
+    kernels.close()
+
+
+def test_the_way_around_works(failing_gpu, kernel_image, monkeypatch):
+    context = failing_gpu("715")
+    monkeypatch.setenv("CRISPSEG_WGMMA", "0")
+    kernels = cuda_kernels.Kernels(context, kernel_image)
+    assert set(kernels.convolutions.values()) == {"mma"}
+    kernels.close()
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 @both

@@ -2,6 +2,7 @@
 // order of adding, gives the same bytes as the mma.sync kernels. $CRISPSEG_WGMMA=0 leaves them unused.
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "launch.h"
@@ -26,10 +27,8 @@ int small_number(uint32_t &state) {
   return static_cast<int>(state >> 16) % 7 - 3;
 }
 
-// Status; *same = whether both paths gave the same bytes. What cannot be tried (no memory) is not the same, and no
-// error; a kernel that fails is one, because nothing runs in its CUDA context afterwards.
-int same_bytes(csg_context *ctx, csg_type type, bool *same) {
-  *same = false;
+// Whether both paths gave the same bytes, in *same. Whatever fails is a status, with csg_last_error set.
+int compare(csg_context *ctx, csg_type type, bool *same) {
   const Driver *cu = ctx->cu;
   const size_t size = type == CSG_F16 ? 2 : 1;
   const uint16_t halves[7] = {0xc200, 0xc000, 0xbc00, 0, 0x3c00, 0x4000, 0x4200};
@@ -48,7 +47,7 @@ int same_bytes(csg_context *ctx, csg_type type, bool *same) {
   std::vector<unsigned char> packed(csg_packed_bytes(type, taps, cin, cout));
   if (csg_pack_weight(type, weight.data(), taps, cin, cout, packed.data(),
                       type == CSG_I8 ? scales.data() : nullptr) != CSG_OK)
-    return CSG_OK;
+    return CSG_INTERNAL;
   const int32_t count = rows;
   const size_t out = sizeof(float) * rows * cout;
   const struct { const void *from; size_t bytes; } parts[] = {
@@ -58,11 +57,13 @@ int same_bytes(csg_context *ctx, csg_type type, bool *same) {
   size_t bytes = 0;
   for (const auto &part : parts) bytes += (part.bytes + 255) / 256 * 256;
   Memory memory(cu);
-  if (cu->cuMemAlloc_v2(&memory.at, bytes) != CUDA_SUCCESS) return CSG_OK;
+  CUresult result = cu->cuMemAlloc_v2(&memory.at, bytes);
+  if (result != CUDA_SUCCESS) return fail_driver(cu, result, "cuMemAlloc");
   CUdeviceptr places[6], at = memory.at;
   for (int i = 0; i < 6; ++i) {
     places[i] = at;
-    if (parts[i].from && cu->cuMemcpyHtoD_v2(at, parts[i].from, parts[i].bytes) != CUDA_SUCCESS) return CSG_OK;
+    if (parts[i].from && (result = cu->cuMemcpyHtoD_v2(at, parts[i].from, parts[i].bytes)) != CUDA_SUCCESS)
+      return fail_driver(cu, result, "cuMemcpyHtoD");
     at += (parts[i].bytes + 255) / 256 * 256;
   }
   csg_conv c{};
@@ -85,12 +86,30 @@ int same_bytes(csg_context *ctx, csg_type type, bool *same) {
     c.portable = turn == 0 ? 2 : 0;
     CSG_TRY(fill_bytes(ctx, nullptr, c.d_y, 0xff, out));
     CSG_TRY(csg_sparse_conv(ctx, nullptr, &c));
-    const CUresult result = cu->cuMemcpyDtoH_v2(results[turn].data(), places[5], out);
-    if (result != CUDA_SUCCESS)
-      return fail_driver(cu, result, "check of the convolution kernels of this device (CRISPSEG_WGMMA=0 goes without)");
+    result = cu->cuMemcpyDtoH_v2(results[turn].data(), places[5], out);  // waits: what the kernel did wrong shows here
+    if (result != CUDA_SUCCESS) return fail_driver(cu, result, turn == 0 ? "mma.sync kernel" : "wgmma kernel");
   }
   *same = results[0] == results[1];
   return CSG_OK;
+}
+
+// A kernel that does what is not allowed leaves a CUDA context in which every call fails, for as long as the process
+// lives; a launch that is refused does not.
+bool context_lives(const Driver *cu) {
+  Memory memory(cu);
+  return cu->cuMemAlloc_v2(&memory.at, 1) == CUDA_SUCCESS;
+}
+
+// Status. What cannot be tried (no memory, a launch that is refused) is not the same, and no error.
+int same_bytes(csg_context *ctx, csg_type type, bool *same) {
+  *same = false;
+  if (compare(ctx, type, same) == CSG_OK || context_lives(ctx->cu)) return CSG_OK;
+  const std::string why = csg_last_error();
+  return fail(CSG_DRIVER_ERROR,
+              "check of the wgmma convolutions against those of mma.sync: %.400s; the CUDA context is lost, and with it the "
+              "GPU for this process: start again with CRISPSEG_WGMMA=0, which goes without wgmma and its check (should "
+              "that fail too: --backend native)",
+              why.c_str());
 }
 
 }  // namespace
