@@ -28,13 +28,17 @@ def learning_rate(step: int, options: FitOptions) -> float:
 
 
 def save_atomically(state: dict, path: Path) -> None:
-    """torch.save beside, then replaces, so that a broken run never leaves half a file."""
+    """torch.save beside, then replaces, so that a broken run never leaves half a file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         torch.save(state, partial)
         os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error}") from None
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch.save
+        raise InputError(f"{path}: cannot be written: {error}; choose a place with room") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

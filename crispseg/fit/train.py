@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, norma
 from crispseg.fit.loop import Report, train
 from crispseg.fit.options import FitOptions
 from crispseg.models.checkpoints import load_checkpoint, load_strict
+from crispseg.report import write_json
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -140,9 +139,10 @@ def fit_base(options: FitOptions, report: Report = quiet) -> dict:
 
 
 def finish(record: dict, options: FitOptions) -> dict:
-    """Writes ``out/report.json`` and returns the record."""
-    target = Path(options.out) / "report.json"
-    partial = target.with_name("report.json.partial")
-    partial.write_text(json.dumps(record, indent=1))
-    os.replace(partial, target)
+    """Writes ``out/report.json``, completely or not at all, and returns the record.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    write_json(Path(options.out) / "report.json", record)
     return record

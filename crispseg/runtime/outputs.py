@@ -34,6 +34,12 @@ def parse_save(save: Union[str, Sequence[str]]) -> List[str]:
     return sorted(set(items), key=SAVE.index)
 
 
+def require_opacity(alpha: float) -> None:
+    """Raise InputError unless the weight of the class colours is one of 0..1."""
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError("alpha %r: expected a number from 0 to 1" % alpha)
+
+
 class Outputs:
     """Draws and writes the results of a run under ``out``. Used by one thread (the encoder)."""
 
@@ -47,8 +53,6 @@ class Outputs:
         outline: bool = False,
         legend: bool = False,
     ) -> None:
-        if not 0.0 <= alpha <= 1.0:
-            raise InputError("alpha %r: expected a number from 0 to 1" % alpha)
         self.out = out
         self.videos: Dict[str, VideoWriter] = {}
         self._folders: List[str] = []

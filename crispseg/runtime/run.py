@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from crispseg import bundle_calibration
-from crispseg.bundle import Bundle, bundle_hash, load_bundle
+from crispseg.bundle import Bundle, bundle_facts, load_bundle
 from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import CrispsegError, InputError
+from crispseg.files import hash_files
 from crispseg.report import new_report, summarise, write_json
 from crispseg.runtime.budget import calibrate_on, require_adjustable, summary
 from crispseg.runtime.frames import Frame, Source, open_source
 from crispseg.runtime.interrupt import Interrupt
-from crispseg.runtime.outputs import Outputs, parse_save
+from crispseg.runtime.outputs import Outputs, parse_save, require_opacity
 from crispseg.runtime.overlay import palette
 from crispseg.runtime.pipeline import FrameResult, Pipeline, open_pipeline
 from crispseg.runtime.queues import Channel, Worker
 
 _QUEUE = 3
+_MOST_HASHED = 1 << 30  # bytes: about two seconds
 
 
 def run(
@@ -79,6 +81,7 @@ def run(
     report.
     """
     items = parse_save(save)
+    require_opacity(alpha)
     require_adjustable(budget_ms, refiner_engine)
     folder = Path(out)
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
@@ -262,10 +265,10 @@ def _report(
     names.sort(key=lambda name: 0 if name == "decode" else 1)
     return new_report(
         "run",
-        bundle={"name": bundle.name, "sha256": bundle_hash(bundle), "height": bundle.height, "width": bundle.width,
+        bundle={**bundle_facts(bundle), "height": bundle.height, "width": bundle.width,
                 "random_weights": any(net is not None and net.random_weights
                                       for net in (bundle.base, bundle.baseline, bundle.refiner))},
-        input=source.describe(),
+        input={**source.describe(), **_files_hash(source, record)},
         output=outputs.describe(),
         frames=record.written,
         dropped=source.dropped,
@@ -283,6 +286,18 @@ def _report(
         pipeline=pipeline.describe(),
         environment=environment(threads, backend=backend),
     )  # fmt: skip
+
+
+def _files_hash(source: Source, record: Record) -> Dict[str, Any]:
+    """Hash of what was read from disk; nothing of a live source, and None where reading it again would take long."""
+    if not source.files or record.interrupted:
+        return {}
+    read = source.files if source.kind == "video" else source.files[: record.written]
+    try:
+        large = sum(path.stat().st_size for path in read) > _MOST_HASHED
+        return {"files_sha256": None if large else hash_files(read)}
+    except OSError:  # gone meanwhile: no reason to lose the report
+        return {"files_sha256": None}
 
 
 def _mean(values: Sequence[float]) -> Optional[float]:

@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 
 from crispseg.errors import CheckpointError, InputError  # noqa: E402
 from crispseg.fit.data import batches, class_weights, random_crop, read_pairs  # noqa: E402
+from crispseg.fit.loop import save_atomically  # noqa: E402
 from crispseg.fit.options import FitOptions  # noqa: E402
 from crispseg.fit.refine import find_threshold, fit_refiner, load_base  # noqa: E402
-from crispseg.fit.train import confusion, fit_base, miou  # noqa: E402
+from crispseg.fit.train import confusion, finish, fit_base, miou  # noqa: E402
 from crispseg.models.bases.small import SmallNet, from_config  # noqa: E402
 from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict  # noqa: E402
 
@@ -100,6 +101,23 @@ def test_best_checkpoint_loads_strictly(folders, tmp_path):
 def test_resume_of_nothing_is_refused(folders, tmp_path):
     with pytest.raises(InputError, match="found nothing; check -o"):
         fit_base(options(folders, tmp_path / "none", resume=True))
+
+
+@pytest.mark.parametrize("what", ["weights", "report"])
+def test_a_full_disk_leaves_no_part_of_a_file(folders, tmp_path, what):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write = {
+        "weights": lambda: save_atomically({"w": torch.zeros(10000)}, tmp_path / "best.pt"),
+        "report": lambda: finish({"history": [0.5] * 100}, options(folders, tmp_path)),
+    }[what]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(InputError, match="cannot (be written|write the report)"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_resume_of_another_network_is_refused(folders, tmp_path):

@@ -285,6 +285,16 @@ def test_bad_arguments_write_nothing(bundle, clip, tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_painted_with_a_bad_opacity(bundle, clip, tmp_path):
+    class Painter:
+        def paint(self, *arguments):
+            raise AssertionError("painted")
+
+    with pytest.raises(InputError, match="alpha 1.5: expected a number from 0 to 1"):
+        run(bundle, clip, tmp_path / "out", "overlay", alpha=1.5, pipeline=Painter())
+    assert not (tmp_path / "out").exists()
+
+
 def test_unwritable_output(bundle, clip, tmp_path):
     (tmp_path / "file").write_text("x")
     for save in ("labels", "overlay"):
