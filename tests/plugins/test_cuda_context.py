@@ -96,17 +96,17 @@ except CrispsegError as error:
     print(error)
 """
 
-    def run(how, **environment):
+    def run(how, image=kernel_image, **environment):
         command = [sys.executable, "-c", code, how]
         done = subprocess.run(
-            command, input=kernel_image, stdout=subprocess.PIPE, env={**os.environ, **environment}, timeout=60
+            command, input=image, stdout=subprocess.PIPE, env={**os.environ, **environment}, timeout=60
         )
         assert done.returncode == 0
         return done.stdout.decode()
 
     assert "CUDA_ERROR_NO_DEVICE" in run("library", CRISPSEG_EMULATION_DEVICES="0")
     assert "6.1, expected 7.2 or higher" in run("device", CRISPSEG_EMULATION_CAPABILITY="61")
-    text = run("device", CRISPSEG_EMULATION_CAPABILITY="72")
+    text = run("device", emulation.image(capability=72), CRISPSEG_EMULATION_CAPABILITY="72")
     names = {row["name"] for row in json.loads(text.split(" ", 1)[1])}
     assert names == {name for name, (_, lowest) in KERNELS.items() if lowest <= 72}
 

@@ -14,6 +14,7 @@ import failing_driver as failing
 import numpy as np
 import pytest
 from cuda_conv_cases import F16, F32, I8, Gpu, Run, run_conv
+from emulation import ptx
 from op_table import FULL, Conv
 from test_cuda_conv import check, of_type, random_data, same_bits
 
@@ -28,8 +29,8 @@ both = pytest.mark.parametrize("kind", [F16, I8], ids=["fp16", "int8"])
 
 def test_on_an_emulated_device_of_9_0(emulated_driver):
     """These tests and those of bank conflicts again in a process whose driver says 9.0."""
-    if os.environ.get("CRISPSEG_KERNEL_IMAGE") or os.environ.get(CAPABILITY) == "90":
-        pytest.skip("this is that process, or a real device")
+    if os.environ.get("CRISPSEG_KERNEL_IMAGE") or os.environ.get(CAPABILITY) == "90" or ptx.wanted():
+        pytest.skip("this is that process, one of test_ptx.py, or a real device")
     here = Path(__file__)
     words = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(here), str(here.with_name("test_emulated_banks.py"))]
     done = subprocess.run([sys.executable, "-m", "pytest", *words], env={**os.environ, CAPABILITY: "90"},

@@ -1,0 +1,104 @@
+"""The CUDA kernels as NVRTC compiles them, interpreted (tests/emulation/ptx): the tests of the kernels again.
+
+Each part runs in a process of its own, for the emulated device of one compute capability; everything, on every
+capability: ``-m slow``, or ``python tests/emulation/run_ptx.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import emulation
+import pytest
+from emulation import ptx, run_ptx
+
+from crispseg.engines import nvrtc
+from crispseg.errors import EnvironmentMismatch
+
+HERE = Path(__file__).parent
+# Capability -> what runs with the other tests, and how many of them must have run: 7.2 has wmma, 8.7 mma.sync, ldmatrix
+# and cp.async, 9.0 wgmma.
+PARTS = {
+    72: (("test_cuda_conv.py",), 20),
+    87: (("test_cuda_maps.py", "test_cuda_select.py", "test_cuda_conv.py"), 40),
+    90: (("test_ptx_mistakes.py", "test_cuda_wgmma.py"), 60),
+}
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    """Skips where there is nothing to test: no NVRTC, or another kind of kernels was asked for."""
+    if os.environ.get("CRISPSEG_KERNEL_IMAGE") or ptx.wanted():
+        pytest.skip("a process of these tests, or a real device")
+    try:
+        return nvrtc.find_compiler(87)
+    except EnvironmentMismatch as error:
+        pytest.skip(f"needs NVRTC, such as pip install nvidia-cuda-nvrtc-cu12==12.6.85: {error}")
+
+
+def assert_well(outcome: run_ptx.Outcome, least: int) -> None:
+    """Nothing failed, and not everything was skipped."""
+    assert not outcome.failures, "\n".join(f"{name}: {text}" for name, text in outcome.failures.items())
+    assert outcome.failed == 0
+    assert outcome.passed >= least, f"{outcome.passed} passed, {outcome.skipped} skipped: {outcome.reasons}"
+
+
+@pytest.mark.parametrize("capability", PARTS)
+def test_part(emulated_driver, capability):
+    names, least = PARTS[capability]
+    assert_well(run_ptx.run(capability, [*(str(HERE / name) for name in names), "-m", "not gpu and not slow"]), least)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("path", run_ptx.files(), ids=lambda path: path.name)
+@pytest.mark.parametrize("capability", run_ptx.CAPABILITIES)
+def test_everything(emulated_driver, capability, path):
+    assert_well(run_ptx.run(capability, [str(path), "-m", "not gpu"]), 1)
+
+
+def test_what_fails_crashes_or_does_not_run_is_seen(tmp_path):
+    (tmp_path / "test_bad.py").write_text("def test_a(): pass\ndef test_b(): assert 0\n")
+    outcome = run_ptx.run(87, [str(tmp_path)])
+    assert (outcome.passed, outcome.failed) == (1, 1)
+    assert "assert 0" in outcome.failures["test_bad::test_b"]
+    (tmp_path / "test_bad.py").write_text("import os\ndef test_a(): os._exit(3)\n")
+    assert run_ptx.run(87, [str(tmp_path)]).failed == 1
+    (tmp_path / "test_bad.py").write_text("import pytest\ndef test_a(): pytest.skip('no')\n")
+    outcome = run_ptx.run(87, [str(tmp_path)])
+    assert (outcome.passed, outcome.failed, outcome.reasons) == (0, 0, {"no": 1})
+    with pytest.raises(AssertionError, match="0 passed, 1 skipped"):
+        assert_well(outcome, 1)
+    assert run_ptx.run(87, [str(tmp_path / "test_none.py")]).failed == 1
+
+
+def test_sources_are_those_that_are_included():
+    texts = ptx.sources(emulation.HERE / "ptx" / "mistakes.cu")
+    assert list(texts)[0] == "mistakes.cu"
+    assert {"wgmma.cuh", "mma.cuh", "base.cuh", "table.h"} <= set(texts)
+    assert "select.cuh" not in texts
+
+
+def test_images_are_compiled_once(tmp_path, monkeypatch):
+    source = tmp_path / "one.cu"
+    source.write_text('extern "C" __global__ void one(int *p) { *p = 1; }\n')
+    first = ptx.image(source, tmp_path, 75)
+    assert b".target sm_75" in first
+    assert b".entry one(" in first
+    assert first.endswith(b"\0")
+    ptx.image.cache_clear()
+    monkeypatch.setattr(ptx, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert ptx.image(source, tmp_path, 75) == first
+    monkeypatch.undo()
+    assert b".target sm_90a" in ptx.image(source, tmp_path, 90)
+    source.write_text("nonsense\n")
+    with pytest.raises(EnvironmentMismatch, match="NVRTC says.*error"):
+        ptx.image(source, tmp_path, 80)
+
+
+def test_the_environment_says_which_kind(monkeypatch):
+    assert not ptx.wanted()
+    monkeypatch.setenv(ptx.ENVIRONMENT, "cubin")
+    with pytest.raises(RuntimeError, match="expected host or ptx, found cubin"):
+        ptx.wanted()
