@@ -41,6 +41,7 @@ __all__ = [
     "FileInfo",
     "NetInfo",
     "RefinerInfo",
+    "bundle_facts",
     "bundle_hash",
     "check_target",
     "describe_files",
@@ -92,6 +93,11 @@ def check_files(root: Path, files: Mapping[str, FileInfo], verify: bool) -> None
 def bundle_hash(bundle: Bundle) -> str:
     """SHA-256 (hex) of the canonical manifest, which holds the SHA-256 of every file; the location does not matter."""
     return manifest_hash(to_manifest(bundle))
+
+
+def bundle_facts(bundle: Bundle) -> Dict[str, Any]:
+    """What every report says of the bundle that it is about."""
+    return {"name": bundle.name, "path": str(bundle.path), "sha256": bundle_hash(bundle)}
 
 
 def manifest_hash(manifest: Mapping[str, Any]) -> str:

@@ -213,6 +213,11 @@ def mask_bundle_hash(bundle: MaskBundle) -> str:
     return manifest_hash(to_mask_manifest(bundle))
 
 
+def mask_bundle_facts(bundle: MaskBundle) -> Dict[str, Any]:
+    """What every report says of the bundle that it is about."""
+    return {"name": bundle.name, "path": str(bundle.path), "sha256": mask_bundle_hash(bundle)}
+
+
 def write_mask_bundle(
     target: Union[str, Path],
     *,

@@ -148,7 +148,7 @@ def layer_table(
     from crispseg.cli_output import execute
 
     def work(progress):  # type: ignore[no-untyped-def]
-        from crispseg.bundle import load_bundle
+        from crispseg.bundle import bundle_facts, load_bundle
         from crispseg.engines.cuda import open_device
         from crispseg.engines.tensorrt import compat, profile, run
         from crispseg.environment import environment
@@ -160,7 +160,7 @@ def layer_table(
         with run.load(loaded, part.value, context, precision=precision.value, trt=trt) as engine:
             progress(0, None, "profiling")
             facts = {**engine.describe(), **profile.examine(engine, runs)}
-        return new_report("layers", bundle=str(loaded.path), part=part.value, device=context.info.name, **facts,
+        return new_report("layers", bundle=bundle_facts(loaded), part=part.value, device=context.info.name, **facts,
                           environment=environment())  # fmt: skip
 
     execute(work, json=json, title="profiling", report_file=report)
@@ -180,6 +180,7 @@ def build_native(
     bundle: Any, precision: Optional[str], deterministic: bool, force: bool, progress: Any
 ) -> Dict[str, Any]:
     """Pack the refiner's weights and choose an algorithm for each layer (backend native)."""
+    from crispseg.bundle import bundle_facts
     from crispseg.engines import native_artefact
     from crispseg.environment import environment
     from crispseg.report import new_report
@@ -191,7 +192,7 @@ def build_native(
     made = artefact.identity
     row = {"part": "refiner", "precision": made.spec["precision"], "key": made.key[:16], "isa": made.environment["isa"],
            "mib": round(facts["bytes"] / 2**20, 1), "deterministic": facts["deterministic"]}  # fmt: skip
-    return new_report("build", bundle=str(bundle.path), backend="native", engines=[row],
+    return new_report("build", bundle=bundle_facts(bundle), backend="native", engines=[row],
                       plan=facts["plan"], environment=environment())  # fmt: skip
 
 
@@ -199,6 +200,7 @@ def build_kernels(
     bundle: Any, precision: str, baseline: bool, device: int, force: bool, progress: Any
 ) -> Dict[str, Any]:
     """Put CUDA kernels, and dense networks in fp16, into the bundle's cache (backend cuda)."""
+    from crispseg.bundle import bundle_facts
     from crispseg.engines import cuda_base, cuda_kernels
     from crispseg.engines.cuda import open_device
     from crispseg.environment import environment
@@ -210,7 +212,7 @@ def build_kernels(
         if precision != "fp32" and getattr(bundle, role) is not None:  # int8 is a matter of the refiner there
             artefacts.append(cuda_base.build(bundle, role, to_precision, progress, force))
     rows = [{"part": item.identity.role, "key": item.identity.key[:16], **item.facts} for item in artefacts]
-    return new_report("build", bundle=str(bundle.path), backend="cuda", device=context.info.name, engines=rows,
+    return new_report("build", bundle=bundle_facts(bundle), backend="cuda", device=context.info.name, engines=rows,
                       environment=environment())  # fmt: skip
 
 
@@ -225,6 +227,7 @@ def build_engines(
     progress: Any,
 ) -> Dict[str, Any]:
     """Build the TensorRT engines of a bundle (backend tensorrt). ``refiner`` None: when the plugin library is there."""
+    from crispseg.bundle import bundle_facts
     from crispseg.engines.tensorrt import compat
     from crispseg.environment import environment
     from crispseg.report import new_report
@@ -248,13 +251,13 @@ def build_engines(
     rows = build_bundle(
         bundle, options, to_precision, context, trt=trt, roles=roles, capacity=capacity, force=force, progress=progress
     )
-    return new_report("build", bundle=str(bundle.path), backend="tensorrt", tensorrt=compat.version(trt),
+    return new_report("build", bundle=bundle_facts(bundle), backend="tensorrt", tensorrt=compat.version(trt),
                       device=context.info.name, engines=rows, notes=notes, environment=environment())  # fmt: skip
 
 
 def build_masks(bundle: Path, options: Any, device: int, force: bool, progress: Any) -> Dict[str, Any]:
     """Build the TensorRT engines of a mask refiner."""
-    from crispseg.bundle_masks import CrmInfo, load_mask_bundle
+    from crispseg.bundle_masks import CrmInfo, load_mask_bundle, mask_bundle_facts
     from crispseg.engines.tensorrt import compat
     from crispseg.environment import environment
     from crispseg.report import new_report
@@ -274,7 +277,7 @@ def build_masks(bundle: Path, options: Any, device: int, force: bool, progress: 
         from crispseg.engines.tensorrt.masks_segrefiner import build_segrefiner_engine
 
         rows = build_segrefiner_engine(loaded, options, to_precision, context, **how)
-    return new_report("build", bundle=str(loaded.path), backend="tensorrt", tensorrt=compat.version(trt),
+    return new_report("build", bundle=mask_bundle_facts(loaded), backend="tensorrt", tensorrt=compat.version(trt),
                       device=context.info.name, engines=rows, environment=environment())  # fmt: skip
 
 

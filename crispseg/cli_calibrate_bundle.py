@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from crispseg.bundle import Bundle, check_target, load_bundle, write_bundle
+from crispseg.bundle import Bundle, bundle_facts, check_target, load_bundle, write_bundle
 from crispseg.bundle_calibration import Calibration, NetCalibration, facts
 from crispseg.errors import InputError
 from crispseg.files import require_writable
@@ -95,8 +95,8 @@ def calibrate_bundle(
     warnings += removed
     return new_report(
         "calibrate",
-        bundle=str(out),
-        source=str(path),
+        bundle=bundle_facts(final),
+        source=bundle_facts(loaded),
         networks=rows,
         images={"count": chosen.count, "sha256": chosen.sha256, "synthetic": chosen.synthetic, "seed": choices.seed},
         method=choices.method,

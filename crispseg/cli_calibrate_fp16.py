@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from crispseg.bundle import load_bundle, write_bundle
+from crispseg.bundle import bundle_facts, load_bundle, write_bundle
 from crispseg.cli_calibrate_bundle import Choices, Progress, for_role, image_set, measure_gate
 from crispseg.errors import InputError
 
@@ -53,7 +53,7 @@ def check_half(path: Path, images: Optional[Path], choices: Choices, progress: P
     gate.require(result, "fp16")
     return new_report(
         "calibrate",
-        source=str(path),
+        source=bundle_facts(loaded),
         precision="fp16",
         nodes_in_half=done.half,
         nodes_in_float=len(done.kept),

@@ -10,7 +10,7 @@ from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Seq
 
 import numpy as np
 
-from crispseg.bundle import Bundle, bundle_hash, load_bundle
+from crispseg.bundle import Bundle, bundle_facts, bundle_hash, load_bundle
 from crispseg.cli_calibrate_bundle import (
     Choices,
     check_layers,
@@ -84,7 +84,7 @@ def scan_bundle(
     rows = _rows(result)
     report = new_report(
         "scan",
-        bundle=str(path),
+        bundle=bundle_facts(loaded),
         layers=rows,
         everything_in_int8=result.whole,
         proposal=_proposal(result, expand),

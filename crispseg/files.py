@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO, Iterable, Tuple, Union
 
 from crispseg.errors import InputError
 
@@ -33,6 +33,19 @@ def hash_file(path: Union[str, Path]) -> str:
     """SHA-256 (hex) of a file. Raises OSError."""
     with open(str(path), "rb") as stream:
         return hash_stream(stream)
+
+
+def hash_files(paths: Iterable[Union[str, Path]]) -> str:
+    """SHA-256 (hex) of the names (without folders) and contents of files in this order. Raises OSError."""
+    return hash_listed((hash_file(path), Path(path).name) for path in paths)
+
+
+def hash_listed(entries: Iterable[Tuple[str, str]]) -> str:
+    """:func:`hash_files` of files whose contents are hashed already: (SHA-256, name) of each."""
+    digest = hashlib.sha256()
+    for content, name in entries:
+        digest.update(("%s  %s\n" % (content, name)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def require_writable(path: Union[str, Path], option: str) -> None:

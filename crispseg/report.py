@@ -66,6 +66,15 @@ DEFINITIONS = {
     "boundary_ratio * image diagonal)) px of each label map. Ignored pixels are taken out of the "
     "counts, and in the prediction's mask they take the label of no class",
     "boundary_ratio": "distance d of the boundary IoU as a share of the image diagonal (0.02 in the paper)",
+    "boundary_per_class": "boundary IoU of each class over all frames, percent; null when its boundary is nowhere",
+    "ignored_pixels": "pixels with an ignore label / all pixels, percent",
+    **{
+        f"{what}_sha256": f"SHA-256 of the names and contents of the {what} that were read, in order: of a line "
+        "with SHA-256, two spaces and the name for each, as sha256sum writes it; calibrations record their images so"
+        for what in ("files", "images", "labels", "masks", "photos", "gt", "refined")
+    },
+    "frames_sha256": "SHA-256 of the frames: of each its height and width as text (480x640 and a line feed) and its "
+    "pixels, 8-bit RGB",
     "pixel_accuracy": "pixels classified right / pixels that are not ignored, percent",
     "staging": "copying the decoded frame into page-locked memory, ms",
     "budget": "the capacity that --budget-ms chose: latency is taken as fixed_ms + ms_per_kpixel * pixels / 1000 + "
@@ -110,7 +119,8 @@ _STAGE_TITLES = {
     "float_stages": "The same in {}, ms",
     "baseline_stages": "Baseline (same base, full resolution), ms",
 }
-_NOT_MEASURED = ("build", "doctor", "fit", "inspect", "layers", "scenes")  # there the same words mean other things
+# There the same words mean other things.
+_NOT_MEASURED = ("bases", "build", "doctor", "fit", "inspect", "layers", "scenes")
 DETAILS = ("pipeline", "calibration", "gpu_state", "environment")
 ACCURACY_PARTS = ("base", "refined", "baseline")
 
@@ -126,9 +136,12 @@ def summarise(values_ms: Sequence[float]) -> dict:
 
 
 def new_report(kind: str, **entries: object) -> dict:
-    """A report of this kind with the schema version in front and the definitions of the terms it uses at the end."""
+    """A report of this kind: the schema version in front, the environment, the definitions of its terms at the end."""
+    from crispseg.environment import environment
+
     report: dict = {"schema": SCHEMA, "kind": kind, **entries}
-    used = set() if kind in _NOT_MEASURED else _terms(report)
+    report.setdefault("environment", environment())
+    used = set() if kind in _NOT_MEASURED else _terms({**entries, "environment": None})  # its cpu is a name
     report["definitions"] = {term: text for term, text in DEFINITIONS.items() if term in used}
     return report
 

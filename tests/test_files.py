@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 
 import pytest
@@ -7,7 +8,19 @@ import pytest
 from crispseg.bundle import check_target
 from crispseg.cli_output import check_report_file
 from crispseg.errors import InputError
-from crispseg.files import partial_path, require_writable
+from crispseg.files import hash_files, partial_path, require_writable
+
+
+def test_hash_of_files_is_that_of_sha256sum(tmp_path):
+    """``sha256sum a b | sha256sum`` in their folder."""
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"")
+    lines = (
+        "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b  a\n"
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  b\n"
+    )
+    wanted = hashlib.sha256(lines.encode()).hexdigest()
+    assert hash_files([tmp_path / "a", tmp_path / "b"]) == wanted != hash_files([tmp_path / "b", tmp_path / "a"])
 
 
 def test_leaves_no_trace(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from crispseg.cli import main  # noqa: E402
 from crispseg.errors import BundleError, InputError  # noqa: E402
 from crispseg.export import crm_bundle  # noqa: E402
 from crispseg.export.segrefiner_bundle import export_segrefiner_bundle  # noqa: E402
+from crispseg.files import hash_files  # noqa: E402
 from crispseg.runtime.coco import decode, encode  # noqa: E402
 from crispseg.runtime.mask_images import find_pairs, read_label_map, read_mask, read_photo  # noqa: E402
 from crispseg.runtime.mask_refiner import Refined, RefineOptions, refine_labels  # noqa: E402
@@ -114,6 +115,9 @@ def test_command_line(bundle, files, capsys, monkeypatch):
     assert report == json.loads((out / "report.json").read_text())
     assert report["pictures"] == 2
     assert report["environment"]["packages"]
+    assert report["bundle"]["path"] == str(bundle.path)
+    assert report["input"]["photos_sha256"] == hash_files([files / "a.png"])
+    assert report["input"]["masks_sha256"] == hash_files([files / "mask.png"])
     assert "refined" in report["items"][0]
     assert "random weights" in report["warnings"][0]
     assert main(["inspect", str(bundle.path)]) == 0
@@ -343,6 +347,7 @@ def test_coco_results(bundle, files):
     options = RefineOptions(threads=1, steps=1)
     report = refine(bundle, photos, files / "results.json", files / "o", options)
     assert report["items"] == [{"name": "000000000042", "objects": 2, "refined": 1}]
+    assert report["input"]["masks_sha256"] == hash_files([files / "results.json"])
     made = json.loads((files / "o" / "results.json").read_text())
     assert [{**item, "segmentation": 0} for item in made] == [{**item, "segmentation": 0} for item in results]
     assert made[0] == results[0]

@@ -50,6 +50,14 @@ def test_definitions_of_the_terms_in_the_report_only():
     assert all(report["definitions"][term] == DEFINITIONS[term] for term in report["definitions"])
 
 
+def test_every_report_says_where_it_was_made():
+    """Also one whose command gives no environment; and names in it are no terms of the report."""
+    report = new_report("scenes", count=3)
+    assert {"commit", "crispseg", "packages", "date"} <= set(report["environment"])
+    assert "cpu" not in new_report("eval", density=1.0, environment={"cpu": "Some CPU"})["definitions"]
+    assert "cpu" in new_report("latency", stages={"cpu": summarise([1])}, environment={})["definitions"]
+
+
 def test_strict_json():
     values = {"a": np.float32(0.5), "b": np.int64(3), "c": float("nan"), "d": np.inf, "e": np.arange(2), "f": (1, None)}
     text = to_json({**values, "g": np.bool_(True), "h": {1: {2}}})

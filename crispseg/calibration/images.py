@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from crispseg.errors import InputError
-from crispseg.files import hash_file
+from crispseg.files import hash_file, hash_listed
 
 FEWEST = 32
 DEFAULT = 256
@@ -47,20 +47,20 @@ def choose(files: Sequence[Path], count: int = DEFAULT, seed: int = 0) -> ImageS
     if len(chosen) > count:
         keep = np.sort(np.random.default_rng(seed).permutation(len(chosen))[:count])
         chosen = [chosen[index] for index in keep]
-    digest, seen = hashlib.sha256(), set()
+    contents = []
     for path in chosen:
         try:
-            content = hash_file(path)
+            contents.append(hash_file(path))
         except OSError as error:
             raise InputError(f"image {path}: cannot be read: {error.strerror or error}") from None
-        seen.add(content)
-        digest.update(f"{content}  {path.name}\n".encode("utf-8", "surrogateescape"))
+    seen = set(contents)
     if len(seen) < FEWEST:
         what = "all identical" if len(seen) == 1 else f"only {len(seen)} different ones"
         raise InputError(
             f"calibration: expected at least {FEWEST} different images, found {len(chosen)}, {what}; give real frames"
         )
-    return ImageSet(tuple(chosen), digest.hexdigest(), len(chosen), seed=seed)
+    digest = hash_listed((content, path.name) for content, path in zip(contents, chosen))
+    return ImageSet(tuple(chosen), digest, len(chosen), seed=seed)
 
 
 def synthetic(height: int, width: int, count: int = DEFAULT, seed: int = 0) -> ImageSet:

@@ -85,8 +85,10 @@ def verify_bundle(
         InputError: frames that cannot be read, nothing to compare, or a checkpoint of a refiner that is not there.
         CheckpointError: a checkpoint of another network.
     """
+    from crispseg.bundle import bundle_facts
     from crispseg.environment import environment
     from crispseg.report import new_report
+    from crispseg.runtime.images import hash_frames
 
     if frames < 1:
         raise InputError(f"frames: expected at least 1, found {frames}")
@@ -107,9 +109,10 @@ def verify_bundle(
     if bundle.refiner is not None:
         checks.append(_Refiner(bundle, refiner_weights, threads, tolerance, precision))
     _require_something([hop for check in checks for hop in check.hops])
-    listed = []
+    listed, canvases = [], []
     for done, (label, canvas) in enumerate(_frames(bundle, images, frames)):
         say(done, frames, label)
+        canvases.append(canvas)
         facts: dict[str, Any] = {"frame": label}
         logits = checks[0].compare(canvas, done)
         for check in checks[1:]:
@@ -118,8 +121,11 @@ def verify_bundle(
     hops = [hop for check in checks for hop in check.hops]
     report = new_report(
         "verify",
-        bundle=str(bundle.path),
-        name=bundle.name,
+        bundle=bundle_facts(bundle),
+        input={
+            "source": "rendered street scenes" if images is None else str(images),
+            "frames_sha256": hash_frames(canvases),
+        },
         passed=all(hop.passed is not False for hop in hops) and any(hop.passed for hop in hops),
         hops=[hop.row() for hop in hops if hop.skipped is None],
         limits=[hop.limits() for hop in hops if hop.skipped is None],

@@ -9,6 +9,7 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from crispseg.errors import BundleError, InputError
+from crispseg.files import hash_files
 from crispseg.report import new_report
 from crispseg.runtime.images import IMAGE_SUFFIXES, natural_key, open_picture, read_image
 
@@ -138,7 +139,7 @@ def evaluate(
         BundleError: the bundle cannot be used, or has no baseline.
     """
     from crispseg import bundle_calibration
-    from crispseg.bundle import bundle_hash, load_bundle
+    from crispseg.bundle import bundle_facts, load_bundle
     from crispseg.environment import environment
     from crispseg.runtime.pipeline import open_pipeline
 
@@ -202,8 +203,15 @@ def evaluate(
         ignored_pixels=round(100 * (1 - int(base.confusion.sum()) / max(1, base.pixels)), 4),
         boundary_ratio=boundary_ratio,
         base_upsample=bundle.base.upsample,
-        input={"images": str(images), "labels": str(labels), "first": pairs[0][0].name, "last": pairs[-1][0].name},
-        bundle={"name": bundle.name, "path": str(bundle.path), "sha256": bundle_hash(bundle)},
+        input={
+            "images": str(images),
+            "labels": str(labels),
+            "first": pairs[0][0].name,
+            "last": pairs[-1][0].name,
+            "images_sha256": hash_files(image for image, _ in pairs),
+            "labels_sha256": hash_files(label for _, label in pairs),
+        },
+        bundle=bundle_facts(bundle),
         precision=precision or None,
         calibration=bundle_calibration.facts(bundle, precision),
         environment=environment(threads, backend=backend, provider=provider),

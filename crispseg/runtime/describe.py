@@ -23,7 +23,7 @@ def describe(path: object, verify: bool = True) -> dict:
     Raises:
         BundleError: the bundle or a graph in it cannot be used.
     """
-    from crispseg.bundle import bundle_hash, load_bundle
+    from crispseg.bundle import bundle_facts, load_bundle
 
     bundle = load_bundle(str(path), verify=verify)
     networks, warnings = [], []
@@ -57,9 +57,7 @@ def describe(path: object, verify: bool = True) -> dict:
     return new_report(
         "inspect",
         bundle={
-            "name": bundle.name,
-            "path": str(bundle.path),
-            "sha256": bundle_hash(bundle),
+            **bundle_facts(bundle),
             "verified": verify,
             "size": f"{bundle.height}x{bundle.width}",
             "ignore_label": bundle.ignore_label,

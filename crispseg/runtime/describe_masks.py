@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from crispseg.bundle_masks import load_mask_bundle, mask_bundle_hash
+from crispseg.bundle_masks import load_mask_bundle, mask_bundle_facts
 from crispseg.report import new_report
 from crispseg.runtime.describe import graph_facts
 
@@ -22,9 +22,7 @@ def describe_masks(path: object, verify: bool = True) -> dict:
     return new_report(
         "inspect",
         bundle={
-            "name": bundle.name,
-            "path": str(bundle.path),
-            "sha256": mask_bundle_hash(bundle),
+            **mask_bundle_facts(bundle),
             "verified": verify,
             "refiner": bundle.kind,
             "mib": round(sum(item.bytes for item in bundle.files.values()) / 2**20, 2),

@@ -22,6 +22,7 @@ from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.report import new_report, summarise
 from crispseg.runtime import clocks
 from crispseg.runtime.budget import calibrate, require_adjustable, summary
+from crispseg.runtime.images import hash_frames
 
 UNSTABLE_PERCENT = 10.0
 MOST_FRAMES = 8
@@ -120,7 +121,7 @@ def measure(
         InputError: an option is out of range, or the input holds no frame.
         BundleError: the bundle cannot be used or has no baseline.
     """
-    from crispseg.bundle import bundle_hash, load_bundle
+    from crispseg.bundle import bundle_facts, load_bundle
     from crispseg.runtime.pipeline import open_pipeline
 
     for name, value, least in (
@@ -197,16 +198,12 @@ def measure(
     if decode:
         stages = {"decode": summarise(decode), **stages}
     report: dict = {
-        "bundle": {
-            "name": bundle.name,
-            "path": str(bundle.path),
-            "sha256": bundle_hash(bundle),
-            "size": f"{bundle.height}x{bundle.width}",
-        },
+        "bundle": {**bundle_facts(bundle), "size": f"{bundle.height}x{bundle.width}"},
         "input": {
             "source": str(input) if input is not None else f"rendered street scenes, seed {seed}",
             "frames": len(images),
             "size": f"{images[0].shape[0]}x{images[0].shape[1]}",
+            "frames_sha256": hash_frames(images),
         },
         "runs": turn,
         "stages": stages,

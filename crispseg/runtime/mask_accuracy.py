@@ -14,6 +14,7 @@ import numpy as np
 
 from crispseg.environment import environment
 from crispseg.errors import InputError
+from crispseg.files import hash_files
 from crispseg.report import new_report
 from crispseg.runtime.accuracy import BOUNDARY_RATIO, Tally
 from crispseg.runtime.disk import gradient
@@ -217,10 +218,23 @@ def evaluate_masks(
         without_outline=sum(s.mba is None for s in scores["coarse"]),
         threshold=threshold,
         boundary_ratio=boundary_ratio,
-        input={"images": str(images), "masks": str(masks), "gt": str(truth), "refined": refined and str(refined)},
+        input={
+            "images": str(images),
+            "masks": str(masks),
+            "gt": str(truth),
+            "refined": refined and str(refined),
+            "masks_sha256": hash_files(item.coarse for item in items),
+            "gt_sha256": hash_files(item.truth for item in items),
+            **(
+                {}
+                if refined is None
+                else {"refined_sha256": hash_files(item.refined for item in items if item.refined)}
+            ),
+        },
         environment=environment(),
     )
-    report["definitions"] = dict(DEFINITIONS)
+    hashes = {term: text for term, text in report["definitions"].items() if term.endswith("_sha256")}
+    report["definitions"] = {**DEFINITIONS, **hashes}
     return report
 
 

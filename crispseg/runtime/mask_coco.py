@@ -85,6 +85,10 @@ class CocoRun:
             record.items.append({"name": path.stem, "objects": len(indices), "refined": refined})
             yield done + 1
 
+    def files(self) -> Dict[str, List[Path]]:
+        """What was read."""
+        return {"photos": [path for path, _ in self.images], "masks": [self.path]}
+
     def finish(self, folder: Path, interrupted: bool) -> Dict[str, str]:
         """Write the file with the refined masks; everything else in it stays as it was."""
         if interrupted:

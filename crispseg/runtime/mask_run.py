@@ -16,9 +16,10 @@ from typing import Any, Callable, Dict, List, Optional, Union
 
 import numpy as np
 
-from crispseg.bundle_masks import MaskBundle, SegRefinerInfo, load_mask_bundle, mask_bundle_hash
+from crispseg.bundle_masks import MaskBundle, SegRefinerInfo, load_mask_bundle, mask_bundle_facts
 from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import InputError
+from crispseg.files import hash_files
 from crispseg.report import new_report, summarise, write_json
 from crispseg.runtime.interrupt import Interrupt
 from crispseg.runtime.mask_images import check_pairs, find_pairs, read_label_map, read_mask, read_photo, unused_masks
@@ -121,8 +122,10 @@ def refine(
             for done in work.run(refiner, folder, record, lambda: interrupt.hit, tell):
                 tell(done)
             interrupted = bool(interrupt.hit) and done < work.total
+        seconds = time.perf_counter() - start
         outputs = work.finish(folder, interrupted)
-        report = _report(loaded, refiner, record, options, outputs, interrupted, time.perf_counter() - start, done)
+        given = {"photos": str(photos), "masks": str(masks), **_hashes(work.files(), interrupted)}
+        report = _report(loaded, refiner, record, options, given, outputs, interrupted, seconds, done)
     write_json(folder / "report.json", report)
     return report
 
@@ -179,6 +182,10 @@ class _Pairs:
                 write_png(folder / self.kind / (pair.name + ".png"), made)
             yield done + 1
 
+    def files(self) -> Dict[str, List[Path]]:
+        """What was read."""
+        return {"photos": [pair.photo for pair in self.pairs], "masks": [pair.mask for pair in self.pairs]}
+
     def finish(self, folder: Path, interrupted: bool) -> Dict[str, str]:
         """What was written."""
         return {self.kind: self.kind}
@@ -195,17 +202,25 @@ def _check_place(folder: Path, bundle: MaskBundle, photos: Union[str, Path], mas
             raise InputError("output %s: would replace the input %s; choose another folder" % (folder, source))
 
 
+def _hashes(files: Dict[str, List[Path]], interrupted: bool) -> Dict[str, Optional[str]]:
+    """Of the files that were read; none of a run that was broken off."""
+    try:
+        return {} if interrupted else {"%s_sha256" % what: hash_files(paths) for what, paths in files.items()}
+    except OSError:  # gone meanwhile: no reason to lose the report
+        return {"%s_sha256" % what: None for what in files}
+
+
 def _report(
-    bundle: MaskBundle, refiner: Any, record: Record, options: RefineOptions, outputs: Dict[str, str],
-    interrupted: bool, seconds: float, done: int,
+    bundle: MaskBundle, refiner: Any, record: Record, options: RefineOptions, given: Dict[str, Any],
+    outputs: Dict[str, str], interrupted: bool, seconds: float, done: int,
 ) -> Dict[str, Any]:  # fmt: skip
     stages = {name: values for name, values in record.stages.items() if values}
     if refiner.calls:
         stages["network"] = refiner.calls
     report = new_report(
         "refine",
-        bundle={"name": bundle.name, "sha256": mask_bundle_hash(bundle), "refiner": bundle.kind,
-                "random_weights": bundle.refiner.random_weights},
+        bundle={**mask_bundle_facts(bundle), "refiner": bundle.kind, "random_weights": bundle.refiner.random_weights},
+        input=given,
         output=outputs,
         photos=done,
         interrupted=interrupted,

@@ -98,6 +98,7 @@ def test_engines_that_agree(made, monkeypatch):
     seen = []
     report = verify(made, progress=lambda *args: seen.append(args))
     assert report["passed"] is True
+    assert len(report["bundle"]["sha256"]) == len(report["input"]["frames_sha256"]) == 64
     found = hops(report)
     assert set(found) == {
         ("base", "torch -> onnxruntime"),

@@ -256,7 +256,7 @@ def fake_runtime(monkeypatch, truth: dict, refiner: bool = True, baseline: bool 
         return SimpleNamespace(run=run)
 
     for name, members in (
-        ("crispseg.bundle", {"bundle_hash": lambda _: "0", "load_bundle": lambda _: bundle}),
+        ("crispseg.bundle", {"bundle_facts": lambda _: {"name": "fake"}, "load_bundle": lambda _: bundle}),
         ("crispseg.runtime.pipeline", {"open_pipeline": open_pipeline}),
     ):
         module = types.ModuleType(name)
@@ -283,7 +283,11 @@ def test_evaluate_report(data, monkeypatch):
     assert seen[-1] == (2, 2)
     assert {"miou", "boundary_iou", "boundary_ratio", "density"} <= set(report["definitions"])
     assert report["environment"]["python"]
-    assert accuracy.evaluate("x", data / "images", data / "labels", limit=1)["frames"] == 1
+    less = accuracy.evaluate("x", data / "images", data / "labels", limit=1)
+    assert less["frames"] == 1
+    for hashed in ("images_sha256", "labels_sha256"):
+        assert len(report["input"][hashed]) == 64
+        assert report["input"][hashed] != less["input"][hashed]
 
 
 def test_evaluate_without_baseline_says_so(data, monkeypatch):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -38,7 +39,7 @@ def fake(monkeypatch):
         return np.full((height, width, 3), index, np.uint8), np.zeros((height, width), np.uint8)
 
     for name, members in (
-        ("crispseg.bundle", {"bundle_hash": lambda _: "0", "load_bundle": lambda _: bundle}),
+        ("crispseg.bundle", {"bundle_facts": lambda _: {"name": "fake"}, "load_bundle": lambda _: bundle}),
         ("crispseg.runtime.pipeline", {"open_pipeline": open_pipeline}),
         ("crispseg.scenes", {"render": render}),
     ):
@@ -72,6 +73,8 @@ def test_report(fake):
     assert report["throughput_fps"] < 1000
     assert (report["density"], report["count"], report["overflow_frames"]) == (10, 5, report["runs"])
     assert report["peak_memory_mib"] > 1
+    drawn = hashlib.sha256(b"".join(b"32x48\n" + bytes([index]) * (32 * 48 * 3) for index in (0, 25, 50)))
+    assert report["input"]["frames_sha256"] == drawn.hexdigest()
     assert report["environment"]["cpus_usable"] >= 1
     assert {"p50", "density", "conv", "total", "throughput_fps"} <= set(report["definitions"])
     assert any("capacity" in text for text in report["warnings"])

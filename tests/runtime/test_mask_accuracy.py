@@ -168,7 +168,8 @@ def test_command(folder, capsys):
     assert report["refined"]["mba"] == pytest.approx(100 * float(g["mba_mask"]), abs=1e-4)
     assert [row["name"] for row in report["pictures"]] == ["a", "b"]
     assert report["without_outline"] == 0
-    assert {"iou", "mba", "boundary_iou"} <= set(report["definitions"])
+    assert {"iou", "mba", "boundary_iou", "gt_sha256"} <= set(report["definitions"])
+    assert all(len(report["input"][part + "_sha256"]) == 64 for part in ("masks", "gt", "refined"))
     sheet = np.asarray(Image.open(folder / "out" / "a.png"))
     assert sheet.shape == (420 + 18, 4 * (610 + 4) - 4, 3)
     # Panels: photo, coarse, refined, exact. A pixel missing in the coarse mask is orange there.

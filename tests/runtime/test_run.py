@@ -85,6 +85,8 @@ def test_video(bundle, clip, tmp_path):
     assert list(report["stages"]) == ["decode", "preprocess", "base", "select", "post", "encode", "total"]
     assert set(report["stages"]["base"]) >= {"p50", "p90", "p99", "max"}
     assert len(report["bundle"]["sha256"]) == 64
+    assert report["bundle"]["path"] == str(bundle.path)
+    assert len(report["input"]["files_sha256"]) == 64
     assert report["peak_memory_mib"] > 0
     assert steps[-1] == (12, 12)
 
