@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rows_support import entropy, softmax
+from rows_support import entropy, gate_weights, gated_reference, softmax
 
 from crispseg.errors import InputError
 from crispseg.plugins.cuda_loader import F16, F32, I8, Features
@@ -104,25 +104,6 @@ def test_colours_are_exact(gpu):
     gpu.call("csg_pixel_features", *head, F32, out, 3)
     mean, std = np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)
     assert (out.get() == (image.reshape(-1, 3).astype(np.float32) - mean) / std).all()
-
-
-def gate_weights(classes, hidden, seed=0):
-    """The eight arrays, in the order in which they lie in memory."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for i, shape in enumerate([(hidden, 2 * classes + 2), (2, hidden), (hidden, classes), (classes, hidden)], 1):
-        weights[f"w{i}"] = rng.normal(0, shape[1] ** -0.5, shape).astype(np.float32)
-        weights[f"b{i}"] = rng.normal(0, 0.2, shape[0]).astype(np.float32)
-    return weights
-
-
-def gated_reference(yi, yo, weights):
-    p = {k: v.astype(np.float64) for k, v in weights.items()}
-    yi, yo = yi.astype(np.float64), yo.astype(np.float64)
-    v = np.concatenate([softmax(yi, 1), entropy(yi, 1)[:, None], softmax(yo, 1), entropy(yo, 1)[:, None]], 1)
-    g = softmax(np.maximum(v @ p["w1"].T + p["b1"], 0) @ p["w2"].T + p["b2"], 1)
-    m = g[:, :1] * yi + g[:, 1:] * yo
-    return np.maximum(m @ p["w3"].T + p["b3"], 0) @ p["w4"].T + p["b4"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

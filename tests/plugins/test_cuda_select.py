@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rows_support import RULES, entropy, softmax, upsample
+from rows_support import RULES, entropy, random_logits, softmax, upsample
 
 from crispseg.errors import InputError
 from crispseg.plugins.cuda_loader import F16, F32, I8, UPSAMPLE
@@ -32,16 +32,6 @@ SIZES = [
     (19, (5, 7), (1, 1)),
     (5, (2, 33), (8, 132)),
 ]
-
-
-def random_logits(classes, low, seed, scale=3.0):
-    """A mixture of smooth certain regions and noise, so that every shortcut of the kernel is taken somewhere."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(0, scale, (classes, *low))
-    ys, xs = np.mgrid[: low[0], : low[1]]
-    for c in range(classes):
-        logits[c] += 12 * (((ys // 4) * 3 + xs // 9) % classes == c)
-    return logits.astype(np.float32)
 
 
 class Select:

@@ -6,7 +6,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from rows_support import Guarded, entropy, softmax
+from rows_support import Guarded, entropy, gate_weights, gated_reference
 
 from crispseg.errors import EnvironmentMismatch, InputError
 from crispseg.plugins.loader import GateArguments, Native, available_isas
@@ -18,25 +18,6 @@ except EnvironmentMismatch as error:
 
 CLASSES = [2, 11, 19, 150]
 ROWS = [0, 1, 7, 8, 16, 17, 31, 32, 33, 63, 64, 65, 700]
-
-
-def gate_weights(classes, hidden, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = [(hidden, 2 * classes + 2), (2, hidden), (hidden, classes), (classes, hidden)]
-    weights = {}
-    for i, (rows, columns) in enumerate(shapes, 1):
-        weights[f"w{i}"] = rng.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
-        weights[f"b{i}"] = rng.normal(0, 0.2, rows).astype(np.float32)
-    return weights
-
-
-def gated_reference(yi, yo, weights):
-    p = {k: v.astype(np.float64) for k, v in weights.items()}
-    yi, yo = yi.astype(np.float64), yo.astype(np.float64)
-    v = np.concatenate([softmax(yi, 1), entropy(yi, 1)[:, None], softmax(yo, 1), entropy(yo, 1)[:, None]], 1)
-    g = softmax(np.maximum(v @ p["w1"].T + p["b1"], 0) @ p["w2"].T + p["b2"], 1)
-    m = g[:, :1] * yi + g[:, 1:] * yo
-    return np.maximum(m @ p["w3"].T + p["b3"], 0) @ p["w4"].T + p["b4"]
 
 
 def gate_arguments(weights, classes, hidden):

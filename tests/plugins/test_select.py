@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rows_support import RULES, Selection, entropy, softmax, upsample
+from rows_support import RULES, Selection, entropy, random_logits, softmax, upsample
 
 from crispseg.errors import EnvironmentMismatch, InputError
 from crispseg.plugins.loader import Native, available_isas
@@ -33,16 +33,6 @@ SIZES = [
     (1, (3, 3), (6, 6)),
     (19, (5, 7), (1, 1)),
 ]
-
-
-def random_logits(classes, low, seed, scale=3.0):
-    """A mixture of smooth certain regions and noise, so that every shortcut of the kernel is taken somewhere."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(0, scale, (classes, *low))
-    ys, xs = np.mgrid[: low[0], : low[1]]
-    for c in range(classes):
-        logits[c] += 12 * (((ys // 4) * 3 + xs // 9) % classes == c)
-    return logits.astype(np.float32)
 
 
 def check(result, logits, size, rule, threshold, capacity=None):

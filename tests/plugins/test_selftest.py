@@ -15,6 +15,7 @@ from native_cases import isas
 from crispseg.plugins import loader
 
 PLUGINS = Path(loader.__file__).parent
+NATIVE = PLUGINS / "native"
 OPS = 14
 needs = pytest.mark.skipif(
     not sys.platform.startswith("linux") or not shutil.which("g++"), reason="needs Linux and g++ to build the self-test"
@@ -28,18 +29,21 @@ def run(command: List[object]) -> str:
     return done.stdout
 
 
-@needs
-def test_the_library_in_use_agrees_with_plain_loops(tmp_path):
-    names = isas()
-    if not all(isinstance(name, str) for name in names):
+def build(source: Path, program: Path) -> None:
+    """The self-test, or a variant that includes it, linked to the library in use; skips where there is none."""
+    if not all(isinstance(name, str) for name in isas()):
         pytest.skip("no native library")
     library = next(p for p in loader.candidates() if p.is_file()).resolve()
-    native = PLUGINS / "native"
-    program = tmp_path / "selftest"
-    run(["g++", "-std=c++17", "-O1", f"-I{native / 'include'}", native / "selftest" / "selftest.cpp", "-o", program,
+    run(["g++", "-std=c++17", "-O1", f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'selftest'}", source, "-o", program,
          library, f"-Wl,-rpath,{library.parent}"])  # fmt: skip
+
+
+@needs
+def test_the_library_in_use_agrees_with_plain_loops(tmp_path):
+    program = tmp_path / "selftest"
+    build(NATIVE / "selftest" / "selftest.cpp", program)
     text = run([program, 1, 7])
-    for isa in names:
+    for isa in isas():
         lines = [line for line in text.splitlines() if line.startswith(f"{isa} ") and " cases " in line]
         assert len(lines) == OPS, text
         assert all(line.endswith(" ok") for line in lines)
@@ -47,11 +51,6 @@ def test_the_library_in_use_agrees_with_plain_loops(tmp_path):
 
 @needs
 def test_the_self_test_reports_a_library_that_computes_something_else(tmp_path):
-    names = isas()
-    if not all(isinstance(name, str) for name in names):
-        pytest.skip("no native library")
-    library = next(p for p in loader.candidates() if p.is_file()).resolve()
-    native = PLUGINS / "native"
     program = tmp_path / "selftest"
     # bgr is inverted on the way to the library: colours must come out wrong, all else right.
     source = tmp_path / "wrong.cpp"
@@ -64,8 +63,7 @@ def test_the_self_test_reports_a_library_that_computes_something_else(tmp_path):
         "#define cs_pixel_colours swapped\n"
         '#include "selftest.cpp"\n'
     )
-    run(["g++", "-std=c++17", "-O1", f"-I{native / 'include'}", f"-I{native / 'selftest'}", source, "-o", program,
-         library, f"-Wl,-rpath,{library.parent}"])  # fmt: skip
+    build(source, program)
     done = subprocess.run([str(program), "1"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     failed = {line.split()[1] for line in done.stdout.splitlines() if line.endswith(" FAILED")}
