@@ -16,6 +16,7 @@ from crispseg.files import require_writable
 
 DEBUG = "CRISPSEG_DEBUG"
 _PAGES = (".html", ".htm")
+_WIDTH = 160  # of a table in a file or pipe, at most
 _HANGUP = 129  # exit code after SIGHUP
 # package that failed to import -> what to install
 _PACKAGES = {
@@ -83,7 +84,8 @@ def execute(
     else:
         from rich.console import Console
 
-        console = Console(soft_wrap=False, highlight=False)
+        # A file or pipe has no width: tables fold at a screen's there, and wide ones are cut into letters.
+        console = Console(soft_wrap=False, highlight=False, width=_WIDTH if _widthless() else None)
         console.print(show(result) if show else reports.render_table(result))
         if report_file is not None and failed is None:
             console.print(f"report: {report_file}", markup=False)
@@ -178,6 +180,10 @@ def failure(error: BaseException) -> Optional[Dict[str, Any]]:
         )
         code = 1
     return {"type": kind, "message": text, "exit_code": code}
+
+
+def _widthless() -> bool:
+    return not sys.stdout.isatty() and "COLUMNS" not in os.environ
 
 
 def _hung_up() -> bool:

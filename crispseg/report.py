@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, List, Sequence, Tuple
 
@@ -121,6 +122,8 @@ _STAGE_TITLES = {
 }
 # There the same words mean other things.
 _NOT_MEASURED = ("bases", "build", "doctor", "fit", "inspect", "layers", "scenes")
+_WIDE = 8  # columns: more make a tight table
+_NUMBER = re.compile(r"-?[0-9.]*(e[-+][0-9]+)?\Z")
 DETAILS = ("pipeline", "calibration", "gpu_state", "environment")
 ACCURACY_PARTS = ("base", "refined", "baseline")
 
@@ -260,11 +263,15 @@ def render_table(report: dict, details: bool = False) -> Any:
     for title, columns, rows in sections(report):
         if title.lower().replace(" ", "_") in DETAILS and not details:
             continue
-        table = Table(show_header=any(columns), box=box.SIMPLE_HEAD)
+        wide = len(columns) > _WIDE
+        table = Table(show_header=any(columns), box=box.SIMPLE_HEAD, padding=(0, 0) if wide else (0, 1))
         for position, column in enumerate(columns):
-            table.add_column(
-                escape(column), justify="left" if position == 0 or not any(columns) else "right", overflow="fold"
-            )
+            justify: Any = "left" if position == 0 or not any(columns) else "right"
+            cells = [row[position] for row in rows]
+            # Where a terminal is too narrow, names fold and numbers do not.
+            least = max(map(len, cells), default=0) if wide and all(map(_NUMBER.match, cells)) else None
+            head = escape(column.replace("_", " ") if wide else column)
+            table.add_column(head, justify=justify, overflow="fold", min_width=least)
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         parts.extend((f"[bold]{escape(title)}[/bold]", table))

@@ -96,6 +96,17 @@ def test_table_shows_texts_as_they_are():
         assert part in text
 
 
+def test_numbers_of_a_wide_table_stay_whole_in_a_narrow_terminal():
+    """As `crispseg latency --layers` prints them: twelve columns."""
+    columns = ("name", "kind", "level", "rows", "cin", "cout", "algorithm", "ms", "gflop", "shortcut", "a_b", "share")
+    row = ("dec0.0.conv1", "submanifold", 0, 28793, 128, 128, "winograd4", 12.34, 0.27, 0, 93.6, 10.47)
+    console = Console(width=80, file=None)
+    with console.capture() as captured:
+        console.print(render_table(new_report("x", layers=[dict(zip(columns, row))], environment={})))
+    text = captured.get()
+    assert all(f" {number} " in text for number in ("28793", "128", "12.34", "0.27", "93.60", "10.47"))
+
+
 class Page(HTMLParser):
     """Collects tags and addresses."""
 
