@@ -142,6 +142,8 @@ PROTOTYPES = {
     "csg_resize_workspace": (c_size_t, [_I] * 4),
     # frame, H0, W0, fit, type, out, h, w, small
     "csg_prepare_frame": (_I, _CALL + [_P, _I, _I, POINTER(Fit), _I, _P, _I, _I, _P] + _WORK),
+    # map, H, W, top, left, rows, columns, out, H0, W0
+    "csg_to_frame": (_I, _CALL + [_P] + [_I] * 6 + [_P, _I, _I]),
     # frame, labels, H, W, palette, colours, alpha, out
     "csg_overlay": (_I, _CALL + [_P, _P, _I, _I, _P, _I, c_float, _P]),
     # from, x, ldx, to, y, ldy, count, capacity, columns, quant

@@ -95,9 +95,9 @@ class GpuPipeline:
     # ---- overlay ----------------------------------------------------------------------------------------------------
 
     def paint(self, table: Optional[np.ndarray], alpha: float = 0.5) -> None:
-        """Blend class colours over every frame of the bundle's own size from now on: ``overlay`` of its result.
+        """Blend class colours over every frame from now on, at its own size: ``overlay`` of its result.
 
-        The bytes are those of ``overlay.blend``. Frames of other sizes have none.
+        The bytes are those of ``overlay.blend``.
 
         Args:
             table: uint8 [256, 3], the colour of each id; None = no more.
@@ -187,12 +187,9 @@ class GpuPipeline:
             active = np.zeros(place.canvas, bool)
             active[slot.coords[:count, 0], slot.coords[:count, 1]] = True
             active = to_frame(active, place)
-        labels = to_frame(slot.labels, place)
-        confidence = None if slot.confidence is None else to_frame(slot.confidence, place)
-        base = labels.copy() if "base" in self._want else None
-        if slot.base is not None:
-            base = to_frame(slot.base, place)
-        painted = None if slot.overlay is None else slot.overlay.copy()
+        labels = slot.labels.copy()
+        base = labels.copy() if "base" in self._want and slot.base is None else _copy(slot.base)
+        confidence, painted = _copy(slot.confidence), _copy(slot.overlay)
         times["post"] = 1e3 * (time.perf_counter() - last)
         times["total"] = times["post"] + times["host_latency"] + sum(slot.host.values())
         density = count / float(place.canvas[0] * place.canvas[1])
@@ -212,10 +209,10 @@ class GpuPipeline:
         results = [item for item in want if item != "base" or self.refined]  # without a refiner they are the labels
         if "base" in results and self._labels is None:
             self._labels = self._make_labels()
-        if self._palette is not None and place.identity:
+        if self._palette is not None:
             results.append("overlay")
         for _ in range(self.depth):
-            self._slots.append(Slot(self._context, place.frame, place.canvas, results, rows))
+            self._slots.append(Slot(self._kernels, place, results, rows))
         # Once without capturing: libraries load kernels and choose algorithms at their first run, TensorRT's engines
         # get their addresses (one execution context each, for both slots: their frames run one behind the other).
         self._slots[0].upload(self._stream)
@@ -250,17 +247,18 @@ class GpuPipeline:
         self._bars.enqueue(stream, self._logits.address)
         clock.mark(stream, "base")
         refiner.enqueue(stream, self._frames.canvas(image), self._logits.address, slot.outputs, clock)
+        sources = {name: refiner.address(name) for name in slot.outputs}
         if slot.base is not None:
             self._labels.enqueue(stream, image, self._logits.address, ("labels",), clock)
-            stream.copy(slot.address("base"), self._labels.address("labels"), slot.base.nbytes)
+            sources["base"] = self._labels.address("labels")
+        slot.pack(stream, sources)
+        clock.mark(stream, "pack")
         if slot.overlay is not None and self._palette is not None:
             self._kernels.call(
-                "csg_overlay", stream.handle, image, refiner.address("labels"), *slot.labels.shape,
+                "csg_overlay", stream.handle, image, slot.address("labels"), *slot.labels.shape,
                 self._palette.address, 256, self._alpha, slot.address("overlay"),
             )  # fmt: skip
             clock.mark(stream, "overlay")
-        slot.pack(stream, {name: refiner.address(name) for name in slot.outputs})
-        clock.mark(stream, "pack")
 
     def _base_run(self) -> None:
         self._base.enqueue(self._stream, self._input.address, self._logits.address)
@@ -327,3 +325,7 @@ class GpuPipeline:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+
+def _copy(array: Optional[np.ndarray]) -> Optional[np.ndarray]:
+    return None if array is None else array.copy()

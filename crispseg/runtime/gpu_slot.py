@@ -7,41 +7,43 @@ by an event. Whoever fills a slot again has taken its results before: then all t
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 
-from crispseg.engines.cuda import Context, Graph, Stream
+from crispseg.engines.cuda import Graph, Stream
 from crispseg.engines.cuda_clock import StageClock
+from crispseg.engines.cuda_kernels import Kernels
+from crispseg.runtime.geometry import Placement
 
 _ALIGNMENT = 256  # of each result: what the copy engines like, and more than any type wants
+_MAPS = ("labels", "confidence", "base")  # of the canvas' pixels; they come down at the frame's own size
 
 
 class Slot:
     """One of the frames under way.
 
     Args:
-        context: the device.
-        frame: (H0, W0) of the frames.
-        canvas: (H, W) of labels and confidence.
+        kernels: of the device.
+        place: of the frames on the canvas.
         want: results to download: "labels", "confidence", "active", "base", "overlay".
         rows: most refined pixels a frame.
 
     Attributes:
         frame: page-locked uint8 [H0,W0,3], to be filled before :meth:`upload`.
         image: device memory of the frame, uint8 [H0,W0,3].
-        labels, confidence, base: page-locked uint8 [H,W]; coords: int32 [rows,2]; numbers: int32 [2], count and found;
-            overlay: uint8 [H0,W0,3]. Valid once ``done`` is reached; None where it is not wanted.
+        labels, confidence, base: page-locked uint8 [H0,W0]; coords: int32 [rows,2], on the canvas; numbers: int32 [2],
+            count and found; overlay: uint8 [H0,W0,3]. Valid once ``done`` is reached; None where it is not wanted.
         uploaded, computed, done: the frame is on the device; its results are packed; they are on the host.
         clock: stages of the graphs.
     """
 
-    def __init__(
-        self, context: Context, frame: Tuple[int, int], canvas: Tuple[int, int], want: Sequence[str], rows: int
-    ) -> None:
+    def __init__(self, kernels: Kernels, place: Placement, want: Sequence[str], rows: int) -> None:
+        self._kernels, self._place = kernels, place
+        context, frame = kernels.context, place.frame
         self.frame = context.pinned((*frame, 3), np.uint8)
         self.image = context.alloc(self.frame.nbytes)
-        pixels = canvas[0] * canvas[1]
+        pixels = frame[0] * frame[1]
         sizes = {"count": 4, "found": 4, "labels": pixels}
         if "confidence" in want:
             sizes["confidence"] = pixels
@@ -63,9 +65,9 @@ class Slot:
         self._results = context.alloc(end)
         self._host = context.pinned(end, np.uint8)  # one copy brings all of it
         self.numbers = self._host[:8].view(np.int32)
-        self.labels = self._view("labels").reshape(canvas)
-        self.confidence = self._view("confidence").reshape(canvas) if "confidence" in sizes else None
-        self.base = self._view("base").reshape(canvas) if "base" in sizes else None
+        self.labels = self._view("labels").reshape(frame)
+        self.confidence = self._view("confidence").reshape(frame) if "confidence" in sizes else None
+        self.base = self._view("base").reshape(frame) if "base" in sizes else None
         self.coords = self._view("coords").view(np.int32).reshape(-1, 2) if "coords" in sizes else None
         self.overlay = self._view("overlay").reshape(self.frame.shape) if "overlay" in sizes else None
         self.graphs: List[Optional[Graph]] = []
@@ -89,9 +91,19 @@ class Slot:
         return self._results.address + self._offsets[name]
 
     def pack(self, stream: Stream, addresses: Dict[str, int]) -> None:
-        """Copy the results (name -> device address) out of the memory that the next frame writes."""
+        """Take the results (name -> device address) out of the memory that the next frame writes.
+
+        Maps are brought from the canvas to the frame's own size by the rule of ``geometry.to_frame``.
+        """
+        place = self._place
         for name, source in addresses.items():
-            stream.copy(self.address(name), source, self._sizes[name])
+            if place.identity or name not in _MAPS:
+                stream.copy(self.address(name), source, self._sizes[name])
+            else:
+                self._kernels.call(
+                    "csg_to_frame", stream.handle, source, *place.canvas, place.top, place.left, place.height,
+                    place.width, self.address(name), *place.frame,
+                )  # fmt: skip
 
     def download(self, stream: Stream) -> None:
         """Put the results' way to the host on a stream; ``done`` stands behind it."""

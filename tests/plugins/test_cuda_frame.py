@@ -8,7 +8,7 @@ import pytest
 from crispseg.errors import InputError
 from crispseg.plugins.cuda_loader import F16, F32, Fit
 from crispseg.runtime import overlay
-from crispseg.runtime.geometry import placement, resize_image
+from crispseg.runtime.geometry import placement, resize_image, to_frame
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -121,6 +121,40 @@ def test_replay_with_another_frame(gpu):
         prepare.check(image)
 
 
+# frame, canvas, fit; enlarged, shrunk, both, bars on either side, sides that fill no word, one line, one column
+PLACES = [
+    ((40, 60), (40, 60), "resize"), ((80, 120), (40, 60), "resize"), ((41, 63), (17, 29), "resize"),
+    ((13, 31), (40, 60), "resize"), ((50, 70), (32, 64), "letterbox"), ((70, 50), (32, 64), "letterbox"),
+    ((1, 700), (32, 64), "letterbox"), ((700, 1), (32, 64), "resize"), ((1, 1), (5, 7), "letterbox"),
+    ((9, 33), (2, 150), "resize"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("frame", "canvas", "fit"), PLACES)
+def test_a_map_at_the_frames_size(gpu, frame, canvas, fit, shift):
+    values = np.random.default_rng(frame[0]).integers(0, 256, canvas, np.uint8)
+    place, out = placement(frame, canvas, fit), gpu.room(frame, np.uint8, shift=shift)
+    where = (place.top, place.left, place.height, place.width)
+    source = gpu.put(values)
+
+    def enqueue():
+        gpu.call("csg_to_frame", source, *canvas, *where, out, *frame)
+
+    enqueue()
+    np.testing.assert_array_equal(out.get(), to_frame(values, place))
+    gpu.same_in_any_order(enqueue, [out])
+
+
+def test_a_map_of_lines_too_long_for_32_bits(gpu):
+    """(2 x + 1) * columns above 2^32."""
+    values = np.random.default_rng(0).integers(0, 256, (1, 30000), np.uint8)
+    place, out = placement((1, 100001), (1, 30000), "resize"), gpu.room((1, 100001), np.uint8)
+    gpu.call("csg_to_frame", gpu.put(values), 1, 30000, 0, 0, 1, 30000, out, 1, 100001)
+    np.testing.assert_array_equal(out.get(), to_frame(values, place))
+    assert 2 * 100001 * 30000 > 2**32
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize(("size", "colours"), [((1, 1), 1), ((5, 7), 3), ((16, 64), 19), ((33, 35), 256)])
 def test_overlay(gpu, size, colours, shift):
@@ -165,5 +199,10 @@ def test_bad_arguments(gpu):
     prepare.fit.std[1] = 0
     with pytest.raises(InputError, match="std"):
         gpu.call("csg_prepare_frame", prepare.image, 10, 12, prepare.fit, F32, prepare.out, 5, 6, None, *tail)
+    for where in ((0, 0, 6, 6), (1, 0, 5, 6), (0, -1, 5, 6), (0, 0, 0, 6)):
+        with pytest.raises(InputError, match="csg_to_frame: rectangle"):
+            gpu.call("csg_to_frame", prepare.image, 5, 6, *where, prepare.small, 5, 6)
+    with pytest.raises(InputError, match="csg_to_frame: .*out of range"):
+        gpu.call("csg_to_frame", prepare.image, 5, 6, 0, 0, 5, 6, prepare.small, 0, 6)
     with pytest.raises(InputError, match="alpha"):
         gpu.call("csg_overlay", prepare.image, prepare.image, 5, 6, prepare.image, 3, 1.5, prepare.small)

@@ -23,6 +23,7 @@ from crispseg.engines.tensorrt import run as tensorrt_run
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.runtime import gpu_open, gpu_pipeline, overlay
 from crispseg.runtime.frames import Frame
+from crispseg.runtime.geometry import placement, to_frame
 from crispseg.runtime.latency import measure
 from crispseg.runtime.pipeline import open_pipeline
 from crispseg.runtime.run import run, segment
@@ -406,7 +407,7 @@ def test_run_keeps_the_order_with_frames_under_way(bundles, copied, tmp_path):
 
 def test_overlays_have_the_bytes_of_the_cpu(bundles, copied):
     table = overlay.palette(bundles["rgb"].classes)
-    frame, other = picture(0, *FRAME), picture(1, 48, 80)
+    frame = picture(0, *FRAME)
     with open_pipeline(bundles["rgb"], backend="cuda") as pipe:
         assert pipe.run(frame).overlay is None
         pipe.submit(frame)
@@ -416,9 +417,29 @@ def test_overlays_have_the_bytes_of_the_cpu(bundles, copied):
             result = pipe.run(image, ALL)
             assert (result.overlay == overlay.blend(image, result.labels, table, 0.3)).all()
             assert "overlay" in result.times
-        assert pipe.run(other).overlay is None, "labels of another size than the frame"
         pipe.paint(None)
         assert pipe.run(frame).overlay is None
+
+
+@pytest.mark.parametrize(("size", "fit"), [((48, 80), "resize"), ((37, 61), "letterbox"), ((20, 65), "letterbox"),
+                                           ((47, 40), "letterbox"), ((7, 300), "resize")], ids=str)  # fmt: skip
+def test_overlays_of_any_size_have_the_bytes_of_the_cpu(bundles, copied, size, fit):
+    """And so have the maps of every other wish: the GPU brings them to the frame's size by the CPU's rule."""
+    bundle, image = bundles["rgb"], picture(3, *size)
+    table = overlay.palette(bundle.classes)
+    with open_pipeline(bundle, backend="cuda", fit=fit) as pipe:
+        pipe.paint(table, 0.6)
+        result = pipe.run(image, ALL)
+        place = placement(size, FRAME, fit)
+        assert pipe._place == place
+        for name, of in (("labels", pipe._refiner), ("confidence", pipe._refiner), ("base", pipe._labels)):
+            canvas = np.empty(FRAME, np.uint8)
+            stream = pipe._stream
+            stream.download(canvas, of.address("labels" if name == "base" else name))
+            stream.synchronize()
+            assert (getattr(result, name) == to_frame(canvas, place)).all(), name
+    assert (result.overlay == overlay.blend(image, result.labels, table, 0.6)).all()
+    assert "overlay" in result.times
 
 
 def test_run_draws_on_what_the_gpu_blended(bundles, copied, tmp_path, monkeypatch):
@@ -434,7 +455,7 @@ def test_run_draws_on_what_the_gpu_blended(bundles, copied, tmp_path, monkeypatc
                 patch.setattr("crispseg.runtime.gpu_pipeline.GpuPipeline.paint", lambda *given: None)
             run(bundles["rgb"], tmp_path, tmp_path / where, "overlay", **options)
         saved[where] = [np.asarray(Image.open(tmp_path / where / "overlay" / ("%d.png" % i))) for i in range(3)]
-    assert drawn == ["cpu"] * 3 + ["gpu"], "the last frame has another size"
+    assert drawn == ["cpu"] * 3, "no frame is left to the CPU, whatever its size"
     for one, two in zip(saved["cpu"], saved["gpu"]):
         assert (one == two).all()
 

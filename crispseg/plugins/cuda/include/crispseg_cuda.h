@@ -162,6 +162,11 @@ typedef struct {
 CSG_API size_t csg_resize_workspace(int H0, int W0, int rows, int columns);
 CSG_API int csg_prepare_frame(csg_context *ctx, csg_stream stream, const uint8_t *d_frame, int H0, int W0, const csg_fit *fit, csg_type type,
                               void *d_out, int h, int w, uint8_t *d_small, void *d_workspace, size_t workspace_bytes);
+/* A map uint8 [H,W] of the canvas, such as labels, at the frame's own size: d_out uint8 [H0,W0], pixel (y,x) = that of the rectangle
+ * (top, left) + rows x columns of the map at (floor((2y+1) rows / 2 H0), floor((2x+1) columns / 2 W0)). In one launch. The CPU
+ * pipeline has the same rule (runtime/geometry.py). */
+CSG_API int csg_to_frame(csg_context *ctx, csg_stream stream, const uint8_t *d_map, int H, int W, int top, int left, int rows, int columns,
+                         uint8_t *d_out, int H0, int W0);
 /* uint8 RGB [H,W,3] = round(((255 - a) * frame + a * colour of the label) / 255) with a = floor(255 * alpha + 0.5); ids without a
  * colour leave the frame. The CPU pipeline has the same rule (runtime/overlay.py). */
 CSG_API int csg_overlay(csg_context *ctx, csg_stream stream, const uint8_t *d_frame, const uint8_t *d_labels, int H, int W,

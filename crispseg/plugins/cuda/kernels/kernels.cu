@@ -17,4 +17,5 @@
 #include "scatter.cuh"
 #include "resize.cuh"
 #include "overlay.cuh"
+#include "to_frame.cuh"
 #include "convert.cuh"

@@ -65,6 +65,7 @@ CS_KERNEL(csk_scatter_labels, 128, 72, (CsScatter))
 CS_KERNEL(csk_resize_tables, 128, 72, (int, int, int, cs_i32 *, int, int, int, cs_i32 *))
 CS_KERNEL(csk_resize_columns, 128, 72, (const cs_u8 *, int, int, int, const cs_i32 *, int, cs_u8 *))
 CS_KERNEL(csk_frame_pack, 128, 72, (CsPack))
+CS_KERNEL(csk_to_frame, 128, 72, (const cs_u8 *, int, int, int, int, int, cs_u8 *, int, int))
 CS_KERNEL(csk_overlay, 256, 72, (const cs_u8 *, const cs_u8 *, cs_i64, const cs_u8 *, int, cs_u32, cs_u8 *))
 CS_KERNEL(csk_convert_rows, 256, 72, (CsConvert))
 

@@ -1,5 +1,5 @@
-// Frames in and out: csg_prepare_frame (tables, columns, rows and packing: three launches, fewer where a size stays)
-// and csg_overlay.
+// Frames in and out: csg_prepare_frame (tables, columns, rows and packing: three launches, fewer where a size stays),
+// csg_to_frame and csg_overlay.
 #include <cmath>
 
 #include "arguments.h"
@@ -94,6 +94,20 @@ int csg_prepare_frame(csg_context *ctx, csg_stream stream, const uint8_t *d_fram
   a.small = d_small;
   return launch(ctx, kernel::csk_frame_pack, Dim(div_up(w, 128), static_cast<unsigned>(std::min(h, 65535))), 128, 0,
                 stream, a);
+}
+
+int csg_to_frame(csg_context *ctx, csg_stream stream, const uint8_t *d_map, int H, int W, int top, int left, int rows,
+                 int columns, uint8_t *d_out, int H0, int W0) {
+  using namespace crispseg;
+  const char *const who = "csg_to_frame";
+  CSG_CHECK(ctx && d_map && d_out, "%s: a required pointer is NULL", who);
+  CSG_CHECK(good_size(H, W) && good_size(H0, W0), "%s: map %d x %d, frame %d x %d: sizes out of range", who, H, W, H0,
+            W0);
+  CSG_CHECK(top >= 0 && left >= 0 && rows >= 1 && columns >= 1 && rows <= H - top && columns <= W - left,
+            "%s: rectangle (%d, %d) + %d x %d does not lie in %d x %d", who, top, left, rows, columns, H, W);
+  const unsigned lines = std::min(div_up(H0, 8), 65535u);  // some lines a block: the division along x is done once
+  return launch(ctx, kernel::csk_to_frame, Dim(div_up(W0, 4 * 128), lines), 128, 0, stream, d_map, W, top, left, rows,
+                columns, d_out, H0, W0);
 }
 
 int csg_overlay(csg_context *ctx, csg_stream stream, const uint8_t *d_frame, const uint8_t *d_labels, int H, int W,
