@@ -12,7 +12,6 @@ import numpy as np
 from gpu.settings import IMAGE, Settings
 
 F32, F16, I8 = 0, 1, 2
-DTYPES = {F32: np.float32, F16: np.float16, I8: np.int8}
 
 
 def summary(times_ms: Sequence[float]) -> Dict[str, float]:

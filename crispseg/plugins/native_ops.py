@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import byref
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -210,28 +210,3 @@ def conv_arguments(
         a.x2, a.ldx2 = _row_matrix(x2, (n_out, weight2.cin), "second").ctypes.data, row_stride(x2)
         a.cin2, a.weight2 = weight2.cin, weight2.data.ctypes.data
     return a
-
-
-def sparse_conv(
-    native: Native,
-    x: np.ndarray,
-    weight: PackedWeight,
-    table: Optional[np.ndarray] = None,
-    *,
-    order: Optional[np.ndarray] = None,
-    bias: Optional[np.ndarray] = None,
-    residual: Optional[np.ndarray] = None,
-    relu: bool = False,
-    affine: Sequence[Tuple[np.ndarray, np.ndarray]] = (),
-) -> List[np.ndarray]:
-    """[y, z...] of a sparse convolution; x [n_in, cin] is copied behind a row of zeros."""
-    n_out = len(x) if table is None else len(table)
-    copy = feature_matrix(len(x), weight.cin)
-    copy[:] = x
-    y = np.empty((n_out, weight.cout), np.float32)
-    z = [(scale, shift, np.empty_like(y)) for scale, shift in affine]
-    arguments = conv_arguments(
-        copy, weight, table, n_out=n_out, order=order, bias=bias, residual=residual, relu=relu, y=y, z=z
-    )
-    native.call("cs_sparse_conv", byref(arguments))
-    return [y] + [target for _, _, target in z]

@@ -16,7 +16,6 @@ from crispseg.export.passes.fold_batchnorm import fold_batchnorm
 from crispseg.export.passes.fuse_epilogue import fuse_epilogue
 from crispseg.export.passes.half_weights import half_weights
 from crispseg.export.passes.remove_dead import remove_dead
-from crispseg.export.passes.strip_bodies import strip_bodies
 from crispseg.plugins.ops import DOMAIN, IR_VERSION, OPSET, PLUGIN_ATTRIBUTES
 
 N, C = 20, 4
@@ -241,15 +240,3 @@ def test_half_weights():
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((9, C, C), np.inf, np.float32), "w0"))
     with pytest.raises(InputError, match="w0"):
         half_weights(model)
-
-
-def test_strip_bodies_keeps_the_functions_of_others():
-    net = Net()
-    model = attach_bodies(net.model(net.conv("x")))
-    other = helper.make_function(
-        "other", "F", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [helper.make_opsetid("", OPSET)]
-    )
-    model.functions.append(other)
-    assert strip_bodies(model) == 1
-    assert [f.domain for f in model.functions] == ["other"]
-    assert not model.graph.node[0].overload

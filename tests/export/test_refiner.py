@@ -18,7 +18,6 @@ from onnx import helper
 
 from crispseg.errors import InputError, UnsupportedOp
 from crispseg.export.bodies import node_attributes
-from crispseg.export.passes.strip_bodies import strip_bodies
 from crispseg.export.refiner import export_refiner
 from crispseg.plugins.ops import DOMAIN
 
@@ -161,17 +160,6 @@ def test_a_weight_too_large_for_half_is_refused():
     with pytest.raises(InputError, match="65504"):
         export(module, feeds, weights="float16")
     export(module, feeds)
-
-
-def test_stripped_of_bodies_the_graph_is_still_whole():
-    model = export(golden.network(), golden.scene())
-    nodes = [(n.op_type, list(n.input), list(n.output)) for n in model.graph.node]
-    assert strip_bodies(model) > 5
-    assert strip_bodies(model) == 0
-    assert not model.functions
-    assert not any(n.overload for n in model.graph.node)
-    assert nodes == [(n.op_type, list(n.input), list(n.output)) for n in model.graph.node]
-    onnx.checker.check_model(model)
 
 
 def test_learnable_selector_is_refused_with_the_reason():

@@ -131,12 +131,6 @@ def test_exported_graph_of_one_block_of_every_kind(arch, monkeypatch):
         assert modes <= {b"half_pixel", b"pytorch_half_pixel"}
 
 
-def _each(net, kind, name, value):
-    for module in net.modules():
-        if isinstance(module, kind):
-            setattr(module, name, value)
-
-
 MISTAKES = {
     "segnext_l": {
         "six steps": lambda m, patch: patch.setattr(segnext, "STEPS", 6),

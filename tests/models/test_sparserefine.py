@@ -196,9 +196,16 @@ def test_keys_are_the_official_ones(name):
     assert extra == fill.parse_keys(fill.FACTS["learnable_selector"]["keys"])
 
 
+def levels(refiner):
+    level = refiner.root
+    while level is not None:
+        yield level
+        level = level.descent.below if level.descent is not None else None
+
+
 def test_parts_can_be_walked_without_keys(small):
     seen = [small.stem, small.norm, small.classifier, *small.ensembler.attn, *small.ensembler.fuser]
-    for level in small.walk_levels():
+    for level in levels(small):
         for block in (*level.encoder, *level.decoder):
             assert isinstance(block, Block)
             seen += [block.norm1, block.conv1, block.norm2, block.conv2, block.shortcut]
@@ -210,7 +217,7 @@ def test_parts_can_be_walked_without_keys(small):
     reached = {id(p) for module in seen if module is not None for p in module.parameters()}
     assert reached == {id(p) for p in small.parameters()}
     wide = SparseRefiner(SparseRefineConfig(planes=(8, 16), repeats=3))
-    assert [(len(level.encoder), len(level.decoder)) for level in wide.walk_levels()] == [(3, 3), (3, 0)]
+    assert [(len(level.encoder), len(level.decoder)) for level in levels(wide)] == [(3, 3), (3, 0)]
 
 
 def test_data_path(small):

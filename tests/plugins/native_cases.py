@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+from ctypes import byref
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import pytest
 
 from crispseg.errors import EnvironmentMismatch
-from crispseg.plugins import loader
+from crispseg.plugins import loader, native_ops
 
 GUARD = -77777
 _MARGIN = 64
@@ -43,3 +44,23 @@ def guarded(size: int) -> Tuple[np.ndarray, np.ndarray]:
 def intact(block: np.ndarray, size: int) -> bool:
     """Whether the margins still hold the guard value."""
     return bool((block[:_MARGIN] == GUARD).all() and (block[_MARGIN + size :] == GUARD).all())
+
+
+def sparse_conv(
+    context: loader.Native,
+    x: np.ndarray,
+    weight: native_ops.PackedWeight,
+    table: Optional[np.ndarray] = None,
+    *,
+    relu: bool = False,
+    affine: Sequence[Tuple[np.ndarray, np.ndarray]] = (),
+) -> List[np.ndarray]:
+    """[y, z...] of a sparse convolution; x [n_in, cin] is copied behind a row of zeros."""
+    n_out = len(x) if table is None else len(table)
+    copy = native_ops.feature_matrix(len(x), weight.cin)
+    copy[:] = x
+    y = np.empty((n_out, weight.cout), np.float32)
+    z = [(scale, shift, np.empty_like(y)) for scale, shift in affine]
+    arguments = native_ops.conv_arguments(copy, weight, table, n_out=n_out, relu=relu, y=y, z=z)
+    context.call("cs_sparse_conv", byref(arguments))
+    return [y] + [target for _, _, target in z]

@@ -6,7 +6,7 @@ from typing import List
 
 import numpy as np
 import pytest
-from native_cases import isas, native
+from native_cases import isas, native, sparse_conv
 from op_table import CONVS, SITES, Conv, Sites, conv_data, everything, find_sites, reference_conv
 from test_conv import assert_close, guarded_matrix, guards_intact, strided_input
 
@@ -131,7 +131,7 @@ def test_error_against_the_direct_kernels(isa, channels):
     context, conv = native(isa), Conv("all_active_odd", "submanifold", channels, 64)
     data = conv_data(conv)
     want = reference_conv(data, conv)[0]
-    direct = ops.sparse_conv(context, data["x"], ops.pack_weight(context, data["weight"]), data["map"])[0] - want
+    direct = sparse_conv(context, data["x"], ops.pack_weight(context, data["weight"]), data["map"])[0] - want
     two, four = (run(context, conv, data, side)[0] - want for side in (2, 4))
     size = [np.sqrt(np.mean(error**2)) for error in (direct, two, four)]
     assert size[1] <= size[0]
@@ -158,7 +158,7 @@ def test_many_blocks(isa, tile):
             ops.winograd_conv(context, arguments, ops.winograd_plan(context, coords, side, side, tile))
             got.append(y)
         table = ops.submanifold_map(context, coords, side, side)
-        want = ops.sparse_conv(context, x, ops.pack_weight(context, values), table, relu=True)[0]
+        want = sparse_conv(context, x, ops.pack_weight(context, values), table, relu=True)[0]
         assert np.abs(got[0] - want).max() <= 1e-5 * np.abs(want).max()
         assert got[0].tobytes() == got[1].tobytes()
 

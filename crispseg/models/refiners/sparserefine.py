@@ -21,7 +21,7 @@ k = ky + 3 * kx, or [Cin, Cout] for a shortcut; no convolution has a bias.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -226,13 +226,6 @@ class SparseRefiner(nn.Module):
     def norm(self) -> RowNorm:
         """Norm before the classifier."""
         return self.backbone.norm
-
-    def walk_levels(self) -> Iterator[Level]:
-        """Levels, finest first."""
-        level: Optional[Level] = self.root
-        while level is not None:
-            yield level
-            level = level.descent.below if level.descent is not None else None
 
     def maps(self, coords: Tensor, size: Size) -> tuple[LevelMaps, ...]:
         """Sites and maps of every level for sites int [N, 3] on a grid of `size`."""
