@@ -309,11 +309,16 @@ def _replace(graph: onnx.GraphProto, old: str, new: str, outputs: bool) -> None:
             node.output[:] = [new if n == old else n for n in node.output]
 
 
+def _give_up(graph: onnx.GraphProto, name: str) -> None:
+    """Rename what the file itself calls ``name``."""
+    _replace(graph, name, f"{name}.inner", True)
+    for tensor in graph.initializer:
+        tensor.name = f"{name}.inner" if tensor.name == name else tensor.name
+
+
 def _connect_input(graph: onnx.GraphProto, name: str, layout: str) -> None:
     if name != "image":
-        _replace(graph, "image", "image.inner", True)
-        for tensor in graph.initializer:
-            tensor.name = "image.inner" if tensor.name == "image" else tensor.name
+        _give_up(graph, "image")
     if layout == "NCHW":
         _replace(graph, name, "image", False)
         return
@@ -345,9 +350,7 @@ def _without_softmax(
 
 def _connect_output(graph: onnx.GraphProto, name: str, layout: str) -> None:
     if name != "logits":
-        _replace(graph, "logits", "logits.inner", True)
-        for tensor in graph.initializer:
-            tensor.name = "logits.inner" if tensor.name == "logits" else tensor.name
+        _give_up(graph, "logits")
     if layout == "NCHW":
         _replace(graph, name, "logits", True)
         return

@@ -11,6 +11,8 @@ import pytest
 for name in ("torch", "onnx", "onnxscript", "onnxruntime", "PIL.Image", "av"):
     pytest.importorskip(name)
 
+import toy  # noqa: E402
+
 from crispseg.engines import ort  # noqa: E402
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp  # noqa: E402
 from crispseg.runtime.accuracy import evaluate  # noqa: E402
@@ -21,18 +23,8 @@ from crispseg.runtime.sinks import VideoWriter, write_png  # noqa: E402
 WANT = ("labels", "confidence", "active")
 
 
-def native_missing():
-    try:
-        from crispseg.plugins import loader
-
-        loader.load()
-    except EnvironmentMismatch:
-        return True
-    return False
-
-
 BACKENDS = ["onnxruntime"]
-if not native_missing():
+if not toy.native_missing():
     BACKENDS.append("native")
 
 

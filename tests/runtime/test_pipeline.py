@@ -21,17 +21,7 @@ from crispseg.runtime.pipeline import normalise, open_pipeline  # noqa: E402
 ORT = {"backend": "onnxruntime", "threads": 1}
 
 
-def native_missing():
-    try:
-        from crispseg.plugins import loader
-
-        loader.load()
-    except EnvironmentMismatch:
-        return True
-    return False
-
-
-needs_native = pytest.mark.skipif(native_missing(), reason="native library not built")
+needs_native = pytest.mark.skipif(toy.native_missing(), reason="native library not built")
 
 
 @pytest.fixture(scope="module")

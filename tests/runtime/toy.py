@@ -7,10 +7,22 @@ from onnx import TensorProto, helper, numpy_helper
 
 from crispseg.bundle import NetInfo, RefinerInfo, write_bundle
 from crispseg.classes import ClassInfo
+from crispseg.errors import EnvironmentMismatch
 
 # Class c lights up where its colour channel is the brightest.
 CLASSES = (ClassInfo("red", (250, 0, 0)), ClassInfo("green", (0, 250, 0)), ClassInfo("blue", (0, 0, 250)))
 STRIDE = 4
+
+
+def native_missing():
+    """Whether the native library is not there."""
+    try:
+        from crispseg.plugins import loader
+
+        loader.load()
+    except EnvironmentMismatch:
+        return True
+    return False
 
 
 def dense_onnx(height, width, stride=STRIDE, swap=False):
