@@ -14,7 +14,7 @@ for name in ("torch", "onnx", "onnxscript", "onnxruntime", "PIL.Image", "av"):
 import toy  # noqa: E402
 
 from crispseg.engines import ort  # noqa: E402
-from crispseg.errors import BundleError, EnvironmentMismatch, InputError, UnsupportedOp  # noqa: E402
+from crispseg.errors import BundleError, InputError, UnsupportedOp  # noqa: E402
 from crispseg.runtime.accuracy import evaluate  # noqa: E402
 from crispseg.runtime.pipeline import open_pipeline  # noqa: E402
 from crispseg.runtime.run import run  # noqa: E402
