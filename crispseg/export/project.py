@@ -210,9 +210,10 @@ def _check_weights(
     if refiner is not None and refiner_weights is None:
         missing.append("--refiner-weights")
     if missing and not random_weights:
+        alone = "--refiner none for the base alone, or " if "--refiner-weights" in missing else ""
         raise InputError(
-            f"no checkpoint: expected {' and '.join(missing)}, found none; give it, or --random-weights for a bundle "
-            "that only measures speed"
+            f"no checkpoint: expected {' and '.join(missing)}, found none; give it (crispseg fit trains one), {alone}"
+            "--random-weights for a bundle that only measures speed"
         )
     if random_weights and not missing:
         raise InputError("random weights asked for, but every checkpoint is given; leave one of them out")

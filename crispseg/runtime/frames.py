@@ -78,11 +78,12 @@ class Source:
     def warnings(self, read: int) -> List[str]:
         """What is to be told of a video of which ``read`` frames came before it ended by itself."""
         found = []
-        expected = getattr(self._counters, "expected", None)
-        if self.limit is not None and expected is not None:
+        expected: int = getattr(self._counters, "expected", None) or 0
+        if self.limit is not None:
             expected = min(self.limit, expected)
-        # Trimmed starts and rates that are averages explain a few.
-        if self.kind == "video" and expected is not None and read < expected - max(2, expected // 50):
+        # Trimmed starts and rates that are averages explain a few, a variable rate any number.
+        least = expected - max(2, expected // 50)
+        if self.kind == "video" and read < least and not getattr(self._counters, "complete", False):
             found.append(
                 "%s: expected %d frames, as the file says, could read %d: it is cut off or damaged; copy it again"
                 % (self.name, expected, read)

@@ -129,9 +129,11 @@ def _open_opencv(source: str, target: Any) -> Tuple[Callable[[], Optional[np.nda
     try:
         import cv2
     except ImportError as error:
+        fix = "pip install opencv-python-headless"
+        if isinstance(target, str):  # pip's OpenCV would be the wrong one
+            fix = "install the system's python3-opencv: pip's has no GStreamer"
         raise EnvironmentMismatch(
-            "%s: cameras and GStreamer need OpenCV, found none (%s); pip install opencv-python-headless"
-            % (source, error)
+            "%s: cameras and GStreamer need OpenCV, found none (%s); %s" % (source, error, fix)
         ) from None
     with contextlib.suppress(AttributeError):  # its warnings say less than the error below
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -148,9 +150,13 @@ def _open_opencv(source: str, target: Any) -> Tuple[Callable[[], Optional[np.nda
         capture = cv2.VideoCapture(target)
     if not capture.isOpened():
         capture.release()
+        if isinstance(target, str):
+            raise InputError(
+                "%s: expected a pipeline that opens, found one that does not; run it with gst-launch-1.0" % source
+            )
         raise InputError(
-            "%s: expected a camera or pipeline that opens, found none; check `v4l2-ctl --list-devices` or "
-            "run the pipeline with gst-launch-1.0" % source
+            "%s: expected a camera that opens, found none; check `v4l2-ctl --list-devices`, and that you may read "
+            "/dev/video%d (group video; in a container: --device)" % (source, target)
         )
     fps = capture.get(cv2.CAP_PROP_FPS)
     rate = Fraction(fps).limit_denominator(1001) if fps and 1 <= fps <= 1000 else Fraction(30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from fractions import Fraction
 from typing import Any, Iterator, Optional, Tuple
 
@@ -34,8 +35,9 @@ class VideoReader:
     """The first video stream of a file or URL: iterate for (image uint8 [H,W,3] RGB, time in s), every frame once.
 
     Rotation from the display matrix is applied. ``fps`` is exact (Fraction). ``count`` is what the container states, or
-    None; ``expected`` that, or what its duration means, or None. ``damaged`` counts packets that could not be decoded,
-    and frames that the decoder calls corrupt; playing goes on after them, as players do.
+    None; ``expected`` that, or what its duration means at ``fps``, or None; ``complete`` says whether the frames that
+    came last as long as that duration. ``damaged`` counts packets that could not be decoded, and frames that the
+    decoder calls corrupt; playing goes on after them, as players do.
 
     Raises InputError: no readable video, no frame.
     """
@@ -46,14 +48,16 @@ class VideoReader:
         self.damaged = 0
         self._errors = (av.error.FFmpegError, OSError, ValueError)
         options = {"rtsp_transport": "tcp", "fflags": "nobuffer", "flags": "low_delay"} if live else {}
+        start = time.monotonic()
         try:
             self._container = av.open(address, options=options, timeout=_STREAM_TIMEOUT if live else None)
         except self._errors as error:
             what = "stream" if live else "picture or video"
             fix = "check the address and the network" if live else "copy it again or convert it with ffmpeg"
-            raise InputError(
-                "%s: expected a readable %s, found: %s; %s" % (address, what, _reason(error), fix)
-            ) from None
+            reason = _reason(error)
+            if live and time.monotonic() - start >= _STREAM_TIMEOUT[0]:  # FFmpeg calls that "Invalid data"
+                reason = "no answer within %g s" % _STREAM_TIMEOUT[0]
+            raise InputError("%s: expected a readable %s, found: %s; %s" % (address, what, reason, fix)) from None
         try:
             if not self._container.streams.video:
                 raise InputError("video %s: expected a video stream, found none; give a video or a picture" % address)
@@ -62,8 +66,10 @@ class VideoReader:
             rate = self._stream.average_rate or getattr(self._stream, "guessed_rate", None) or self._stream.base_rate
             self.fps = Fraction(rate) if rate and 0 < rate <= 1000 else _DEFAULT_FPS
             self.count: Optional[int] = self._stream.frames or None
-            self.expected = self.count or self._by_duration()
+            self._seconds = self._duration()
+            self.expected = self.count or (None if self._seconds is None else round(self._seconds * self.fps))
             self._first_time: Optional[float] = None
+            self._last_time = 0.0
             frames = self._decode()
             first = next(frames, None)
             if first is None:
@@ -76,14 +82,24 @@ class VideoReader:
         self.height, self.width = first[0].shape[:2]
         self._frames = itertools.chain([first], frames)
 
-    def _by_duration(self) -> Optional[int]:
-        """Frames that the stated duration means. A container's own duration may be that of its sound."""
+    def _duration(self) -> Optional[Fraction]:
+        """What the file says it lasts, s. A container's own duration may be that of its sound."""
         seconds = None
         if self._stream.duration and self._stream.time_base:
             seconds = self._stream.duration * self._stream.time_base
         elif self._container.duration and len(self._container.streams) == 1:
             seconds = Fraction(self._container.duration, 1000000)
-        return None if seconds is None or seconds <= 0 else round(seconds * self.fps)
+        return seconds if seconds is not None and seconds > 0 else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no frame can be missing at the end, whatever the rate that ``fps`` guesses.
+
+        A variable frame rate makes any number of frames out of a duration, but the last one lies at its end.
+        """
+        if self.count is not None or self._seconds is None:
+            return False
+        return self._last_time + 2 / self.fps >= self._seconds * Fraction(98, 100)
 
     def _packets(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
@@ -127,6 +143,7 @@ class VideoReader:
             time_s = index / float(self.fps) + (self._first_time or 0.0)
         if self._first_time is None:
             self._first_time = time_s
+        self._last_time = max(self._last_time, time_s - self._first_time)
         return image, time_s - self._first_time
 
     def __iter__(self) -> Iterator[Tuple[np.ndarray, float]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import sys
 import threading
@@ -16,7 +17,7 @@ from crispseg.errors import EnvironmentMismatch, InputError
 Image = pytest.importorskip("PIL.Image")
 TiffImagePlugin = pytest.importorskip("PIL.TiffImagePlugin")
 pytest.importorskip("av")
-from crispseg.runtime import frames, live  # noqa: E402
+from crispseg.runtime import frames, live, video  # noqa: E402
 from crispseg.runtime.images import read_image  # noqa: E402
 from crispseg.runtime.sinks import VideoWriter  # noqa: E402
 
@@ -305,7 +306,7 @@ def test_opencv_is_asked_for_only_when_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(EnvironmentMismatch, match="opencv-python-headless"):
         frames.open_source("camera:0")
-    with pytest.raises(EnvironmentMismatch, match="OpenCV"):
+    with pytest.raises(EnvironmentMismatch, match="python3-opencv: pip's has no GStreamer"):
         frames.open_source("v4l2src ! videoconvert")
 
 
@@ -320,6 +321,13 @@ def test_gstreamer_without_support():
 def test_stream_that_is_not_there():
     with pytest.raises(InputError, match="expected a readable stream"):
         frames.open_source("rtsp://127.0.0.1:9/nothing")
+
+
+def test_stream_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(video, "_STREAM_TIMEOUT", (0.3, 0.3))
+    told = pytest.raises(InputError, match=r"found: no answer within 0\.3 s; check the address")
+    with socket.create_server(("127.0.0.1", 0)) as server, told:
+        frames.open_source("rtsp://127.0.0.1:%d/silent" % server.getsockname()[1])
 
 
 def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):

@@ -144,6 +144,27 @@ def test_a_video_that_was_cut_off_is_told(bundle, tmp_path, suffix):
     assert "warnings" not in run(bundle, cut, tmp_path / "out", "labels", limit=3, **options)
 
 
+def test_a_variable_rate_is_no_damage(bundle, tmp_path):
+    """Matroska states no number of frames; what its duration means at the rate of the first frames is none either."""
+    import av
+
+    times = [0, 40, 80, 120, 160, 200, 240, *range(1000, 5000, 400)]
+    with av.open(str(tmp_path / "v.mkv"), "w") as box:
+        stream = box.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms in times:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), time_ms % 255, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            box.mux(stream.encode(frame))
+        box.mux(stream.encode(None))
+    with frames.open_source(tmp_path / "v.mkv") as source:
+        assert source._counters.expected > 2 * len(times), "the rate is taken for constant"
+    report = run(bundle, tmp_path / "v.mkv", tmp_path / "out", "labels", backend="onnxruntime", threads=1)
+    assert report["frames"] == len(times)
+    assert "warnings" not in report
+
+
 def test_keyboard_interrupt_as_an_exception(bundle, clip, tmp_path):
     def interrupt():
         raise KeyboardInterrupt
