@@ -170,6 +170,7 @@ def verify(
     module: Optional[str] = MODULE,
     module_args: Optional[str] = ARGUMENTS,
     drop: List[str] = DROP,
+    onnx: Optional[Path] = ONNX,
     output: Optional[str] = OUTPUT,
     pad: int = PAD,
     precision: str = VERIFY_PRECISION,
@@ -177,7 +178,7 @@ def verify(
     report: Optional[Path] = REPORT,
     json: bool = JSON,
 ) -> None:
-    """Compare PyTorch, ONNX Runtime and the native engine on frames; name the first op that differs.
+    """Compare a bundle's sources, ONNX Runtime and the native engine on frames; name the first op that differs.
 
     Exit code 3 when they do not agree. Example: crispseg verify demo/bundle --images val/images
     """
@@ -185,22 +186,24 @@ def verify(
     from crispseg.cli_unused import refuse_unused
 
     if module is None:
-        of_module = ("module_args", "drop", "output", "pad")
+        of_module = ("module_args", "drop", "pad")
         refuse_unused(context, {name: "expected --module with it, found none" for name in of_module})
+        if onnx is None:
+            refuse_unused(context, {"output": "expected --module or --onnx with it, found none"})
 
     def work(progress):  # type: ignore[no-untyped-def]
         require_host_python("verify")
         from crispseg.export.verify import verify_bundle
 
         base: Any = weights
-        if module is not None:
+        if module is not None or onnx is not None:
             from crispseg.bundle import load_bundle
             from crispseg.export.sources import open_source
 
             loaded = load_bundle(bundle)
-            chosen = chosen_base(None, module, None, module_args, drop, output, None, None, None, None, pad)
-            size = (loaded.base.height, loaded.base.width)
-            base = open_source(chosen, len(loaded.classes), weights, size).module  # type: ignore[attr-defined]
+            chosen = chosen_base(None, module, onnx, module_args, drop, output, None, None, None, None, pad)
+            base = open_source(chosen, len(loaded.classes), weights, (loaded.base.height, loaded.base.width))
+            base = getattr(base, "module", base)  # of an ONNX file, the source itself
         return verify_bundle(
             bundle,
             images=images,

@@ -40,6 +40,7 @@ class Onnx:
         self.model = model
         self.num_classes = num_classes
         self.wanted = base.output
+        self._given: Any = None  # the file, open in ONNX Runtime
         assumed: list[str] = []
         self.layout = _layout(path, _entry(path, model), assumed)
         self.probabilities = False
@@ -62,23 +63,7 @@ class Onnx:
         shape = _dims(model.graph.input[0])
         x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         (found,) = _run(dense.to_bytes(model), {"image": x}, ["logits"], threads)
-        entry = _entry(self.path, self.model)
-        given = x.transpose(0, 2, 3, 1) if self.layout == "NHWC" else x
-        source = str(self.path) if _has_external(self.path) else self.path.read_bytes()
-        (wanted,) = _run(source, {entry.name: given}, [self.output], threads)
-        if wanted.shape != found.shape:
-            wanted = wanted.transpose(0, 3, 1, 2)
-        if self.probabilities:
-            wanted = np.log(np.maximum(wanted, np.float32(FLOOR)))
-        elif self.softmax:  # equal up to a constant at every pixel
-            wanted = np.log(np.maximum(wanted, 1e-30))
-            found = (
-                found
-                - np.log(np.exp(found - found.max(1, keepdims=True)).sum(1, keepdims=True))
-                - found.max(1, keepdims=True)
-            )
-            keep = wanted > -40
-            wanted, found = np.where(keep, wanted, 0), np.where(keep, found, 0)
+        wanted, found = self.compared(x, found, threads)
         error = float(np.abs(found - wanted).max())
         return {
             "hop": "given file -> exported file, onnxruntime",
@@ -87,6 +72,33 @@ class Onnx:
             "argmax_agreement": float((found.argmax(1) == wanted.argmax(1)).mean()),
             "shape": [int(n) for n in found.shape],
         }
+
+    def compared(self, x: np.ndarray, logits: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the given file says of an image, and the logits of a graph made of it: both of one kind.
+
+        Args:
+            x: normalised image, float32 [1,3,H,W].
+            logits: what the graph gave for it, float32 [1,C,h,w].
+            threads: of ONNX Runtime.
+
+        Returns:
+            (wanted, found), float32 [1,C,h,w] each: logits, or log-probabilities where the last softmax was left out.
+        """
+        if self._given is None:
+            source = str(self.path) if _has_external(self.path) else self.path.read_bytes()
+            self._given = open_onnxruntime(source, threads)
+        given = x.transpose(0, 2, 3, 1) if self.layout == "NHWC" else x
+        (wanted,) = self._given.run([self.output], {_entry(self.path, self.model).name: given})
+        if wanted.shape != logits.shape:
+            wanted = wanted.transpose(0, 3, 1, 2)
+        if self.probabilities:
+            return np.log(np.maximum(wanted, np.float32(FLOOR))), logits
+        if not self.softmax:
+            return wanted, logits
+        wanted = np.log(np.maximum(wanted, 1e-30))  # equal up to a constant at every pixel
+        shifted = logits - logits.max(1, keepdims=True)
+        keep = wanted > -40
+        return np.where(keep, wanted, 0), np.where(keep, shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), 0)
 
     def notes_at(self, height: int, width: int) -> dict[str, Any]:
         """Nothing: a file pads for itself, or not at all."""

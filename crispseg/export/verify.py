@@ -1,4 +1,4 @@
-"""Compare a bundle's networks hop by hop on frames: PyTorch, ONNX Runtime with portable bodies, native engine.
+"""Compare a bundle's networks hop by hop on frames: their source, ONNX Runtime with portable bodies, native engine.
 
 Every hop takes the same inputs, so that errors do not add up over hops, and names the first op whose result differs.
 """
@@ -28,7 +28,7 @@ from crispseg.export.compare import (
     without_selection,
 )
 from crispseg.export.verify_recorded import recorded_hop
-from crispseg.export.verify_torch import foreign_reason, rebuilt, torch_hop, torch_reason
+from crispseg.export.verify_torch import compared, foreign_reason, is_file, rebuilt, source_hop, torch_reason
 
 TOLERANCE = 1e-4
 # int8: sums differ in their last bit, so a near-tie may round to the next integer.
@@ -67,7 +67,8 @@ def verify_bundle(
     Args:
         path: the bundle.
         images: picture, folder or video; None draws street scenes.
-        weights: checkpoint of the base, or the torch module; without it the base is not compared with torch.
+        weights: checkpoint of the base, the torch module, or an ONNX file (``foreign_onnx.Onnx``): its source. Without
+            it the base is compared with what was recorded alone.
         refiner_weights: checkpoint of the refiner, or the torch module.
         frames: how many frames to compare on.
         threads: of every engine, 0 = all usable CPUs.
@@ -98,7 +99,7 @@ def verify_bundle(
     if precision not in ("", "fp32", "int8"):
         raise InputError(f"--precision {precision}: expected fp32 or int8")
     if precision == "int8" and (weights is not None or refiner_weights is not None):
-        raise InputError("--precision int8: expected no checkpoints: PyTorch is compared with the float files")
+        raise InputError("--precision int8: expected no checkpoint, --module or --onnx: those are float")
     if refiner_weights is not None and bundle.refiner is None:
         raise InputError(f"bundle {bundle.path}: expected a refiner for --refiner-weights, found none; leave it out")
     checks: list[Any] = [
@@ -180,33 +181,27 @@ def _normalised(canvas: np.ndarray, net: NetInfo) -> np.ndarray:
 
 
 class _Base:
-    """Hop torch -> ONNX Runtime of the base; gives the logits that the refiner's hops start from."""
+    """Hop source -> ONNX Runtime of the base; gives the logits that the refiner's hops start from."""
 
     def __init__(self, bundle: Bundle, net: NetInfo, weights: Any, threads: int, tolerance: float) -> None:
         self.net = net
         self.engine = ort.load(bundle.file(net.file), EngineSpec("onnxruntime", threads=threads))
-        self.module = weights
-        self.hop = torch_hop(bundle, "base", net.file, tolerance)
+        self.source, self.threads = weights, threads
+        self.hop = source_hop(bundle, "base", net.file, tolerance, "given file" if is_file(weights) else "torch")
         self.hops = [self.hop, recorded_hop(bundle, self.engine, tolerance)]
         if weights is None:
             self.hop.skipped = foreign_reason(bundle) or torch_reason(net.random_weights)
         elif isinstance(weights, (str, Path)):
-            self.module = rebuilt(bundle, net, weights)
+            self.source = rebuilt(bundle, net, weights)
 
     def compare(self, canvas: np.ndarray, index: int) -> np.ndarray:
         x = _normalised(canvas, self.net)
         logits = self.engine.run({"image": x}, ["logits"])["logits"]
-        if self.module is not None:
-            import torch
-
-            module = self.module.eval()
-            with torch.no_grad():
-                wanted = getattr(module, "forward_logits", module)(torch.from_numpy(x)).numpy()
-                if wanted.shape != logits.shape:
-                    wanted = module(torch.from_numpy(x)).numpy()
+        if self.source is not None:
+            wanted, found = compared(self.source, x, logits, self.threads)
             self.hop.frames += 1
-            self.hop.tensors([Made("logits", "logits", "base", "float32")], {"logits": logits}, {"logits": wanted})
-            self.hop.classes(logits.argmax(1), wanted.argmax(1))
+            self.hop.tensors([Made("logits", "logits", "base", "float32")], {"logits": found}, {"logits": wanted})
+            self.hop.classes(found.argmax(1), wanted.argmax(1))
         return logits
 
 
@@ -246,7 +241,7 @@ class _Refiner:
             raise
         except Exception as error:
             raise BundleError(f"{self.path}: expected a refiner in ONNX, found {error}; export it again") from None
-        self.torch_hop = torch_hop(bundle, "refiner", info.file, tolerance)
+        self.torch_hop = source_hop(bundle, "refiner", info.file, tolerance)
         self.native_hop = Hop("refiner", "onnxruntime -> native", tolerance)
         if low:
             self.native_hop = Hop("refiner, int8", "onnxruntime -> native", TOLERANCE_INT8, AGREEMENT_INT8)

@@ -1,10 +1,11 @@
-"""What `crispseg verify` compares with PyTorch, and why not where it cannot."""
+"""What `crispseg verify` compares with the source of a network, and why not where it cannot."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from crispseg.bundle import Bundle, NetInfo
@@ -20,11 +21,41 @@ def _half(bundle: Bundle, file: str) -> bool:
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
 
 
-def torch_hop(bundle: Bundle, network: str, file: str, tolerance: float) -> Hop:
-    """The hop from torch to a file of the bundle; a file of float16 weights is held to wider limits."""
+def source_hop(bundle: Bundle, network: str, file: str, tolerance: float, source: str = "torch") -> Hop:
+    """The hop from the source to a file of the bundle; a file of float16 weights is held to wider limits."""
+    name = f"{source} -> onnxruntime"
     if _half(bundle, file):
-        return Hop(network, "torch -> onnxruntime", max(tolerance, TOLERANCE_HALF), AGREEMENT_HALF)
-    return Hop(network, "torch -> onnxruntime", tolerance)
+        return Hop(network, name, max(tolerance, TOLERANCE_HALF), AGREEMENT_HALF)
+    return Hop(network, name, tolerance)
+
+
+def is_file(source: Any) -> bool:
+    """Whether the source of a base is an ONNX file (``foreign_onnx.Onnx``); else it is a torch module."""
+    return hasattr(source, "compared")
+
+
+def compared(source: Any, x: np.ndarray, logits: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the source of a base gives, and the base's own logits, in a form that can be compared.
+
+    Args:
+        source: a torch module, or an ONNX file (``foreign_onnx.Onnx``).
+        x: normalised image, float32 [1,3,H,W].
+        logits: what the base gave for it, float32 [1,C,h,w].
+        threads: of ONNX Runtime.
+
+    Returns:
+        (wanted, found), float32 [1,C,h,w] each.
+    """
+    if is_file(source):
+        return source.compared(x, logits, threads)
+    import torch
+
+    module = source.eval()
+    with torch.no_grad():
+        wanted = getattr(module, "forward_logits", module)(torch.from_numpy(x)).numpy()
+        if wanted.shape != logits.shape:
+            wanted = module(torch.from_numpy(x)).numpy()
+    return wanted, logits
 
 
 def torch_reason(random: bool) -> str:
@@ -43,8 +74,10 @@ def foreign_reason(bundle: Bundle) -> str:
             parity = notes.get("parity")
             error = parity.get("max_error_std") if isinstance(parity, dict) else None
             then = f" (logits within {error} of their standard deviation)" if error is not None else ""
-            again = "; give --module again to compare it here" if kind == "module" else ""
-            return f"made with --{kind} {notes[kind]}: it was compared at export{then}{again}"
+            return (
+                f"made with --{kind} {notes[kind]}: it was compared at export{then}; give --{kind} again to compare it "
+                "here"
+            )
     return ""
 
 
