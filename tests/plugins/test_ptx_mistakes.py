@@ -107,7 +107,7 @@ PAIRS: List[Pair] = [
     Pair("m_load_16", same, "MISALIGNED"),
     Pair("m_shared_load_16", same, "MISALIGNED"),
     Pair("m_shared_range", same, "ILLEGAL_ADDRESS", shared=512),
-    Pair("m_unwritten", same, "nobody wrote|not written|never written"),
+    Pair("m_unwritten", same, "nobody has written"),
     Pair("m_barrier", other_warp, "race", 64),
     Pair("m_refill", refilled, "race", 64),
     Pair("m_warp_order", neighbour, "race"),
