@@ -73,7 +73,7 @@ class CudaRefiner:
     Attributes:
         inputs, outputs: name -> (numpy dtype, shape) as seen by :meth:`run`.
         stage_times: ms on the device of the last :meth:`run`, by stage.
-        binds_image: whether every frame must lie at the same address.
+        binds_image: whether a run that is not captured must come first at every new address of a frame.
     """
 
     binds_image = False

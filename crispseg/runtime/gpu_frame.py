@@ -23,10 +23,9 @@ class FrameInput:
         place: of the frame on the bundle's canvas.
         net: the base.
         input_type: of its input, "fp32" or "fp16".
-        own_canvas: the canvas has one address for all frames, even when they have its size.
     """
 
-    def __init__(self, kernels: Kernels, place: Placement, net: NetInfo, input_type: str, own_canvas: bool) -> None:
+    def __init__(self, kernels: Kernels, place: Placement, net: NetInfo, input_type: str) -> None:
         self._kernels, self._place, self._net, self._type = kernels, place, net, TYPES[input_type]
         context, (height, width) = kernels.context, place.canvas
         self._buffers: List[Buffer] = []
@@ -42,9 +41,6 @@ class FrameInput:
             if (place.height, place.width) != place.canvas:
                 self._small = context.alloc(place.height * place.width * 3)
                 self._buffers.append(self._small)
-        elif own_canvas:
-            self._buffers.append(context.alloc(height * width * 3))
-            self._canvas = self._buffers[-1].address
         self._workspace = context.alloc(max(workspace))
         self._buffers.append(self._workspace)
 
@@ -58,8 +54,6 @@ class FrameInput:
         if not place.identity:
             self._fit(stream, frame, place.frame, (place.height, place.width), None,
                       self._small.address if self._small else self._canvas)  # fmt: skip
-        elif self._canvas:
-            stream.copy(self._canvas, frame, 3 * place.canvas[0] * place.canvas[1])
         if self._small is not None:
             row = 3 * place.width
             corner = self._canvas + 3 * (place.top * place.canvas[1] + place.left)

@@ -201,7 +201,7 @@ class GpuPipeline:
         """Buffers for frames of a size, and their graphs."""
         self._drop()
         self._turn = 0
-        self._frames = FrameInput(self._kernels, place, self.net, self._base.input_type, self._refiner.binds_image)
+        self._frames = FrameInput(self._kernels, place, self.net, self._base.input_type)
         low = (self.net.logits_height, self.net.logits_width)
         cells = bar_cells(place, low, self.net.upsample)
         self._bars = DeviceBars(self._context, (len(self.bundle.classes), *low), cells, self._base.output_type)
@@ -214,11 +214,13 @@ class GpuPipeline:
         for _ in range(self.depth):
             self._slots.append(Slot(self._kernels, place, results, rows))
         # Once without capturing: libraries load kernels and choose algorithms at their first run, TensorRT's engines
-        # get their addresses (one execution context each, for both slots: their frames run one behind the other).
-        self._slots[0].upload(self._stream)
-        self._record(self._slots[0], 0)
-        self._base_run()
-        self._record(self._slots[0], 1)
+        # get their addresses. A refiner that binds the frame's own memory has to see that of each slot.
+        binds = self._refiner.binds_image and place.identity
+        for slot in self._slots if binds else self._slots[:1]:
+            slot.upload(self._stream)
+            self._record(slot, 0)
+            self._base_run()
+            self._record(slot, 1)
         self._stream.synchronize()
         for slot in self._slots:
             slot.clock.reserve(self._slots[0].clock.marks)
@@ -284,6 +286,8 @@ class GpuPipeline:
             if part is not None:
                 part.close()
         self._slots, self._place, self._frames, self._bars = [], None, None, None
+        if self._refiner.binds_image:
+            self._refiner.unbind()
 
     # ---- the rest ---------------------------------------------------------------------------------------------------
 

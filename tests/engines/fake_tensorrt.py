@@ -464,7 +464,17 @@ class Behaviour:
         return tuple(self.port(state, name)[3])
 
     def do_ICudaEngine_create_execution_context(self, state, **options):
-        return self.new("IExecutionContext", plan=state, addresses={}, shapes={})
+        strategy = getattr(options.get("strategy"), "name", "STATIC")
+        return self.new("IExecutionContext", plan=state, addresses={}, shapes={}, user=strategy == "USER_MANAGED")
+
+    def do_ICudaEngine_create_execution_context_without_device_memory(self, state):
+        made = self.do_ICudaEngine_create_execution_context(state)
+        self.state(made)["user"] = True
+        return made
+
+    def do_IExecutionContext_set_device_memory(self, state, memory, size):
+        assert size == 1 << 20
+        state["device_memory"] = memory
 
     def do_ICudaEngine_create_engine_inspector(self, state):
         return self.new("EngineInspector", plan=state)
@@ -492,6 +502,9 @@ class Behaviour:
         if state.get("profiler") is not None:
             for name, _ in state["plan"]["layers"]:
                 state["profiler"].report_layer_time(name, 0.5)
+        if state["user"] and not state.get("device_memory"):
+            self.log("ERROR", "execution context without device memory")
+            return False
         return set(state["addresses"]) == {p[0] for p in state["plan"]["io"]}
 
     def do_EngineInspector_get_engine_information(self, state, format):

@@ -32,6 +32,7 @@ class Working(Behaviour):
         super().__init__(module, version)
         self.logits = self.plugin = None
         self.order, self.contexts = [], 0
+        self.captured = []  # (context, address of the image) of each run of a refiner in a graph
 
     def do_IPluginRegistry_load_library(self, state, plugin_path):
         self.order.append("load plugins")
@@ -62,12 +63,14 @@ class Working(Behaviour):
         self.contexts += 1
         inner.update(fresh=True, device=device)
         if any(kind.startswith("PLUGIN") for _, kind in state["layers"]):
-            path = ctypes.CDLL(str(self.plugin)).seen_kernels
-            path.restype = ctypes.c_char_p
-            given = (path() or b"").decode()
-            model = onnx.load_from_string(base64.b64decode(state["onnx"]))
-            kernels = Kernels(device, Path(given).read_bytes() if given else None)
-            inner["refiner"] = StrippedEngine(model, device, kernels)
+            if not inner["user"] or "refiner" not in state:  # shared scratch memory: the same tensors for all contexts
+                path = ctypes.CDLL(str(self.plugin)).seen_kernels
+                path.restype = ctypes.c_char_p
+                given = (path() or b"").decode()
+                model = onnx.load_from_string(base64.b64decode(state["onnx"]))
+                kernels = Kernels(device, Path(given).read_bytes() if given else None)
+                state["refiner"] = StrippedEngine(model, device, kernels)
+            inner["refiner"] = state["refiner"]
         else:
             inner["logits"] = cuda.upload_now(device, self.logits)
         return made
@@ -84,6 +87,8 @@ class Working(Behaviour):
         state["fresh"] = False
         refiner, addresses = state.get("refiner"), state["addresses"]
         self.order.append("%s %s" % ("capture" if captured else "run", "refiner" if refiner else "base"))
+        if refiner and captured:
+            self.captured.append((id(state), addresses["image"]))
         if refiner:
             refiner.enqueue(stream_handle, addresses)
         else:

@@ -103,16 +103,23 @@ def test_labels_of_the_engine_are_those_of_the_kernels(built, process, emulated,
     bundle, trt = built(version), process(version)
     frames = [picture(1, *FRAME), picture(2, 48, 80)]
     with open_engines(bundle) as pipe:
-        results = [pipe.run(frame, ALL) for frame in frames]
+        results = [pipe.run(frames[0], ALL)]
+        images = [slot.image.address for slot in pipe._slots]
+        results.append(pipe.run(frames[1], ALL))
+        canvas = pipe._frames.canvas(0)
         facts = pipe.describe()
-    log = trt.behaviour.order
+    log, captured = trt.behaviour.order, trt.behaviour.captured
     assert log[:3] == ["open base", "load plugins", "open refiner"]
-    one = ["run base", "run refiner", *["capture base", "capture refiner"] * 2]  # a run, then a graph for each slot
-    assert log[3:] == one * 2  # frames of two sizes
+    # A run at each address of the refiner's input, then a graph for each slot; frames of two sizes.
+    one, graphs = ["run base", "run refiner"], ["capture base", "capture refiner"] * 2
+    assert log[3:] == one * 2 + graphs + one + graphs
+    assert [address for _, address in captured] == [*images, canvas, canvas]  # an uploaded frame is read where it lies
+    assert len({context for context, _ in captured[:2]}) == 2  # a graph's context keeps its addresses
+    assert len({context for context, _ in captured[2:]}) == 1
     assert facts["graphs"]["number"] == 1
     assert (facts["refiner"]["backend"], facts["refiner"]["precision"]) == ("tensorrt", "fp16")
     assert facts["refiner"]["capacity"] == bundle.refiner.capacity
-    assert trt.behaviour.contexts == 2  # one of the base, one of the refiner: both slots use them
+    assert trt.behaviour.contexts == 3  # one of the base, one of the refiner for each slot
     process(version)
     with open_pipeline(bundle, backend="tensorrt") as pipe:
         for result, frame in zip(results, frames):
@@ -155,9 +162,9 @@ def test_int8_takes_the_fp16_refiner(built, process, emulated, monkeypatch):
     load = tensorrt_run.load
     asked = []
 
-    def remember(bundle, role, context, precision):
+    def remember(bundle, role, context, precision, **more):
         asked.append((role, precision))
-        return load(bundle, role, context, precision="fp16" if role == "base" else precision)
+        return load(bundle, role, context, precision="fp16" if role == "base" else precision, **more)
 
     monkeypatch.setattr(tensorrt_run, "load", remember)
     with open_engines(bundle, precision="int8") as pipe:

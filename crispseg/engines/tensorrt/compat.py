@@ -317,6 +317,21 @@ def device_memory(trt: Any, engine: Any) -> int:
     return int(engine.device_memory_size)
 
 
+def context_without_memory(trt: Any, engine: Any) -> Any:
+    """An execution context without scratch memory of its own, for :func:`give_memory`. None when there is no room."""
+    if hasattr(trt, "ExecutionContextAllocationStrategy"):
+        return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    return engine.create_execution_context_without_device_memory()
+
+
+def give_memory(trt: Any, execution: Any, address: int, nbytes: int) -> None:
+    """The scratch memory of a context: a device address that is a multiple of 256, of :func:`device_memory` bytes."""
+    if hasattr(trt.IExecutionContext, "set_device_memory"):
+        execution.set_device_memory(address, nbytes)
+    else:
+        execution.device_memory = address
+
+
 def numpy_dtype(trt: Any, dtype: Any) -> np.dtype:
     """Name in numpy of a DataType. Raises UnsupportedOp for the types that numpy lacks (bf16, fp8, int4)."""
     if dtype.name not in _DTYPES:

@@ -1,9 +1,9 @@
 """The refiner as a TensorRT engine with our plugins, where the GPU pipeline expects a refiner.
 
-Same calls as ``engines/cuda_refiner.py``. One execution context serves every frame under way: all of them are on one
-stream, one behind the other, so a context for each slot would only take its scratch memory a second time. TensorRT has
-no uint8 for plugins: image, labels and confidence are int32 words over the same bytes (tensorrt/strip.py), so the
-frame's own memory is bound and nothing is converted. Not yet run on a device.
+Same calls as ``engines/cuda_refiner.py``. Each frame's memory is bound where it lies, so that nothing is copied: an
+execution context for each address, because one whose run lies in a graph keeps its addresses. They share one scratch
+memory: all frames are on one stream, one behind the other. TensorRT has no uint8 for plugins: image, labels and
+confidence are int32 words over the same bytes (tensorrt/strip.py), so nothing is converted either. Not yet run on a device.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def load(bundle: Bundle, context: Context, precision: str, logits_type: str) -> 
         raise UnsupportedOp(
             "refiner engine: expected fp32 logits of the base, found %s; leave --refiner-engine out" % logits_type
         )
-    engine = tensorrt_run.load(bundle, "refiner", context, precision=precision)
+    engine = tensorrt_run.load(bundle, "refiner", context, precision=precision, shared=True)
     try:
         return TensorRTRefiner(engine, bundle, context, artefacts.refiner_precision(bundle, precision))
     except BaseException:
@@ -63,8 +63,7 @@ class TensorRTRefiner:
 
     Attributes:
         inputs, outputs: name -> (numpy dtype, shape) as the bundle's manifest has them: bytes, not words.
-        binds_image: a context must not be given other addresses once it has been captured in a graph, so that every
-            frame has to lie at the same one.
+        binds_image: a run that is not captured comes first at every new address of a frame.
 
     Raises:
         EnvironmentMismatch: the engine's tensors are not those of the bundle.
@@ -80,7 +79,8 @@ class TensorRTRefiner:
         self.outputs = {name: (np.uint8, list(self._size)) if name in _MAPS else port
                         for name, port in engine.outputs.items()}  # fmt: skip
         self._own: Dict[str, Buffer] = {}
-        self._bound: Tuple[int, int] = (0, 0)
+        self._spare: List[Any] = [engine]  # contexts that no graph holds
+        self._bound: Dict[Tuple[int, int], Any] = {}  # (image, logits) -> context
         nbytes = 3 * bundle.height * bundle.width
         try:
             for name in engine.outputs:
@@ -142,13 +142,20 @@ class TensorRTRefiner:
         if "image" in self._own:
             stream.copy(self._own["image"].address, image, self._image_bytes)
             image = self._own["image"].address
-        if self._bound != (image, logits):
+        run = self._bound.get((image, logits))
+        if run is None:
+            run = self._spare.pop() if self._spare else self._engine.another()
             addresses = {name: buffer.address for name, buffer in self._own.items()}
-            self._engine.bind({**addresses, "image": image, "logits": logits})
-            self._bound = (image, logits)
-        self._engine.enqueue(stream)
+            run.bind({**addresses, "image": image, "logits": logits})
+            self._bound[image, logits] = run
+        run.enqueue(stream)
         if clock is not None:
             clock.mark(stream, STAGE)
+
+    def unbind(self) -> None:
+        """No graph holds a run any more: contexts may get other addresses."""
+        self._spare += self._bound.values()
+        self._bound = {}
 
     def address(self, name: str) -> int:
         """Device address of an output: uint8 [H,W], int32 [capacity,2] or int32 [1]."""

@@ -28,6 +28,7 @@ def load(
     trt: Any = None,
     library: Optional[Path] = None,
     kernels: Optional[Path] = None,
+    shared: bool = False,
 ) -> TensorRTEngine:
     """Open the engine of a part of a bundle ("base", "refiner", "baseline") that `crispseg build` made.
 
@@ -40,6 +41,7 @@ def load(
         trt: the tensorrt module; None imports it.
         library: the plugin library; None finds it. For a refiner alone.
         kernels: image of the CUDA kernels; None takes the one that is linked in, or the bundle's.
+        shared: for :meth:`TensorRTEngine.another`.
 
     Raises:
         EnvironmentMismatch: no engine for this device, TensorRT or precision; the message has the command.
@@ -53,7 +55,7 @@ def load(
     if role == "refiner" and library is not None:
         registry.load(trt, library, kernels or artefacts.kernel_image(bundle, context))
     core = None if role == "refiner" else artefact.identity.spec.get("dla")
-    return open_engine(plan, context, what=role, trt=trt, advice=artefact.rebuild, core=core)
+    return open_engine(plan, context, what=role, trt=trt, advice=artefact.rebuild, core=core, shared=shared)
 
 
 def open_engine(
@@ -64,11 +66,13 @@ def open_engine(
     trt: Any = None,
     advice: str = "build it again",
     core: Optional[int] = None,
+    shared: bool = False,
 ) -> TensorRTEngine:
-    """Deserialise an engine; its plugins are registered. ``core``: of the DLA that it was built for.
+    """Deserialise an engine; its plugins are registered. ``core``: of the DLA that it was built for; ``shared``: its
+    scratch memory is ours, for :meth:`TensorRTEngine.another`.
 
-    Raises EnvironmentMismatch when TensorRT does not take it.
-    """
+    Raises EnvironmentMismatch when TensorRT does not take it, InputError when there is no room for shared memory.
+    """  # noqa: D205
     trt = compat.require() if trt is None else trt
     context.activate()
     log: List[str] = []
@@ -85,13 +89,22 @@ def open_engine(
         raise EnvironmentMismatch(
             "%s: TensorRT %s does not take this engine: %s; %s" % (what, compat.version(trt), reason, advice)
         )
-    execution = engine.create_execution_context()
-    if execution is None:
+    scratch = context.alloc(compat.device_memory(trt, engine)) if shared else None
+    execution = _execution(trt, engine, what, scratch)
+    return TensorRTEngine(trt, logger, runtime, engine, execution, context, what, scratch)
+
+
+def _execution(trt: Any, engine: Any, what: str, scratch: Any) -> Any:
+    """An execution context, with memory of its own where there is none to share."""
+    made = engine.create_execution_context() if scratch is None else compat.context_without_memory(trt, engine)
+    if made is None:
         raise EnvironmentMismatch(
             "%s: no room for its %d MiB of scratch memory; close other programs that use the GPU"
             % (what, compat.device_memory(trt, engine) >> 20)
         )
-    return TensorRTEngine(trt, logger, runtime, engine, execution, context, what)
+    if scratch is not None:
+        compat.give_memory(trt, made, scratch.address, scratch.nbytes)
+    return made
 
 
 class TensorRTEngine:
@@ -102,9 +115,11 @@ class TensorRTEngine:
     """
 
     def __init__(
-        self, trt: Any, logger: Any, runtime: Any, engine: Any, execution: Any, context: Any, what: str
-    ) -> None:
-        self.trt, self.what, self.context = trt, what, context
+        self, trt: Any, logger: Any, runtime: Any, engine: Any, execution: Any, context: Any, what: str,
+        scratch: Any = None,
+    ) -> None:  # fmt: skip
+        self.trt, self.what, self.context, self._scratch = trt, what, context, scratch
+        self._others: List[TensorRTEngine] = []
         self._logger, self._runtime, self._engine, self._execution = logger, runtime, engine, execution
         self.inputs: Dict[str, Port] = {}
         self.outputs: Dict[str, Port] = {}
@@ -114,6 +129,17 @@ class TensorRTEngine:
         self._opened = dict(self.inputs)  # with -1 where a profile leaves a side open
         if not any(side < 0 for _, shape in self.inputs.values() for side in shape):
             self._settle()
+
+    def another(self) -> TensorRTEngine:
+        """A second execution context, for other addresses, on the same scratch memory: the two never run at once.
+
+        Closed with this engine, which was opened as shared. A context whose run lies in a CUDA graph must not be given
+        other addresses; a graph for others needs a context of its own.
+        """
+        execution = _execution(self.trt, self._engine, self.what, self._scratch)
+        made = TensorRTEngine(self.trt, self._logger, self._runtime, self._engine, execution, self.context, self.what)
+        self._others.append(made)
+        return made
 
     def set_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Shapes of the inputs that a profile left open; may be set again. Raises InputError outside the profile."""
@@ -215,10 +241,14 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Free the context before the engine and the engine before the runtime, as TensorRT wants it."""
+        for other in self._others:
+            other.close()
         for buffer in self._own.values():
             buffer.close()
-        self._own = {}
+        self._own, self._others = {}, []
         self._execution = self._engine = self._runtime = None
+        if self._scratch is not None:
+            self._scratch.close()
 
     def __enter__(self) -> TensorRTEngine:
         return self
