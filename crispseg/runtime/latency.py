@@ -25,6 +25,7 @@ from crispseg.runtime.budget import calibrate, require_adjustable, summary
 from crispseg.runtime.images import hash_frames
 
 UNSTABLE_PERCENT = 10.0
+UNSTABLE_GPU_PERCENT = 1.0  # as trtexec
 MOST_FRAMES = 8
 MOST_RENDERED = 4  # a street scene of 1024x2048 takes about a second to draw
 
@@ -65,9 +66,9 @@ class Runs:
         names = [name for name in self.stages if name not in last] + [name for name in last if name in self.stages]
         return {name: summarise(self.stages[name]) for name in names}
 
-    def variation(self) -> float:
-        """Standard deviation / mean of the total times, percent, each divided by the median of its own frame."""
-        totals, frames = np.array(self.stages["total"]), np.array(self.frames)
+    def variation(self, stage: str = "total") -> float:
+        """Standard deviation / mean of a stage's times, percent, each divided by the median of its own frame."""
+        totals, frames = np.array(self.stages[stage]), np.array(self.frames)
         for index in np.unique(frames):
             totals[frames == index] /= np.median(totals[frames == index])
         return float(100 * totals.std() / totals.mean())
@@ -250,6 +251,7 @@ def measure(
     report["warnings"] = _warnings(bundle, runs, facts, threads) + missing
     report["warnings"] += bundle_calibration.warnings(bundle, precision)
     report["warnings"] += clocks.warnings(device_before, device_after) if on_gpu else []
+    report["warnings"] += _gpu_warnings(runs)
     return new_report("latency", **report)
 
 
@@ -340,6 +342,32 @@ def _warnings(bundle: Any, runs: Runs, facts: dict, threads: int) -> List[str]:
         texts.append(
             f"{runs.overflowed} of {len(runs.frames)} runs had more uncertain pixels than the capacity; only "
             "the most uncertain were refined"
+        )
+    return texts
+
+
+def _gpu_warnings(runs: Runs) -> List[str]:
+    """What trtexec warns of: a throughput that something else than the GPU sets, and times of the GPU that vary."""
+    texts: List[str] = []
+    if "gpu_compute" not in runs.stages:
+        return texts
+    compute = float(np.median(runs.stages["gpu_compute"]))
+    for stage, what, remedy in (
+        ("enqueue", "putting work on the GPU's queue", "a faster or less busy host core keeps the GPU at work"),
+        ("h2d", "copying frames to the GPU", "smaller frames or a faster link"),
+        ("d2h", "copying results from the GPU", "labels alone are one byte a pixel: leave confidence out"),
+    ):
+        median = float(np.median(runs.stages.get(stage, [0.0])))
+        if median > compute:
+            texts.append(
+                f"throughput may be bound by {stage} ({what}, {median:.2f} ms) rather than by gpu_compute "
+                f"({compute:.2f} ms): {remedy}"
+            )
+    variation = runs.variation("gpu_compute")
+    if variation > UNSTABLE_GPU_PERCENT:
+        texts.append(
+            f"gpu_compute varies by {variation:.1f} % (standard deviation / mean, same frame): lock the clocks "
+            "(nvidia-smi --lock-gpu-clocks, sudo jetson_clocks on a Jetson) before figures are compared"
         )
     return texts
 

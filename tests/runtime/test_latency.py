@@ -12,7 +12,7 @@ import pytest
 
 from crispseg.errors import BundleError, InputError
 from crispseg.report import render_html, to_json
-from crispseg.runtime import clocks
+from crispseg.runtime import clocks, latency
 from crispseg.runtime.latency import Runs, measure, speedup
 
 
@@ -104,6 +104,22 @@ def test_variation_is_of_the_same_frame():
     assert runs.variation() == 0
     runs = Runs(stages={"total": [1.0, 3.0]}, frames=[0, 0])
     assert runs.variation() == pytest.approx(50)
+
+
+def gpu_runs(compute, **stages):
+    """Two frames in turns, as the pipeline of a GPU gives their times."""
+    return Runs(stages={"gpu_compute": compute, **stages}, frames=[i % 2 for i in range(len(compute))])
+
+
+def test_warns_of_what_trtexec_warns_of():
+    steady = [4.0, 9.0, 4.0, 9.0]  # the second frame has more active pixels: that is no variation
+    assert latency._gpu_warnings(gpu_runs(steady, enqueue=[0.1] * 4, h2d=[0.5] * 4, d2h=[0.2] * 4)) == []
+    for stage in ("enqueue", "h2d", "d2h"):
+        (text,) = latency._gpu_warnings(gpu_runs(steady, **{stage: [8.0, 8.0, 8.0, 8.0]}))
+        assert text.startswith("throughput may be bound by " + stage)
+    (text,) = latency._gpu_warnings(gpu_runs([4.0, 9.0, 4.4, 9.0]))
+    assert text.startswith("gpu_compute varies by ")
+    assert latency._gpu_warnings(Runs(stages={"total": [1.0, 5.0]}, frames=[0, 0])) == []
 
 
 @pytest.mark.parametrize("options", [{"seconds": -1}, {"seconds": float("nan")}, {"min_runs": 0}, {"threads": -2}])
