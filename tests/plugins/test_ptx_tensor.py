@@ -29,18 +29,7 @@ def program(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "case",
-    [
-        "mma",
-        "ldmatrix",
-        "wmma",
-        "copies",
-        "copy_mistakes",
-        "wgmma",
-        "wgmma_base",
-        "wgmma_order",
-        "wgmma_operands",
-    ],
+    "case", ["mma", "ldmatrix", "wmma", "copies", "copy_mistakes", "wgmma", "wgmma_order", "wgmma_operands"]
 )
 def test_instructions(program, case):
     done = subprocess.run([program, case], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
