@@ -44,6 +44,7 @@ DEFINITIONS = {
     "cpu": "processor time of all threads of this process during one frame, ms (above the wall time when threads "
     "work in parallel, far below it when they wait)",
     "density": "active pixels (found uncertain and classified again) / all pixels, mean over the frames, percent",
+    "density_range": "density of the frame with the fewest and of the one with the most active pixels, percent",
     "throughput_fps": "measured frames / sum of their total times",
     "peak_memory_mib": "largest resident set of the process up to the end of the measurement, MiB",
     "coefficient_of_variation": "standard deviation / mean of the total times, each divided by the median of its own "
@@ -98,10 +99,28 @@ DEFINITIONS = {
     "right after the measurement; limited_by: what holds the clocks down at that moment",
     "frames": "number of frames measured",
     "dropped": "frames of a live source that came while the pipeline was busy and were not used",
-    "count": "active pixels that were refined",
+    "count": "active pixels of a frame that were refined; where many were measured, their mean",
+    "damaged_packets": "packets of a video that could not be decoded, and frames that its decoder calls corrupt",
+    "finish_ms": "finishing the files after the last frame, ms",
+    "warmup": "not measured: runs before the measurement and the seconds asked for; open_ms: loading the networks; "
+    "first_run_ms: the first of these runs",
+    "gate": "what the smaller numbers cost on the frames of the gate. With labels: IoU in percent before and after, "
+    "drop in points, allowed: limit for mIoU, twice that for boundary IoU, four times for the class that loses most; "
+    "part: the label map that was scored. Without: agreement, percent of the pixels with the class of float, of all frames "
+    "and of the worst one; at most limit percent may differ",
+    "layers_in_float": "convolutions and matrix products that stay in float",
+    "macs_share": "multiply-adds that are computed in int8 / all",
+    "calibration_s": "finding the ranges and writing the int8 networks, s; total_s: with the gate",
     "found": "pixels above the threshold of uncertainty",
     "overflow_frames": "frames with more uncertain pixels than the capacity, of which only the most uncertain were "
     "refined",
+}
+# What a term means in one kind of report alone.
+_IN = {
+    "run": {
+        "throughput_fps": "frames written / seconds: decoding, networks and encoding at the same time",
+        "seconds": "from the first frame read to the last frame written, s; loading and finish_ms not included",
+    },
 }
 _LABELS = {
     "density": "density, %",
@@ -122,7 +141,8 @@ _STAGE_TITLES = {
 }
 # There the same words mean other things.
 _NOT_MEASURED = ("bases", "build", "doctor", "fit", "inspect", "layers", "scenes")
-_WIDE = 8  # columns: more make a tight table
+_TIGHT = 6  # columns: more stand close together
+_WIDE = 8  # columns: more let their heads fold anywhere
 _NUMBER = re.compile(r"-?[0-9.]*(e[-+][0-9]+)?\Z")
 DETAILS = ("pipeline", "calibration", "gpu_state", "environment")
 ACCURACY_PARTS = ("base", "refined", "baseline")
@@ -145,7 +165,8 @@ def new_report(kind: str, **entries: object) -> dict:
     report: dict = {"schema": SCHEMA, "kind": kind, **entries}
     report.setdefault("environment", environment())
     used = set() if kind in _NOT_MEASURED else _terms({**entries, "environment": None})  # its cpu is a name
-    report["definitions"] = {term: text for term, text in DEFINITIONS.items() if term in used}
+    terms = {**DEFINITIONS, **_IN.get(kind, {})}
+    report["definitions"] = {term: text for term, text in terms.items() if term in used}
     return report
 
 
@@ -264,14 +285,15 @@ def render_table(report: dict, details: bool = False) -> Any:
         if title.lower().replace(" ", "_") in DETAILS and not details:
             continue
         wide = len(columns) > _WIDE
-        table = Table(show_header=any(columns), box=box.SIMPLE_HEAD, padding=(0, 0) if wide else (0, 1))
+        table = Table(show_header=any(columns), box=box.SIMPLE_HEAD, padding=(0, 0 if len(columns) > _TIGHT else 1))
         for position, column in enumerate(columns):
             justify: Any = "left" if position == 0 or not any(columns) else "right"
             cells = [row[position] for row in rows]
-            # Where a terminal is too narrow, names fold and numbers do not.
-            least = max(map(len, cells), default=0) if wide and all(map(_NUMBER.match, cells)) else None
-            head = escape(column.replace("_", " ") if wide else column)
-            table.add_column(head, justify=justify, overflow="fold", min_width=least)
+            head = column.replace("_", " ")
+            # Where a terminal is too narrow, names fold; numbers do not, nor do the words of a head if there is room.
+            words = [*(() if wide else head.split()), *(cells if wide and all(map(_NUMBER.match, cells)) else ())]
+            least = max(map(len, words), default=0) or None
+            table.add_column(escape(head), justify=justify, overflow="fold", min_width=least)
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         parts.extend((f"[bold]{escape(title)}[/bold]", table))

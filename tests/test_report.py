@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 from html.parser import HTMLParser
@@ -48,6 +49,23 @@ def test_definitions_of_the_terms_in_the_report_only():
     assert {"p50", "conv", "miou", "boundary_iou", "density", "refined"} <= set(report["definitions"])
     assert "speedup" not in report["definitions"]
     assert all(report["definitions"][term] == DEFINITIONS[term] for term in report["definitions"])
+
+
+def test_throughput_of_a_run_is_that_of_the_whole_run():
+    """Decoding and encoding count there; crispseg latency times the networks alone."""
+    told = {kind: new_report(kind, throughput_fps=1.0, seconds=2.0)["definitions"] for kind in ("run", "latency")}
+    assert "seconds" in told["run"]["throughput_fps"]
+    assert "seconds" in told["run"]
+    assert told["latency"] == {"throughput_fps": DEFINITIONS["throughput_fps"]}
+
+
+def test_heads_fold_between_words():
+    hop = {"network": "base", "hop": "recorded at export -> onnxruntime", "passed": True, "tensors": 1, "error": 0.5}
+    rows = [{**hop, "agreement": 100.0, "sites_different": 0, "first_difference": "some/layer/Conv"}]
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(render_table({"kind": "verify", "hops": rows}))
+    words = stream.getvalue().split()
+    assert {"agreement", "different", "difference", "0.50"} <= set(words)
 
 
 def test_every_report_says_where_it_was_made():
