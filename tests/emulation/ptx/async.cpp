@@ -7,7 +7,7 @@
 
 namespace cs_emu::ptx {
 
-Async::Async(int threads, Memory& memory) : work(new Work(threads, memory)) {}
+Async::Async(int threads, Memory &memory) : work(new Work(threads, memory)) {}
 Async::~Async() = default;
 
 void Async::finish() { finish_products(*work); }
@@ -32,7 +32,7 @@ namespace {
 constexpr uint32_t POISON = 0xfff1dea5;  // not a number as float and as halves
 
 // Source bytes; a count that is no power of two byte by byte.
-void read_source(Memory& memory, int thread, uint64_t from, uint32_t count, uint8_t* to) {
+void read_source(Memory &memory, int thread, uint64_t from, uint32_t count, uint8_t *to) {
   const uint32_t piece = count == 4 || count == 8 || count == 16 ? count : 1;
   for (uint32_t done = 0; done < count; done += piece)
     std::memcpy(to + done, memory.read_global(thread, from + done, piece), piece);
@@ -40,8 +40,8 @@ void read_source(Memory& memory, int thread, uint64_t from, uint32_t count, uint
 
 // in: destination, source, size, and the bytes to copy where they are given (the rest is zeros).
 template <bool L1>
-void copy(Call& call) {
-  Async::Work& work = *call.async.work;
+void copy(Call &call) {
+  Async::Work &work = *call.async.work;
   work.begin();
   for (int lane = 0; lane < 32; lane++) {
     if (!(call.active >> lane & 1)) continue;
@@ -70,18 +70,18 @@ void copy(Call& call) {
   }
 }
 
-void commit(ThreadWork& thread) {
+void commit(ThreadWork &thread) {
   thread.groups.push_back(thread.open);
   thread.open = 0;
 }
 
-void land(Call& call, int number, size_t groups_left) {
-  Async::Work& work = *call.async.work;
-  ThreadWork& thread = work.thread[number];
+void land(Call &call, int number, size_t groups_left) {
+  Async::Work &work = *call.async.work;
+  ThreadWork &thread = work.thread[number];
   size_t landing = 0;
   for (; thread.groups.size() > groups_left; thread.groups.pop_front()) landing += thread.groups.front();
   for (size_t i = 0; i < landing; i++) {
-    const Copy& one = thread.copies[i];
+    const Copy &one = thread.copies[i];
     uint8_t bytes[16] = {};
     read_source(call.memory, number, one.from, one.count, bytes);
     call.memory.write_shared(number, one.to, bytes, one.bytes);
@@ -93,17 +93,17 @@ void land(Call& call, int number, size_t groups_left) {
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + landing);
 }
 
-void commit_group(Call& call) {
+void commit_group(Call &call) {
   for (int lane = 0; lane < 32; lane++)
     if (call.active >> lane & 1) commit(call.async.work->thread[call.warp * 32 + lane]);
 }
 
-void wait_group(Call& call) {
+void wait_group(Call &call) {
   for (int lane = 0; lane < 32; lane++)
     if (call.active >> lane & 1) land(call, call.warp * 32 + lane, size_t(uint32_t((*call.in[0])[lane])));
 }
 
-void wait_all(Call& call) {
+void wait_all(Call &call) {
   commit_group(call);
   for (int lane = 0; lane < 32; lane++)
     if (call.active >> lane & 1) land(call, call.warp * 32 + lane, 0);
@@ -111,11 +111,11 @@ void wait_all(Call& call) {
 
 // PTX ISA, "Parallel synchronization and communication instructions: membar / fence", "Async proxy": what this thread
 // wrote through the generic proxy, products may see from here on.
-void fence_proxy(Call& call) {
-  Async::Work& work = *call.async.work;
+void fence_proxy(Call &call) {
+  Async::Work &work = *call.async.work;
   for (int lane = 0; lane < 32; lane++) {
     if (!(call.active >> lane & 1)) continue;
-    ThreadWork& thread = work.thread[call.warp * 32 + lane];
+    ThreadWork &thread = work.thread[call.warp * 32 + lane];
     for (uint32_t word : thread.unfenced) work.unfenced[word]--;
     thread.unfenced.clear();
   }
@@ -123,11 +123,11 @@ void fence_proxy(Call& call) {
 
 }  // namespace
 
-void add_copies(Instructions& table) {
+void add_copies(Instructions &table) {
   const std::string spaces[] = {".shared.global", ".shared::cta.global"},
                     hints[] = {"", ".L2::64B", ".L2::128B", ".L2::256B"};
-  for (const std::string& space : spaces)
-    for (const std::string& hint : hints) {
+  for (const std::string &space : spaces)
+    for (const std::string &hint : hints) {
       table["cp.async.ca" + space + hint] = {"", 0, 4, false, copy<true>, 1};
       table["cp.async.cg" + space + hint] = {"", 0, 4, false, copy<false>, 1};
     }

@@ -9,7 +9,7 @@ namespace cs_emu::ptx {
 
 class Async {
  public:
-  Async(int threads, Memory& memory);
+  Async(int threads, Memory &memory);
   ~Async();
   // Called when a block ends, after every thread has left. A product that was never waited for is a mistake (Wrong), a
   // copy that never landed is none: nobody has read its bytes.

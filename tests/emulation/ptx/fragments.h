@@ -14,24 +14,24 @@
 namespace cs_emu::ptx {
 
 typedef std::unordered_map<std::string, WarpInstruction> Instructions;
-void add_tensor(Instructions& table);  // mma.sync, ldmatrix
-void add_wmma(Instructions& table);
-void add_copies(Instructions& table);  // cp.async, fence.proxy.async
-void add_wgmma(Instructions& table);
+void add_tensor(Instructions &table);  // mma.sync, ldmatrix
+void add_wmma(Instructions &table);
+void add_copies(Instructions &table);  // cp.async, fence.proxy.async
+void add_wgmma(Instructions &table);
 
 constexpr int MISALIGNED = 716, FAILED = 719;  // CUDA_ERROR_MISALIGNED_ADDRESS, CUDA_ERROR_LAUNCH_FAILED
 
 // The value of each of the 65536 halves.
-const float* half_values();
+const float *half_values();
 
 // Elements of a register of 32 bits: number e of the register.
 struct Half {
   static constexpr int PER_REGISTER = 2, BYTES = 2;
-  static float value(uint64_t bits, int e, const float* halves) { return halves[uint16_t(bits >> (16 * e))]; }
+  static float value(uint64_t bits, int e, const float *halves) { return halves[uint16_t(bits >> (16 * e))]; }
 };
 struct Int8 {
   static constexpr int PER_REGISTER = 4, BYTES = 1;
-  static float value(uint64_t bits, int e, const float*) { return float(int8_t(bits >> (8 * e))); }
+  static float value(uint64_t bits, int e, const float *) { return float(int8_t(bits >> (8 * e))); }
 };
 
 struct Place {
@@ -65,19 +65,19 @@ inline uint32_t as_bits(float value) {
 // d += a b, d[m][n] with rows of N; sums in the order of k, each rounded to fp32. The products of two halves and the
 // sums of K products of bytes are exact.
 template <int K, int N>
-inline void multiply(const float* a, const float* b, float* d) {
+inline void multiply(const float *a, const float *b, float *d) {
   typedef float Vector __attribute__((vector_size(16), aligned(4), may_alias));
   static_assert(N % 8 == 0, "columns in eights");
   for (int m = 0; m < 16; m++)
     for (int n = 0; n < N; n += 8) {
-      Vector* to = reinterpret_cast<Vector*>(d + m * N + n);
+      Vector *to = reinterpret_cast<Vector *>(d + m * N + n);
       Vector low = to[0], high = to[1];
       const float *left = a + m * K, *right = b + n;
       for (int k = 0; k < K; k++, right += N) {
         const float one = left[k];
         const Vector factor = {one, one, one, one};
-        low += factor * *reinterpret_cast<const Vector*>(right);
-        high += factor * *reinterpret_cast<const Vector*>(right + 4);
+        low += factor * *reinterpret_cast<const Vector *>(right);
+        high += factor * *reinterpret_cast<const Vector *>(right + 4);
       }
       to[0] = low;
       to[1] = high;
@@ -91,13 +91,13 @@ inline uint32_t add_int(uint32_t c, float product, bool saturate) {
   return uint32_t(int32_t(sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum));
 }
 
-inline void whole_warp(const Call& call) {
+inline void whole_warp(const Call &call) {
   if (call.active != 0xffffffffu) throw Wrong{FAILED, "lanes of the warp are missing at an aligned instruction"};
 }
 
 // An operand that must be the same in all lanes.
-inline uint64_t uniform(const Call& call, int operand, const char* what) {
-  const Register& values = *call.in[operand];
+inline uint64_t uniform(const Call &call, int operand, const char *what) {
+  const Register &values = *call.in[operand];
   for (int lane = 1; lane < 32; lane++)
     if (values[lane] != values[0]) throw Wrong{FAILED, std::string(what) + " differs between lanes of the warp"};
   return values[0];

@@ -6,7 +6,7 @@
 
 namespace cs_emu::ptx {
 
-const float* half_values() {
+const float *half_values() {
   static const std::vector<float> table = [] {
     std::vector<float> values(65536);
     for (int bits = 0; bits < 65536; bits++) {
@@ -24,10 +24,10 @@ namespace {
 
 // PTX ISA, "Warp-level matrix instructions: mma". in: a (4 registers), b (2), c (4).
 template <class T, bool SATURATE>
-void mma(Call& call) {
+void mma(Call &call) {
   constexpr int E = T::PER_REGISTER, K = 8 * E, N = 8;
   whole_warp(call);
-  const float* halves = half_values();
+  const float *halves = half_values();
   float a[16 * K], b[K * N], d[16 * N];
   uint32_t c[16 * N];
   for (int lane = 0; lane < 32; lane++) {
@@ -59,7 +59,7 @@ void mma(Call& call) {
 // PTX ISA, "Warp-level matrix load instruction: ldmatrix". Lanes 8 i .. 8 i + 7 hold the addresses of the rows of
 // matrix i; lane l gets elements 2 (l % 4) and the next of row l / 4, with .trans of column l / 4.
 template <int MATRICES, bool TRANS>
-void ldmatrix(Call& call) {
+void ldmatrix(Call &call) {
   whole_warp(call);
   uint16_t rows[8 * MATRICES][8];
   for (int lane = 0; lane < 8 * MATRICES; lane++) {
@@ -81,13 +81,13 @@ void ldmatrix(Call& call) {
 
 }  // namespace
 
-void add_tensor(Instructions& table) {
+void add_tensor(Instructions &table) {
   table["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = {"", 4, 10, true, mma<Half, false>};
   table["mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"] = {"", 4, 10, true, mma<Int8, false>};
   table["mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32"] = {"", 4, 10, true, mma<Int8, true>};
   const std::string head = "ldmatrix.sync.aligned.m8n8.x";
   const std::string space[] = {".shared.b16", ".shared::cta.b16"};
-  for (const std::string& tail : space) {
+  for (const std::string &tail : space) {
     table[head + "1" + tail] = {"", 1, 1, true, ldmatrix<1, false>};
     table[head + "2" + tail] = {"", 2, 1, true, ldmatrix<2, false>};
     table[head + "4" + tail] = {"", 4, 1, true, ldmatrix<4, false>};
@@ -97,14 +97,14 @@ void add_tensor(Instructions& table) {
   }
 }
 
-const WarpInstruction* find_warp_instruction(const std::string& opcode) {
+const WarpInstruction *find_warp_instruction(const std::string &opcode) {
   static const Instructions table = [] {
     Instructions all;
     add_tensor(all);
     add_wmma(all);
     add_copies(all);
     add_wgmma(all);
-    for (auto& entry : all) entry.second.opcode = entry.first.c_str();
+    for (auto &entry : all) entry.second.opcode = entry.first.c_str();
     return all;
   }();
   const auto found = table.find(opcode);

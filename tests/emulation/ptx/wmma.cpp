@@ -18,7 +18,7 @@ int element(Kind kind, int slot) {
   return n ^ n >> 4;
 }
 
-[[noreturn]] void misaligned(const char* what, uint64_t value, int fragment) {
+[[noreturn]] void misaligned(const char *what, uint64_t value, int fragment) {
   throw Wrong{MISALIGNED, std::string("wmma: ") + what + " of " + std::to_string(value) +
                               " bytes, not a multiple of the " + std::to_string(fragment) + " bytes of a fragment"};
 }
@@ -29,7 +29,7 @@ struct Lines {
   uint64_t step;  // bytes from one line to the next
 };
 
-Lines lines(const Call& call, int address, int stride, int bytes, int registers) {
+Lines lines(const Call &call, int address, int stride, int bytes, int registers) {
   whole_warp(call);
   Lines result{uint32_t(uniform(call, address, "wmma: the address")), 16u * bytes};
   if (stride < call.ins) result.step = uint64_t(uint32_t(uniform(call, stride, "wmma: the stride"))) * bytes;
@@ -41,7 +41,7 @@ Lines lines(const Call& call, int address, int stride, int bytes, int registers)
 }
 
 template <class T, Kind KIND>
-void load(Call& call) {
+void load(Call &call) {
   constexpr int E = T::PER_REGISTER, REGISTERS = E == 2 ? 8 : 2, LINE = 16 * T::BYTES, PIECE = E == 2 ? 16 : 8;
   const Lines from = lines(call, 0, 1, T::BYTES, REGISTERS);
   uint8_t bytes[16 * LINE];
@@ -67,9 +67,9 @@ void load(Call& call) {
 }
 
 template <class T>
-void gather(Kind kind, const Register* const* registers, float* matrix) {
+void gather(Kind kind, const Register *const *registers, float *matrix) {
   constexpr int E = T::PER_REGISTER, REGISTERS = E == 2 ? 8 : 2;
-  const float* halves = half_values();
+  const float *halves = half_values();
   for (int r = 0; r < REGISTERS; r++)
     for (int e = 0; e < E; e++)
       for (int lane = 0; lane < 32; lane++) {
@@ -81,7 +81,7 @@ void gather(Kind kind, const Register* const* registers, float* matrix) {
 }
 
 template <class T, Kind A, Kind B, bool SATURATE>
-void multiply_fragments(Call& call) {
+void multiply_fragments(Call &call) {
   constexpr bool FLOAT = T::PER_REGISTER == 2;
   constexpr Kind SUM = FLOAT ? SUM_FLOAT : SUM_INT;
   constexpr int REGISTERS = FLOAT ? 8 : 2;
@@ -101,7 +101,7 @@ void multiply_fragments(Call& call) {
 }
 
 template <Kind SUM, bool ROWS>
-void store(Call& call) {
+void store(Call &call) {
   const Lines to = lines(call, 0, 9, 4, 8);
   uint32_t values[256];
   for (int slot = 0; slot < 256; slot++) {
@@ -117,7 +117,7 @@ void store(Call& call) {
 }
 
 template <class T, Kind A, Kind B>
-void add_layouts(Instructions& table, const std::string& layouts, const std::string& type) {
+void add_layouts(Instructions &table, const std::string &layouts, const std::string &type) {
   const std::string shape = ".m16n16k16";
   const int registers = T::PER_REGISTER == 2 ? 8 : 2;
   const WarpInstruction wraps{"", 8, 2 * registers + 8, true, multiply_fragments<T, A, B, false>};
@@ -135,7 +135,7 @@ void add_layouts(Instructions& table, const std::string& layouts, const std::str
 }
 
 template <class T>
-void add_type(Instructions& table, const std::string& type) {
+void add_type(Instructions &table, const std::string &type) {
   add_layouts<T, A_ROW, B_COLUMN>(table, ".row.col", type);
   add_layouts<T, A_ROW, B_ROW>(table, ".row.row", type);
   add_layouts<T, A_COLUMN, B_COLUMN>(table, ".col.col", type);
@@ -144,7 +144,7 @@ void add_type(Instructions& table, const std::string& type) {
 
 }  // namespace
 
-void add_wmma(Instructions& table) {
+void add_wmma(Instructions &table) {
   add_type<Half>(table, ".f16");
   add_type<Int8>(table, ".s8");
   const std::string head = "wmma.store.d.sync.aligned.", tail = ".m16n16k16.shared.";

@@ -23,7 +23,7 @@ struct ThreadWork {
 
 // The registers of an accumulator of a warp. While a product is under way they hold a poison.
 struct Accumulator {
-  std::vector<Register*> registers;
+  std::vector<Register *> registers;
   std::vector<uint32_t> values;  // 32 lanes a register
   int pending = 0;               // products under way
   int fence = 0;                 // number of the warp's last wgmma.fence when the results were stored
@@ -49,9 +49,9 @@ struct WarpWork {
 
 // One wgmma instruction of a warp group: its warps must all execute the same ones.
 struct Step {
-  const char* name;
+  const char *name;
   uint64_t a, b, scale;
-  bool operator==(const Step& other) const {
+  bool operator==(const Step &other) const {
     return name == other.name && a == other.a && b == other.b && scale == other.scale;
   }
 };
@@ -62,10 +62,10 @@ struct GroupWork {
 };
 
 struct Async::Work {
-  Work(int threads, Memory& memory) : memory(memory), threads(threads), thread(threads), warp((threads + 31) / 32) {
+  Work(int threads, Memory &memory) : memory(memory), threads(threads), thread(threads), warp((threads + 31) / 32) {
     group.resize((threads + 127) / 128);
   }
-  Memory& memory;
+  Memory &memory;
   int threads;
   std::vector<ThreadWork> thread;
   std::vector<WarpWork> warp;
@@ -97,6 +97,6 @@ struct Async::Work {
   }
 };
 
-void finish_products(Async::Work& work);  // wgmma.cpp
+void finish_products(Async::Work &work);  // wgmma.cpp
 
 }  // namespace cs_emu::ptx

@@ -15,7 +15,7 @@ using namespace cs_emu::ptx;
 
 inline int failures = 0;
 
-inline void expect(bool right, const char* what, double found = 0, double wanted = 0) {
+inline void expect(bool right, const char *what, double found = 0, double wanted = 0) {
   if (right) return;
   if (failures++ < 10) std::printf("%s: found %g, expected %g\n", what, found, wanted);
 }
@@ -27,19 +27,19 @@ struct Plain : Memory {
     if (address % size) throw Wrong{716, "misaligned"};
     if (address + size > bytes.size()) throw Wrong{700, "range"};
   }
-  const uint8_t* read_shared(int, uint32_t address, uint32_t size) override {
+  const uint8_t *read_shared(int, uint32_t address, uint32_t size) override {
     return check(address, size), &bytes[address];
   }
-  void write_shared(int, uint32_t address, const void* value, uint32_t size) override {
+  void write_shared(int, uint32_t address, const void *value, uint32_t size) override {
     check(address, size);
     std::memcpy(&bytes[address], value, size);
   }
-  const uint8_t* read_global(int, uint64_t address, uint32_t) override {
-    return reinterpret_cast<const uint8_t*>(address);
+  const uint8_t *read_global(int, uint64_t address, uint32_t) override {
+    return reinterpret_cast<const uint8_t *>(address);
   }
-  void write_global(int, uint64_t, const void*, uint32_t) override { std::abort(); }
+  void write_global(int, uint64_t, const void *, uint32_t) override { std::abort(); }
   uint32_t shared_bytes() const override { return uint32_t(bytes.size()); }
-  const uint8_t* shared() const override { return bytes.data(); }
+  const uint8_t *shared() const override { return bytes.data(); }
 };
 
 inline Register same(uint64_t value) {
@@ -54,23 +54,23 @@ struct Block {
   explicit Block(uint32_t shared = 65536, int threads = 128) : memory(shared), async(threads, memory) {
     async.watch_stores(true);
   }
-  void run(const std::string& opcode, std::vector<Register>& out, const std::vector<Register>& in, int warp = 0,
+  void run(const std::string &opcode, std::vector<Register> &out, const std::vector<Register> &in, int warp = 0,
            uint32_t active = 0xffffffffu) {
-    const WarpInstruction* found = find_warp_instruction(opcode);
+    const WarpInstruction *found = find_warp_instruction(opcode);
     if (!found) {
       std::printf("unknown: %s\n", opcode.c_str());
       std::exit(1);
     }
     expect(found->opcode == opcode && found->outs == int(out.size()), "operands of the table");
     expect(int(in.size()) <= found->ins && int(in.size()) >= found->ins - found->optional, "operands in");
-    std::vector<Register*> outs;
-    std::vector<const Register*> ins;
-    for (Register& one : out) outs.push_back(&one);
-    for (const Register& one : in) ins.push_back(&one);
+    std::vector<Register *> outs;
+    std::vector<const Register *> ins;
+    for (Register &one : out) outs.push_back(&one);
+    for (const Register &one : in) ins.push_back(&one);
     Call call{warp, active, outs.data(), int(out.size()), ins.data(), int(in.size()), memory, async};
     found->run(call);
   }
-  void run(const std::string& opcode, const std::vector<Register>& in = {}, int warp = 0,
+  void run(const std::string &opcode, const std::vector<Register> &in = {}, int warp = 0,
            uint32_t active = 0xffffffffu) {
     std::vector<Register> none;
     run(opcode, none, in, warp, active);
@@ -78,10 +78,10 @@ struct Block {
 };
 
 // The action must end with a Wrong of that status whose text has these words.
-inline void mistake(int status, const std::string& words, const std::function<void()>& action) {
+inline void mistake(int status, const std::string &words, const std::function<void()> &action) {
   try {
     action();
-  } catch (const Wrong& wrong) {
+  } catch (const Wrong &wrong) {
     const bool right = wrong.status == status && wrong.text.find(words) != std::string::npos;
     if (!right)
       std::printf("expected %d \"%s\", found %d \"%s\"\n", status, words.c_str(), wrong.status, wrong.text.c_str());
@@ -109,14 +109,14 @@ struct Values {
   bool bytes;
   std::vector<double> value;
   Values(int rows, int columns, bool bytes) : rows(rows), columns(columns), bytes(bytes), value(rows * columns) {
-    for (double& one : value) one = bytes ? random_int(-128, 127) : random_int(-127, 127) / 8.0;
+    for (double &one : value) one = bytes ? random_int(-128, 127) : random_int(-127, 127) / 8.0;
   }
   double at(int row, int column) const { return value[row * columns + column]; }
   uint32_t bits(int row, int column) const { return bytes ? uint8_t(int(at(row, column))) : to_half(at(row, column)); }
   int size() const { return bytes ? 1 : 2; }
 };
 
-inline double product(const Values& a, const Values& b, int m, int n) {
+inline double product(const Values &a, const Values &b, int m, int n) {
   double sum = 0;
   for (int k = 0; k < a.columns; k++) sum += a.at(m, k) * b.at(k, n);
   return sum;
@@ -127,8 +127,8 @@ inline uint32_t sum_bits(double value, bool whole) { return whole ? uint32_t(int
 inline double sum_value(uint64_t bits, bool whole) { return whole ? double(int32_t(bits)) : double(as_float(bits)); }
 
 // Whether the name is one of theirs.
-bool tensor_cases(const std::string& name);
-bool copy_cases(const std::string& name);
-bool wgmma_cases(const std::string& name);
+bool tensor_cases(const std::string &name);
+bool copy_cases(const std::string &name);
+bool wgmma_cases(const std::string &name);
 
 }  // namespace bench

@@ -12,7 +12,7 @@ struct Copies : Block {
     for (int i = 0; i < 4096; i++) source[i] = uint8_t(random_int(0, 255)), memory.bytes[i] = 0x11;
   }
   // Lane l copies to `to` + bytes * l.
-  void issue(const std::string& opcode, uint32_t to, int bytes, int count = -1, int warp = 0, uint32_t active = ~0u) {
+  void issue(const std::string &opcode, uint32_t to, int bytes, int count = -1, int warp = 0, uint32_t active = ~0u) {
     std::vector<Register> in(3, same(bytes));
     for (int lane = 0; lane < 32; lane++) {
       in[0][lane] = to + bytes * lane;
@@ -23,7 +23,7 @@ struct Copies : Block {
   }
   void wait(int left, int warp = 0) { run("cp.async.wait_group", {same(left)}, warp); }
   // The bytes from `from` on: those of the source, up to `count` of every `bytes`, then zeros.
-  void check(uint32_t from, int bytes, int count, const char* what) {
+  void check(uint32_t from, int bytes, int count, const char *what) {
     for (int i = 0; i < 32 * bytes; i++)
       expect(memory.bytes[from + i] == (i % bytes < count ? source[from + i] : 0), what, memory.bytes[from + i],
              source[from + i]);
@@ -114,7 +114,7 @@ void mistakes() {
 
 }  // namespace
 
-bool copy_cases(const std::string& name) {
+bool copy_cases(const std::string &name) {
   if (name == "copies") return landing(), groups(), true;
   if (name == "copy_mistakes") return mistakes(), true;
   return false;

@@ -60,7 +60,7 @@ void wraps() {  // sums of s32 wrap; with .satfinite they do not
 }
 
 void half_table() {
-  const float* values = half_values();
+  const float *values = half_values();
   expect(values[0x3c00] == 1 && values[0xc000] == -2 && values[1] == std::ldexp(1.0f, -24), "halves");
   expect(values[0x7bff] == 65504 && std::isinf(values[0xfc00]) && values[0xfc00] < 0 && std::isnan(values[0x7e00]),
          "halves");
@@ -72,7 +72,7 @@ void half_table() {
 void ldmatrix() {
   Block block(8192);
   for (size_t i = 0; i < block.memory.bytes.size(); i++) block.memory.bytes[i] = uint8_t(random_int(0, 255));
-  const std::vector<uint8_t>& bytes = block.memory.bytes;
+  const std::vector<uint8_t> &bytes = block.memory.bytes;
   for (int matrices : {1, 2, 4})
     for (bool trans : {false, true}) {
       const std::string opcode =
@@ -159,7 +159,7 @@ void wmma(bool bytes, bool a_rows, bool b_rows) {
 
 }  // namespace
 
-bool tensor_cases(const std::string& name) {
+bool tensor_cases(const std::string &name) {
   if (name == "mma") return half_table(), mma(false), mma(true), wraps(), true;
   if (name == "ldmatrix") return ldmatrix(), true;
   if (name != "wmma") return false;

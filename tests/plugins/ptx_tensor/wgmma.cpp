@@ -28,7 +28,7 @@ struct Layout {
     return uint64_t(pattern + 32 * step) >> 4 | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
            uint64_t(base) << 49 | uint64_t(mode) << 62;
   }
-  void put(Plain& memory, const Values& matrix, bool columns) const {
+  void put(Plain &memory, const Values &matrix, bool columns) const {
     const int rows = columns ? matrix.columns : matrix.rows, depth = columns ? matrix.rows : matrix.columns;
     for (int row = 0; row < rows; row++)
       for (int k = 0; k < depth; k++) {
@@ -43,7 +43,7 @@ struct Group : Block {
   int n;
   std::vector<Register> sums[4];
   Group(bool bytes, int n) : Block(65536), bytes(bytes), n(n) {
-    for (auto& one : sums) one.assign(n / 2, same(0));
+    for (auto &one : sums) one.assign(n / 2, same(0));
   }
   std::string opcode() const {
     return "wgmma.mma_async.sync.aligned.m64n" + std::to_string(n) + (bytes ? "k32.s32.s8.s8" : "k16.f32.f16.f16");
@@ -54,7 +54,7 @@ struct Group : Block {
       for (int value : {sign_a, sign_b, 0, trans}) in.push_back(same(uint32_t(value)));
     run(opcode(), sums[warp], in, warp);
   }
-  void all(const std::string& opcode) {
+  void all(const std::string &opcode) {
     for (int warp = 0; warp < 4; warp++) run(opcode, {}, warp);
   }
   void wait(int left) {
@@ -81,8 +81,8 @@ void products(bool bytes, int mode, int mode_b, int n, uint32_t base = 0) {
   const Values left(64, k * steps, bytes), right(k * steps, n, bytes);
   a.put(group.memory, left, false);
   b.put(group.memory, right, true);
-  for (auto& registers : group.sums)
-    for (auto& one : registers) one = same(sum_bits(5, bytes));
+  for (auto &registers : group.sums)
+    for (auto &one : registers) one = same(sum_bits(5, bytes));
   group.all(FENCE);
   for (int warp : {2, 0, 3, 1})
     for (int step = 0; step < steps; step++) group.multiply(warp, a.descriptor(step), b.descriptor(step));
@@ -125,58 +125,58 @@ struct Ready : Group {
 
 void order_mistakes() {
   mistake(719, "no wgmma.fence", [] { Ready(false).issue(); });
-  const auto after = [](const std::function<void(Ready&)>& first, const std::function<void(Ready&)>& then,
-                        const std::string& words) {
+  const auto after = [](const std::function<void(Ready &)> &first, const std::function<void(Ready &)> &then,
+                        const std::string &words) {
     Ready group;
     first(group);
     if (words.empty()) return then(group);
     mistake(719, words, [&] { then(group); });
   };
-  const auto issue = [](Ready& group) { group.issue(); };
+  const auto issue = [](Ready &group) { group.issue(); };
   const std::string proxy = "without a fence.proxy.async";
   // Stores and copies that were not fenced by the thread that wrote them.
-  after([](Ready& g) { g.async.wrote_shared(70, 4096 + 20, 4); }, issue, proxy);
-  after([](Ready& g) { g.async.wrote_shared(70, 4092, 4); }, issue, "");
-  after([](Ready& g) { g.async.wrote_shared(70, 4100, 1), g.run(PROXY, {}, 1); }, issue, proxy);
-  after([](Ready& g) { g.async.wrote_shared(70, 4100, 1), g.run(PROXY, {}, 2); }, issue, "");
-  after([](Ready& g) { g.async.wrote_shared(70, 4100, 1), g.async.wrote_shared(5, 4101, 1), g.run(PROXY, {}, 2); },
+  after([](Ready &g) { g.async.wrote_shared(70, 4096 + 20, 4); }, issue, proxy);
+  after([](Ready &g) { g.async.wrote_shared(70, 4092, 4); }, issue, "");
+  after([](Ready &g) { g.async.wrote_shared(70, 4100, 1), g.run(PROXY, {}, 1); }, issue, proxy);
+  after([](Ready &g) { g.async.wrote_shared(70, 4100, 1), g.run(PROXY, {}, 2); }, issue, "");
+  after([](Ready &g) { g.async.wrote_shared(70, 4100, 1), g.async.wrote_shared(5, 4101, 1), g.run(PROXY, {}, 2); },
         issue, proxy);
-  const auto copy = [](Ready& g) {
+  const auto copy = [](Ready &g) {
     alignas(16) static const uint8_t source[16] = {};
     g.run("cp.async.cg.shared.global", {same(4096), same(uint64_t(source)), same(16)}, 3, 1);
   };
   after(copy, issue, "a copy under way");
-  after([&](Ready& g) { copy(g), g.run("cp.async.wait_all", {}, 3); }, issue, proxy);
-  after([&](Ready& g) { copy(g), g.run("cp.async.wait_all", {}, 3), g.run(PROXY, {}, 3); }, issue, "");
+  after([&](Ready &g) { copy(g), g.run("cp.async.wait_all", {}, 3); }, issue, proxy);
+  after([&](Ready &g) { copy(g), g.run("cp.async.wait_all", {}, 3), g.run(PROXY, {}, 3); }, issue, "");
   // What a product under way uses must stay.
-  const auto started = [](Ready& g) { g.issue_all(), g.all(COMMIT); };
+  const auto started = [](Ready &g) { g.issue_all(), g.all(COMMIT); };
   const std::string changed = "product under way was changed";
-  after(started, [](Ready& g) { g.async.wrote_shared(1, 4096 + 100, 4); }, changed);
-  after(started, [](Ready& g) { g.async.wrote_shared(1, 4096 + 32 * 128, 4); }, "");
+  after(started, [](Ready &g) { g.async.wrote_shared(1, 4096 + 100, 4); }, changed);
+  after(started, [](Ready &g) { g.async.wrote_shared(1, 4096 + 32 * 128, 4); }, "");
   after(started, copy, changed);
-  after(started, [](Ready& g) { g.memory.bytes[4096 + 4000] ^= 1, g.wait(0); }, changed);
-  after([&](Ready& g) { started(g), g.wait(0); }, copy, "");
-  const auto touch = [](Ready& g) { g.sums[0][63][31] = 1; };
-  after(started, [&](Ready& g) { touch(g), g.wait(0); }, "accumulator was changed while");
-  after(started, [&](Ready& g) { touch(g), g.issue(); }, "accumulator was changed while");
-  after([&](Ready& g) { started(g), g.wait(0), touch(g); }, issue, "no wgmma.fence followed");
-  after([&](Ready& g) { started(g), g.wait(0), touch(g), g.all(FENCE); }, issue, "");
-  after([&](Ready& g) { started(g), g.wait(0); }, issue, "");
-  after(started, [](Ready& g) { g.async.finish(); }, "never waited");
-  after([](Ready& g) { g.issue_all(); }, [](Ready& g) { g.wait(0), g.async.finish(); }, "never waited");
+  after(started, [](Ready &g) { g.memory.bytes[4096 + 4000] ^= 1, g.wait(0); }, changed);
+  after([&](Ready &g) { started(g), g.wait(0); }, copy, "");
+  const auto touch = [](Ready &g) { g.sums[0][63][31] = 1; };
+  after(started, [&](Ready &g) { touch(g), g.wait(0); }, "accumulator was changed while");
+  after(started, [&](Ready &g) { touch(g), g.issue(); }, "accumulator was changed while");
+  after([&](Ready &g) { started(g), g.wait(0), touch(g); }, issue, "no wgmma.fence followed");
+  after([&](Ready &g) { started(g), g.wait(0), touch(g), g.all(FENCE); }, issue, "");
+  after([&](Ready &g) { started(g), g.wait(0); }, issue, "");
+  after(started, [](Ready &g) { g.async.finish(); }, "never waited");
+  after([](Ready &g) { g.issue_all(); }, [](Ready &g) { g.wait(0), g.async.finish(); }, "never waited");
   // All four warps execute the same.
-  after(issue, [](Ready& g) { g.multiply(1, PLACE.descriptor(), PLACE.descriptor() + 16); }, "different");
-  after(issue, [](Ready& g) { g.multiply(3, PLACE.descriptor(), PLACE.descriptor(), 0); }, "different");
-  after(issue, [](Ready& g) { g.run(COMMIT, {}, 2); }, "different");
-  after(issue, [](Ready& g) { g.run(WAIT, {same(0)}, 2); }, "different");
-  after([](Ready& g) { g.run(FENCE, {}, 2); }, [](Ready& g) { g.async.finish(); }, "never executed");
+  after(issue, [](Ready &g) { g.multiply(1, PLACE.descriptor(), PLACE.descriptor() + 16); }, "different");
+  after(issue, [](Ready &g) { g.multiply(3, PLACE.descriptor(), PLACE.descriptor(), 0); }, "different");
+  after(issue, [](Ready &g) { g.run(COMMIT, {}, 2); }, "different");
+  after(issue, [](Ready &g) { g.run(WAIT, {same(0)}, 2); }, "different");
+  after([](Ready &g) { g.run(FENCE, {}, 2); }, [](Ready &g) { g.async.finish(); }, "never executed");
   Block small(65536, 96);
   mistake(719, "fewer than four warps", [&] { small.run(FENCE); });
 }
 
 void operand_mistakes() {
   const uint64_t right = PLACE.descriptor();
-  const auto bad = [&](uint64_t a, int status, const std::string& words) {
+  const auto bad = [&](uint64_t a, int status, const std::string &words) {
     Ready group;
     mistake(status, words, [&] { group.multiply(0, a, right); });
   };
@@ -187,7 +187,7 @@ void operand_mistakes() {
   Ready group;
   Register uneven = same(right);
   uneven[7]++;
-  std::vector<Register>& sums = group.sums[0];
+  std::vector<Register> &sums = group.sums[0];
   mistake(719, "differs", [&] { group.run(group.opcode(), sums, {uneven, same(right), same(1)}); });
   Group halves(false, 128);
   halves.all(FENCE);
@@ -195,7 +195,7 @@ void operand_mistakes() {
   mistake(719, "not interpreted", [&] { halves.multiply(0, right, right, 1, 1, 1, 1); });
 }
 
-double microseconds(int times, const std::function<void()>& action) {
+double microseconds(int times, const std::function<void()> &action) {
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < times; i++) action();
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count() / times;
@@ -217,7 +217,7 @@ void speed() {  // printed, judged by nobody
 
 }  // namespace
 
-bool wgmma_cases(const std::string& name) {
+bool wgmma_cases(const std::string &name) {
   if (name == "wgmma_order") return order_mistakes(), true;
   if (name == "wgmma_operands") return operand_mistakes(), true;
   if (name == "speed") return speed(), true;
