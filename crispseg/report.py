@@ -106,8 +106,8 @@ DEFINITIONS = {
     "first_run_ms: the first of these runs",
     "gate": "what the smaller numbers cost on the frames of the gate. With labels: IoU in percent before and after, "
     "drop in points, allowed: limit for mIoU, twice that for boundary IoU, four times for the class that loses most; "
-    "part: the label map that was scored. Without: agreement, percent of the pixels with the class of float, of all frames "
-    "and of the worst one; at most limit percent may differ",
+    "part: the label map that was scored. Without: agreement, percent of the pixels with the class of float, of all "
+    "frames and of the worst one; at most limit percent may differ",
     "layers_in_float": "convolutions and matrix products that stay in float",
     "macs_share": "multiply-adds that are computed in int8 / all",
     "calibration_s": "finding the ranges and writing the int8 networks, s; total_s: with the gate",
