@@ -3,7 +3,8 @@
 Same calls as ``engines/cuda_refiner.py``. Each frame's memory is bound where it lies, so that nothing is copied: an
 execution context for each address, because one whose run lies in a graph keeps its addresses. They share one scratch
 memory: all frames are on one stream, one behind the other. TensorRT has no uint8 for plugins: image, labels and
-confidence are int32 words over the same bytes (tensorrt/strip.py), so nothing is converted either. Not yet run on a device.
+confidence are int32 words over the same bytes (tensorrt/strip.py), so nothing is converted either. Not yet run on
+a device.
 """
 
 from __future__ import annotations
