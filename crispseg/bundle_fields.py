@@ -12,7 +12,11 @@ MAX_TEXT = 200
 
 
 def parse_json(raw: bytes, where: str) -> Any:
-    """Parse UTF-8 JSON strictly: no duplicate keys, no NaN or Infinity, no runaway nesting or numbers."""
+    """Parse UTF-8 JSON strictly: no duplicate keys, no NaN or Infinity, no runaway nesting or numbers.
+
+    Raises:
+        BundleError: it is not; ``where`` is the file that the message names.
+    """
 
     def pairs(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
         out: Dict[str, Any] = {}
@@ -36,7 +40,7 @@ def parse_json(raw: bytes, where: str) -> Any:
 
 
 class Fields:
-    """The fields of one object: unknown and missing ones are errors, each getter checks type and range."""
+    """The fields of one object. BundleErrors: unknown and missing ones; in each getter, a wrong type or range."""
 
     def __init__(self, data: Any, where: str, key: str, allowed: Sequence[str]) -> None:
         self.where = where

@@ -168,7 +168,7 @@ class NativeMaskUNet:
         return y
 
     def residual(self, name: str, x: Rows, t: np.ndarray) -> Rows:
-        """A residual block."""
+        """A residual block at time step ``t`` int64 [count] of each picture."""
         vectors = self._vectors
         y = norm_silu(x, vectors[name + ".in.gamma"], vectors[name + ".in.beta"])
         table = vectors[name + ".time.table"]
@@ -182,17 +182,17 @@ class NativeMaskUNet:
         return self._conv(name + ".conv2", y, residual=skip)
 
     def attention(self, name: str, x: Rows, t: np.ndarray) -> Rows:
-        """Self-attention."""
+        """Self-attention over the pixels of each picture; ``t`` plays no part."""
         y = group_norm(x, self._vectors[name + ".gamma"], self._vectors[name + ".beta"])
         y = attend(self._conv(name + ".qkv", y), self._heads)
         return self._conv(name + ".proj", y, residual=x)
 
     def down(self, name: str, x: Rows, t: np.ndarray) -> Rows:
-        """Convolution with stride 2."""
+        """Convolution with stride 2: half the side; ``t`` plays no part."""
         return self._conv(name, x, stride=2)
 
     def up(self, name: str, x: Rows, t: np.ndarray) -> Rows:
-        """Twice the side, then a convolution."""
+        """Twice the side, then a convolution; ``t`` plays no part."""
         return self._conv(name, x.twice())
 
     def close(self) -> None:

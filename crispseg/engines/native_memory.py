@@ -18,7 +18,7 @@ def aligned(size: int) -> np.ndarray:
 
 
 def shape_only(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """Zeros that take no memory: they stand for a weight that is already packed."""
+    """Zeros of this shape that take no memory: they stand for a weight that is already packed."""
     return np.broadcast_to(np.zeros((), dtype), tuple(shape))
 
 

@@ -54,7 +54,7 @@ class Nodes:
         self._maps = {name: role for node in graph.nodes for role, name in node.outputs.items()}
 
     def begin(self, given: Dict[str, np.ndarray], need: Need, capacity: int) -> None:
-        """Start a frame: checked inputs, what it takes, and the most pixels to refine."""
+        """Start a frame: checked inputs (uint8 image, float32 logits), what it takes, and the most pixels to refine."""
         self._given, self._need, self._capacity = given, need, capacity
         self._pixels.clear()
         self._algorithms.clear()
@@ -106,7 +106,7 @@ class Nodes:
         }
 
     def take(self, name: str) -> np.ndarray:
-        """A new array with an output of the graph."""
+        """A new array with an output of the graph, of as many rows as its level has sites; pixel maps uint8 [H, W]."""
         tensor = self._graph.tensors[name]
         n = self._rows[tensor.level]
         if tensor.kind == "pixels":

@@ -27,7 +27,7 @@ class Store:
         return free.pop() if free else ops.aligned(size)
 
     def give(self, memory: np.ndarray) -> None:
-        """Take bytes back."""
+        """Take back what :meth:`take` gave."""
         self._free.setdefault(len(memory), []).append(memory)
 
     def clear(self) -> None:
@@ -94,14 +94,14 @@ class Grid:
 
     @property
     def same(self) -> np.ndarray:
-        """Neighbours of every pixel, tap ky + 3 kx."""
+        """Neighbours of every pixel, int32 [count * side * side, 9]: tap ky + 3 kx; -1 = none."""
         if self._same is None:
             self._same = self._table(1)
         return self._same
 
     @property
     def down(self) -> np.ndarray:
-        """Neighbours of every second pixel."""
+        """Neighbours of every second pixel of both axes, int32 [count * ceil(side / 2)^2, 9], as :attr:`same`."""
         if self._down is None:
             self._down = self._table(2)
         return self._down
@@ -124,7 +124,7 @@ def norm_silu(x: Rows, gamma: np.ndarray, beta: np.ndarray) -> Rows:
 
 
 def group_norm(x: Rows, gamma: np.ndarray, beta: np.ndarray) -> Rows:
-    """GroupNorm of every picture over its pixels and the channels of a group."""
+    """GroupNorm of every picture over its pixels and the channels of a group; gamma and beta float32 [1, C]."""
     return _normalise(x, gamma, beta, False)
 
 

@@ -57,9 +57,10 @@ class Hop:
     errors: dict[str, float] = field(default_factory=dict)
 
     def tensors(self, order: Iterable[Made], found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
-        """Take in one frame's tensors, in the order in which they are made; the first above tolerance is named.
+        """Take in one frame's tensors by name, of any shape, in the order in which they are made.
 
-        uint8 tensors are class maps and confidences, which ``classes`` compares: a tie may fall either way.
+        The first above tolerance is named. uint8 tensors are class maps and confidences, which ``classes`` compares: a
+        tie may fall either way.
         """
         for made in order:
             if made.tensor not in found or made.tensor not in wanted or made.dtype == "uint8":
@@ -71,12 +72,12 @@ class Hop:
                 self.first_difference = f"{made.tensor} ({made.op} {made.node}): {relative:.2g}"
 
     def classes(self, found: np.ndarray, wanted: np.ndarray) -> None:
-        """Take in one frame's class maps."""
+        """Take in one frame's class maps, integers of one shape; another shape agrees nowhere."""
         agreement = float((found == wanted).mean()) if found.shape == wanted.shape else 0.0
         self.agreement = min(self.agreement, agreement)
 
     def coords(self, found: np.ndarray, wanted: np.ndarray, undecided: Collection[tuple[int, ...]] = ()) -> None:
-        """Take in one frame's active pixels: how many are in one set alone.
+        """Take in one frame's active pixels, int [N, 2] (y, x): how many are in one set alone.
 
         ``undecided``: pixels whose entropy equals the cut to within rounding; they may be in one set alone.
         """

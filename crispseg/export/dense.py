@@ -283,6 +283,9 @@ def share_weights(
 
     Returns:
         (file name -> bytes of the graph, bytes of the weight file).
+
+    Raises:
+        InputError: ``location`` is no plain file name.
     """
     if "/" in location or "\\" in location or location in ("", ".", ".."):
         raise InputError(f"weight file {location!r}: expected a plain file name beside the graphs")

@@ -121,6 +121,7 @@ def batches(
     ``scales`` is the range of random scaling unless the options name one.
 
     Batch ``i`` depends on the seed and ``i`` alone, so a resumed run sees the data that an unbroken one would.
+    Raises what goes wrong in that thread.
     """
     share = np.array([weight for weight, _ in groups])
     share = share / share.sum()

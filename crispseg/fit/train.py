@@ -60,7 +60,7 @@ def prepare(options: FitOptions) -> None:
 
 
 def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The pipeline's own resize of a frame to the base's size (Pillow bilinear, antialiased); uint8 in and out."""
+    """The pipeline's own resize of a frame (Pillow bilinear, antialiased): uint8 [H, W, 3] -> [*size, 3]."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
@@ -74,14 +74,14 @@ def confusion(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
 
 
 def miou(matrix: Tensor) -> float:
-    """Mean IoU in percent over the classes that occur in truth or prediction."""
+    """Mean IoU in percent, of a ``confusion`` matrix, over the classes that occur in truth or prediction."""
     hit = matrix.diag().double()
     union = matrix.sum(0) + matrix.sum(1) - hit
     return float((hit[union > 0] / union[union > 0]).mean() * 100)
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with half-pixel centres: the rule that SmallNet's bundles record."""
+    """[B, C, h, w] -> [B, C, *size], bilinear with half-pixel centres: the rule that SmallNet's bundles record."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 

@@ -74,6 +74,9 @@ def int8_arguments(
     """Arguments of ``cs_sparse_conv_int8``, and arrays that must outlive the call beside those given.
 
     x: rows behind a row of zero (``byte_matrix``); y and the outputs of z: float32 [n_out, cout] or ``Bytes`` to write.
+
+    Raises:
+        InputError: an array of another shape or type, or more than two outputs z.
     """
     a = ConvInt8Arguments()
     c, cout = a.conv, weight.cout

@@ -58,7 +58,11 @@ def submanifold_map(native: Native, coords: np.ndarray, height: int, width: int)
 def down_map(
     native: Native, coords: np.ndarray, height: int, width: int, extent: str = "active"
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sites of the next level int32 [M, 2], down int32 [M, 9], up int32 [N, 9]. extent: "active" or "image"."""
+    """Sites of the next level int32 [M, 2], down int32 [M, 9], up int32 [N, 9]. extent: "active" or "image".
+
+    Raises:
+        InputError: another extent, or coords that are no int32 [N, 2].
+    """
     if extent not in EXTENT:
         raise InputError(f"extent: expected one of {sorted(EXTENT)}, found {extent!r}")
     n = len(array(coords, np.int32, (None, 2), "coords"))
@@ -95,7 +99,11 @@ class Tiles:
 
 
 def winograd_plan(native: Native, coords: np.ndarray, height: int, width: int, side: int = 2) -> Tiles:
-    """Tiles for ``winograd_conv`` from coords int32 [N, 2]; column-major numbers as in ``cs_winograd_plan``."""
+    """Tiles for ``winograd_conv`` from coords int32 [N, 2]; column-major numbers as in ``cs_winograd_plan``.
+
+    Raises:
+        InputError: a side other than 2 and 4, or other coords.
+    """
     if side not in (2, 4):
         raise InputError(f"tile: expected a side of 2 or 4, found {side}")
     n = len(array(coords, np.int32, (None, 2), "coords"))
@@ -179,6 +187,9 @@ def conv_arguments(
     x: [n_in, cin] with a readable row of zeros before row 0 (``feature_matrix``); table: int32 [n_out, K] or None
     (identity); y: [n_out, cout] to write or None; z: up to two (scale, shift, output [n_out, cout]); second: x2
     [n_out, cin2] (``feature_matrix``) and its ``pack_weight`` of [1, cin2, cout], whose product is added.
+
+    Raises:
+        InputError: an array of another shape or type, or more than two outputs z.
     """
     taps, cin, cout = weight.taps, weight.cin, weight.cout
     out = (n_out, cout)

@@ -77,7 +77,7 @@ class CrmEngine:
         self._mean, self._std = np.asarray(info.mean, F32), np.asarray(info.std, F32)
 
     def refine(self, image: np.ndarray, mask: np.ndarray, progress: Progress = None) -> np.ndarray:
-        """See :func:`refine`."""
+        """One mask: :func:`refine` with this engine."""
         return self.turns(image, mask, progress)[-1]
 
     def turns(

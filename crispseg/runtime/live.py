@@ -101,7 +101,7 @@ def is_live(source: str) -> bool:
 
 
 def open_live(source: str) -> Tuple[Callable[[], Optional[np.ndarray]], Callable[[], None], Fraction]:
-    """Open a live source. Returns (read, close, nominal frames a second).
+    """Open a live source. Returns (read, close, nominal frames a second); read gives uint8 [H,W,3] RGB, or None.
 
     ``camera:N`` and GStreamer need OpenCV (EnvironmentMismatch without); streams are read with PyAV over TCP.
     Raises InputError when it cannot be opened.

@@ -59,7 +59,11 @@ class CocoRun:
     def run(
         self, refiner: Any, folder: Path, record: Any, stop: Callable[[], bool], tell: Callable[[float], None]
     ) -> Iterator[int]:
-        """Refine photo by photo; yields how many are done, and calls ``tell`` with that and the share of the next."""
+        """Refine photo by photo; yields how many are done, and calls ``tell`` with that and the share of the next.
+
+        Raises:
+            InputError: SegRefiner in mode semantic, or a photo that cannot be read.
+        """
         if refiner.mode != "instance":
             raise InputError("COCO results: expected --mode instance, found %s; give it" % refiner.mode)
         for done, (path, indices) in enumerate(self.images):

@@ -10,7 +10,7 @@ Box = Tuple[int, int, int, int]  # x0, y0, x1, y1; the ends are exclusive
 
 
 def nearest_index(given: int, wanted: int) -> np.ndarray:
-    """For each of ``wanted`` cells the source among ``given``: floor(i * given / wanted), the ratio in float32."""
+    """Int64 [wanted], the source of each cell among ``given``: floor(i * given / wanted), the ratio in float32."""
     ratio = np.float32(given) / np.float32(wanted)
     index = np.floor(np.arange(wanted, dtype=np.float32) * ratio).astype(np.int64)
     return np.minimum(index, given - 1)

@@ -15,7 +15,7 @@ class Windows(NamedTuple):
 
 
 def centres(cells: int, length: int) -> np.ndarray:
-    """Pixel of every cell of a grid: trunc(i * length / cells) in float32."""
+    """Int64 [cells], the pixel of every cell of a grid: trunc(i * length / cells) in float32."""
     return (np.arange(cells, dtype=np.float32) * np.float32(length / cells)).astype(np.int64)
 
 

@@ -66,7 +66,7 @@ def decorate(
     active: Optional[np.ndarray] = None,
     legend: Optional[Sequence[ClassInfo]] = None,
 ) -> np.ndarray:
-    """Outline and legend of :func:`blend` on a picture that is blended already; it is written to."""
+    """Outline and legend of :func:`blend` on a picture uint8 [H, W, 3] that is blended already; it is written to."""
     if active is not None:
         out[outline(active)] = _OUTLINE
     if legend:
@@ -88,7 +88,7 @@ def outline(active: np.ndarray) -> np.ndarray:
 
 
 def draw_legend(image: np.ndarray, classes: Sequence[ClassInfo]) -> np.ndarray:
-    """Draw names and colours into the top left corner; returns a new array."""
+    """Draw names and colours into the top left corner of uint8 [H, W, 3]; returns a new array."""
     from PIL import Image, ImageDraw, ImageFont
 
     size = max(10, image.shape[0] // 45)

@@ -24,7 +24,7 @@ class Sampled(NamedTuple):
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """Float32 logistic function that neither overflows nor warns."""
+    """Logistic function of float32 of any shape that neither overflows nor warns."""
     small = np.exp(-np.abs(x))
     return (np.where(x >= 0, np.float32(1), small) / (1 + small)).astype(np.float32)
 

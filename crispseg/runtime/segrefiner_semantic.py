@@ -81,7 +81,10 @@ def refine_semantic(
 
 
 def global_steps(network: Network, photo: np.ndarray, mask: np.ndarray, info: SegRefinerInfo, draw: Draw) -> Sampled:
-    """All steps but the cleanest on the picture resized to the network's input (nearest, aspect not kept)."""
+    """All steps but the cleanest on the picture resized to the network's input (nearest, aspect not kept).
+
+    ``photo``: uint8 [H, W, 3] RGB; ``mask``: float32 [H, W] in 0..1. Returns the result at the network's size.
+    """
     size = info.size
     image = normalised(resize_nearest(photo, size, size), info.mean, info.std).transpose(2, 0, 1)[None]
     coarse = resize_nearest(mask, size, size)[None, None]

@@ -41,7 +41,7 @@ class LevelMaps:
 
 
 def coords_of(mask: Tensor) -> Tensor:
-    """Sites of a boolean mask [B, H, W]: long [N, 3] of (b, y, x) in raster order."""
+    """Sites of a boolean mask [B, H, W]: long [N, 3] of (b, y, x) in raster order. ValueError: another mask."""
     if mask.dim() != 3 or mask.dtype != torch.bool:
         raise ValueError(f"mask: expected bool [B,H,W], found {mask.dtype} {list(mask.shape)}")
     return mask.nonzero()
@@ -108,6 +108,9 @@ def down_map(coords: Tensor, size: Size, extent: str = "active") -> tuple[Tensor
     Returns:
         coords' long [M, 3] on the grid ``coarser(size)``, down long [M, 9], up long [N, 9]. Tap k of `down` at site
         o reads the site 2o + k; `up` is its transpose.
+
+    Raises:
+        ValueError: another extent.
     """
     if extent not in EXTENTS:
         raise ValueError(f"extent: expected one of {EXTENTS}, found {extent!r}")

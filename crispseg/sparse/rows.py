@@ -35,6 +35,9 @@ def normalised(image: Tensor, channel_order: str, mean: Sequence[float], std: Se
     """Colours uint8 [..., 3] in RGB order -> float32 [..., 3], (value - mean) / std in the network's channel order.
 
     With "bgr" output channel c is image channel 2 - c; mean and std always belong to the output channel.
+
+    Raises:
+        ValueError: another channel order.
     """
     if channel_order not in ("rgb", "bgr"):
         raise ValueError(f"channel_order: expected 'rgb' or 'bgr', found {channel_order!r}")
@@ -66,6 +69,9 @@ def pixel_features(
         channel_order: of the network, "rgb" or "bgr".
         mean: 3 values in 0..255, by output channel.
         std: 3 values in 0..255, by output channel.
+
+    Raises:
+        ValueError: a feature that needs the logits, without them.
     """
     b, y, x = coords.long().unbind(1)
     columns = []

@@ -37,7 +37,7 @@ class Selection:
 
 
 def entropy(logits: Tensor, dim: int = -1) -> Tensor:
-    """Entropy of softmax(logits) along `dim`, in nats. Only the argument of the logarithm is clamped, at 1e-5."""
+    """Entropy of softmax(logits) along `dim`, which goes; nats. Only the logarithm's argument is clamped, at 1e-5."""
     p = logits.softmax(dim)
     return -(p * p.clamp(min=_LEAST).log()).sum(dim)
 

@@ -40,12 +40,12 @@ class Graph:
         return node if node is not None and is_op(node, "SparseConv2d") and node.output[0] == name else None
 
     def array(self, name: str) -> np.ndarray | None:
-        """Value of an initialiser, None for anything else."""
+        """Value of an initialiser in its own shape and type, None for anything else."""
         tensor = self.initializers.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def add_initializer(self, name: str, value: np.ndarray) -> str:
-        """Add a float32 initialiser under ``name``, or under ``name`` and a number when that is taken."""
+        """Add an array as float32 under ``name``, or ``name`` and a number when that is taken; returns the name."""
         unique, i = name, 1
         while unique in self.taken:
             unique, i = f"{name}_{i}", i + 1
@@ -67,7 +67,7 @@ def is_op(node: NodeProto, name: str) -> bool:
 
 
 def role_of(node: NodeProto, role: str) -> str:
-    """Tensor connected to an input role of a crispseg node, "" when there is none."""
+    """Tensor connected to an input role of a crispseg node, "" when there is none. KeyError: no such role."""
     for i, record in enumerate(BY_NAME[node.op_type].inputs):
         if record.name == role:
             return node.input[i] if i < len(node.input) else ""
@@ -75,7 +75,7 @@ def role_of(node: NodeProto, role: str) -> str:
 
 
 def connect(node: NodeProto, role: str, name: str) -> None:
-    """Connect an input role of a crispseg node, with "" for the optional ones before it."""
+    """Connect an input role of a crispseg node, with "" for the optional ones before it. KeyError: no such role."""
     for i, record in enumerate(BY_NAME[node.op_type].inputs):
         if record.name == role:
             while len(node.input) <= i:

@@ -72,7 +72,7 @@ class Mask2FormerHead(nn.Module):
         return self.predictions(maps)[-1]
 
     def predictions(self, maps: list[Tensor]) -> list[Prediction]:
-        """What ``forward`` returns, before the first layer and after each.
+        """What ``forward`` returns for the same four maps, before the first layer and after each.
 
         An exported graph saves products. Only its last masks are whole: the others say where the next layer may look,
         and are made at the size of that layer's map, from features of that size. And the 1x1 convolution before the

@@ -85,7 +85,7 @@ class Fusion(nn.Module):
         )
 
     def branches(self, first: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """64, 64 and 128 channels, each at the size of its input."""
+        """Maps of 64, 256 and 1024 channels -> 64, 64 and 128 channels, each [N,C,h,w] at the size of its input."""
         return (
             F.relu(self.bn1_128(self.aspp1_128(first))),
             F.relu(self.bn1_256(self.aspp1_256(second))),

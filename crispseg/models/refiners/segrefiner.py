@@ -65,7 +65,11 @@ class SegRefiner(nn.Module):
         return 2 ** (len(self.config.multipliers) - 1)
 
     def forward(self, image: Tensor, t: Tensor, probe: Optional[Probe] = None) -> Tensor:
-        """Logits float [N, 1, H, W] of normalised [RGB, mask] float [N, 4, H, W] at time steps int64 [N]."""
+        """Logits float [N, 1, H, W] of normalised [RGB, mask] float [N, 4, H, W] at time steps int64 [N].
+
+        Raises:
+            ValueError: the image has another shape.
+        """
         if image.dim() != 4 or image.shape[1] != 4 or image.shape[2] % self.stride or image.shape[3] % self.stride:
             raise ValueError(
                 f"image: expected [N,4,H,W] with sides a multiple of {self.stride}, found {list(image.shape)}"

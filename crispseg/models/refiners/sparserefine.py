@@ -178,7 +178,7 @@ class GatedEnsembler(nn.Module):
         self.fuser = nn.Sequential(nn.Linear(num_classes, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, num_classes))
 
     def weights(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(w1, b1, w2, b2) of the gate and (w3, b3, w4, b4) of the fuser."""
+        """(w1, b1, w2, b2) of the gate and (w3, b3, w4, b4) of the fuser: w [out, in], b [out]."""
 
         def layers(net: Any) -> tuple[Tensor, ...]:
             return net[0].weight, net[0].bias, net[2].weight, net[2].bias
@@ -290,6 +290,9 @@ class SparseRefiner(nn.Module):
             image: uint8 [B, H, W, 3], RGB.
             logits: float [B, C, h, w] of the base, at its own stride or at full size.
             mask: bool [B, H, W], the pixels to refine; the selector's when None. Training may pass a subset.
+
+        Raises:
+            ValueError: shapes that do not fit.
         """
         size = image_size(image)
         if logits.dim() != 4 or logits.shape[:2] != (image.shape[0], self.config.num_classes):
