@@ -35,6 +35,7 @@ _COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique
 # What a GPU has too: no rule about the types of pointers that is enforced, and one rounding an operation.
 _KERNEL = ["-DCS_EMULATE", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-unused-variable"]
 _KERNEL += ["-Wno-unused-parameter", f"-I{HERE}", f"-I{CUDA / 'kernels'}", "-x", "c++"]
+_PTX = ("-O3", "-ffp-contract=off", "-fno-trapping-math")  # the interpreter (ptx/): loops over 32 lanes
 
 
 def compiler() -> list[str]:
@@ -106,6 +107,7 @@ def driver(flags: tuple[str, ...] = ()) -> Path:
         objects = [
             _object(folder, source, flags) for source in sorted(HERE.glob("*.cpp")) if source.name != "image.cpp"
         ]
+        objects += [_object(folder, source, (*_PTX, *flags)) for source in sorted((HERE / "ptx").glob("*.cpp"))]
         return _shared(folder, "libcuda_emulated.so", objects)
 
 

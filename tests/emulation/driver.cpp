@@ -1,6 +1,4 @@
-// The emulated driver: initialisation, the one device, its context, modules, kernels. Test hooks: cs_emu_*.
-#include <dlfcn.h>
-
+// The emulated driver: initialisation, the one device, its context. Test hooks: cs_emu_*.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -22,21 +20,20 @@ Enter::Enter(bool needs_context) : lock(state().mutex) {
                                                                                : ok;
 }
 
-namespace {
-
-int context_object;
-void *const the_context = &context_object;
-constexpr char image_mark[] = "// emulated kernels\n";
-
 int shared_optin() {
   switch (state().capability) {
     case 72: return 96 << 10;
     case 75: return 64 << 10;
     case 80: case 87: return 163 << 10;
-    case 86: case 89: return 99 << 10;
+    case 86: case 89: case 120: case 121: return 99 << 10;
     default: return 227 << 10;
   }
 }
+
+namespace {
+
+int context_object;
+void *const the_context = &context_object;
 
 struct Error {
   int status;
@@ -56,6 +53,7 @@ const Error errors[] = {
     {not_ready, "CUDA_ERROR_NOT_READY", "device not ready"},
     {error_illegal_address, "CUDA_ERROR_ILLEGAL_ADDRESS", nullptr},
     {launch_out_of_resources, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
+    {error_misaligned, "CUDA_ERROR_MISALIGNED_ADDRESS", nullptr},
     {error_launch_failed, "CUDA_ERROR_LAUNCH_FAILED", nullptr},
     {not_supported, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {capture_unsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
@@ -78,11 +76,6 @@ const Error *find_error(int status) {
   for (const Error &e : errors)
     if (e.status == status) return &e;
   return nullptr;
-}
-
-Function *find_function(void *handle) {
-  auto it = state().functions.find(static_cast<Function *>(handle));
-  return it == state().functions.end() || !it->first->module->loaded ? nullptr : it->first;
 }
 
 }  // namespace
@@ -238,122 +231,6 @@ EXPORT CUresult cuCtxSynchronize() {
   if (status) return status;
   drain(false);
   return take_pending();
-}
-
-// An image is a text: the mark, then the path of a shared library made of kernels by g++ (tests/emulation/__init__.py).
-EXPORT CUresult cuModuleLoadData(void **out, const void *data) {
-  ENTER;
-  const int status = unsafe_in_capture();
-  if (status) return status;
-  const char *text = static_cast<const char *>(data);
-  if (!text || !out || std::strncmp(text, image_mark, sizeof image_mark - 1)) return invalid_image;
-  text += sizeof image_mark - 1;
-  const std::string path(text, std::strcspn(text, "\n"));
-  void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!library) {
-    std::fprintf(stderr, "emulated driver: %s\n", dlerror());
-    return invalid_image;
-  }
-  const Image *image = static_cast<const Image *>(dlsym(library, "cs_emu_image"));
-  if (!image || image->version != runtime_version) return invalid_image;
-  *image->runtime = runtime_table();
-  auto module = std::make_unique<Module>(Module{library, image, true});
-  *out = module.get();
-  state().modules[module.get()] = std::move(module);
-  return ok;
-}
-EXPORT CUresult cuModuleUnload(void *handle) {
-  ENTER;
-  auto it = state().modules.find(static_cast<Module *>(handle));
-  if (it == state().modules.end() || !it->first->loaded) return invalid_handle;
-  const int status = unsafe_in_capture();
-  if (status) return status;
-  drain(false);
-  it->first->loaded = false;  // the library stays: graphs may still name its kernels
-  return ok;
-}
-EXPORT CUresult cuModuleGetFunction(void **out, void *handle, const char *name) {
-  ENTER;
-  auto it = state().modules.find(static_cast<Module *>(handle));
-  if (it == state().modules.end() || !it->first->loaded) return invalid_handle;
-  if (!out || !name || !*name) return invalid_value;
-  const Image *image = it->first->image;
-  for (int i = 0; i < image->count; ++i) {
-    const Kernel &kernel = image->kernels[i];
-    if (!kernel.present || kernel.capability > state().capability || std::strcmp(kernel.name, name)) continue;
-    auto function = std::make_unique<Function>(Function{it->first, &kernel});
-    *out = function.get();
-    state().functions[function.get()] = std::move(function);
-    return ok;
-  }
-  return not_found;
-}
-
-EXPORT CUresult cuFuncGetAttribute(int *value, int attribute, void *handle) {
-  ENTER;
-  Function *function = find_function(handle);
-  if (!function) return invalid_handle;
-  if (!value || attribute < 0 || attribute > 9) return invalid_value;
-  // Registers, static shared and local memory are not known here: 0.
-  *value = attribute == 0 ? function->kernel->threads
-           : attribute == 5 || attribute == 6 ? state().capability
-           : attribute == 8 ? function->dynamic_limit
-                            : 0;
-  return ok;
-}
-EXPORT CUresult cuFuncSetAttribute(void *handle, int attribute, int value) {
-  ENTER;
-  Function *function = find_function(handle);
-  if (!function) return invalid_handle;
-  if (attribute != 8 && attribute != 9) return invalid_value;
-  if (attribute == 8 && (value < 0 || value > shared_optin())) return invalid_value;
-  if (attribute == 8) function->dynamic_limit = value;
-  return ok;
-}
-EXPORT CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *handle, int threads, size_t shared) {
-  ENTER;
-  Function *function = find_function(handle);
-  if (!function) return invalid_handle;
-  if (!blocks || threads < 1) return invalid_value;
-  const int by_threads = 2048 / ((threads + 31) / 32 * 32),
-            by_shared = (shared_optin() + 1024) / static_cast<int>(shared + 1024);
-  *blocks = threads > function->kernel->threads || shared > static_cast<size_t>(function->dynamic_limit) ? 0
-            : by_threads < by_shared ? by_threads : by_shared;
-  return ok;
-}
-
-EXPORT CUresult cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                               unsigned bz, unsigned shared, void *stream_handle, void **parameters, void **extra) {
-  ENTER;
-  Function *function = find_function(handle);
-  Stream *stream = find_stream(stream_handle);
-  if (!function || !stream) return invalid_handle;
-  const uint64_t count = static_cast<uint64_t>(bx) * by * bz;
-  if (extra || !gx || !gy || !gz || !count || gx > 2147483647u || gy > 65535 || gz > 65535 || bx > 1024 || by > 1024 ||
-      bz > 64 || count > 1024 || shared > static_cast<unsigned>(function->dynamic_limit) ||
-      (function->kernel->arguments && !parameters))
-    return invalid_value;
-  if (count > static_cast<uint64_t>(function->kernel->threads)) return launch_out_of_resources;
-  // The arguments are copied now, as the real driver does.
-  const Kernel *kernel = function->kernel;
-  auto values = std::make_shared<std::vector<std::vector<unsigned char>>>();
-  for (int i = 0; i < kernel->arguments; ++i) {
-    const unsigned char *p = static_cast<const unsigned char *>(parameters[i]);
-    values->emplace_back(p, p + kernel->sizes[i]);
-  }
-  const Image *image = function->module->image;
-  return enqueue(stream, Node{kernel->name, [=] {
-    std::vector<void *> arguments;
-    for (auto &value : *values) arguments.push_back(value.data());  // new keeps them aligned for any type
-    arguments.push_back(nullptr);
-    ++state().launches;
-    const Failure failure = execute(Launch{image, kernel, {gx, gy, gz}, {bx, by, bz}, shared,
-                                           static_cast<size_t>(shared_optin()), arguments.data()});
-    if (failure.status) return fail_work(failure.status, failure.text);
-    const std::string damage = check_guards();
-    if (!damage.empty()) return fail_work(error_illegal_address, std::string("kernel ") + kernel->name + ": " + damage);
-    return 0;
-  }});
 }
 
 // ---- test hooks ----

@@ -350,6 +350,11 @@ void set_order(Order new_order, uint64_t new_seed) {
   seed = new_seed;
 }
 
+void get_order(Order *the_order, uint64_t *the_seed) {
+  *the_order = order;
+  *the_seed = seed;
+}
+
 const Runtime *runtime_table() {
   table = {&epoch, barrier, warp_collective, spin, touch_shared, dynamic_shared, trap};
   return &table;

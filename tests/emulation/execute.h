@@ -24,6 +24,7 @@ struct Launch {
 
 // Order of blocks, and of threads inside a block. A result that depends on it is a missing barrier or a race.
 void set_order(Order order, uint64_t seed);
+void get_order(Order *order, uint64_t *seed);
 Failure execute(const Launch &launch);
 const Runtime *runtime_table();
 

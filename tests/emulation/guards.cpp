@@ -25,6 +25,7 @@ struct Allocation {
 
 std::map<uintptr_t, Allocation> device, host;
 size_t used;
+uint64_t version;
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -76,6 +77,11 @@ size_t memory_total() {
   return total;
 }
 size_t memory_used() { return used; }
+uint64_t allocations_version() { return version; }
+void each_allocation(void (*visit)(uintptr_t begin, size_t bytes)) {
+  for (const auto *all : {&device, &host})
+    for (const auto &entry : *all) visit(entry.first, entry.second.bytes);
+}
 size_t live_allocations() { return device.size(); }
 
 void *device_alloc(size_t bytes) {
@@ -95,6 +101,7 @@ void *device_alloc(size_t bytes) {
   device[reinterpret_cast<uintptr_t>(p)] = {
       static_cast<unsigned char *>(base), body + 2 * moat, bytes, p - front, end, false};
   used += bytes;
+  ++version;
   return p;
 }
 
@@ -106,6 +113,7 @@ int device_free(void *p, std::string *text) {
   used -= it->second.bytes;
   munmap(it->second.base, it->second.mapped);
   device.erase(it);
+  ++version;
   return 0;
 }
 
@@ -116,6 +124,7 @@ void *host_alloc(size_t bytes) {
   if (posix_memalign(&p, page, round_up(bytes, page)) != 0) return nullptr;
   poison(p, bytes);
   host[reinterpret_cast<uintptr_t>(p)] = {static_cast<unsigned char *>(p), 0, bytes, nullptr, nullptr, false};
+  ++version;
   return p;
 }
 
@@ -124,6 +133,7 @@ int host_free(void *p) {
   if (it == host.end()) return 1;
   std::free(p);
   host.erase(it);
+  ++version;
   return 0;
 }
 

@@ -19,6 +19,9 @@ bool is_pinned(const void *p, size_t bytes);
 std::string check_guards();
 // "3 bytes past the end of an allocation of 128 bytes" or the like.
 std::string describe_address(const void *p);
+// What kernels may access: device and page-locked memory. The version is another one when that has changed.
+uint64_t allocations_version();
+void each_allocation(void (*visit)(uintptr_t begin, size_t bytes));
 size_t memory_total();
 size_t memory_used();
 size_t live_allocations();

@@ -17,6 +17,11 @@
 
 namespace cs_emu {
 
+namespace ptx {
+struct Module;
+struct Function;
+}  // namespace ptx
+
 typedef int CUresult;
 typedef uint64_t CUdeviceptr;
 
@@ -34,6 +39,7 @@ enum : int {
   not_ready = 600,
   error_illegal_address = 700,
   launch_out_of_resources = 701,
+  error_misaligned = 716,
   error_launch_failed = 719,
   not_supported = 801,
   capture_unsupported = 900,
@@ -109,12 +115,16 @@ struct Module {
   void *library;
   const Image *image;
   bool loaded;
+  std::shared_ptr<ptx::Module> ptx;  // instead of library and image
 };
 
 struct Function {
-  Module *module;
-  const Kernel *kernel;
+  Module *module = nullptr;
+  const Kernel *kernel = nullptr;
   int dynamic_limit = 48 * 1024;
+  const ptx::Function *ptx = nullptr;  // kernel is `own` then
+  Kernel own{};
+  std::vector<unsigned short> sizes;
 };
 
 struct State {
@@ -138,6 +148,7 @@ struct State {
 };
 
 State &state();
+int shared_optin();  // bytes of shared memory that a block may have
 extern thread_local std::vector<void *> context_stack;
 
 // Serialises a call and checks that the driver is initialised and (unless told otherwise) has a current context.
