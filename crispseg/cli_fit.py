@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import typer
 
@@ -41,6 +42,12 @@ RESUME = typer.Option(False, "--resume", help="continue the run in -o")
 FIT_OUT = typer.Option(..., "-o", "--out", help="folder for best.pt and last.pt", show_default=False)
 BASE_FILE = typer.Option(None, "--base", help="base checkpoint (refiner only)", show_default=False)
 BASE_NAME = typer.Option("small", "--base-name", help="architecture of --base, see crispseg bases (refiner only)")
+BASE_BUNDLE = typer.Option(
+    None,
+    "--bundle",
+    help="bundle whose base the refiner is for, also your own network; says size, scale and classes (refiner only)",
+    show_default=False,
+)
 INIT = typer.Option(None, "--init", help="checkpoint to start from", show_default=False)
 STRIDE = typer.Option(8, "--stride", help="stride of the logits, 4 or 8 (base only)")
 IOU_WEIGHT = typer.Option(
@@ -73,6 +80,7 @@ def fit(
     classes: str = CLASSES,
     base: Optional[Path] = BASE_FILE,
     base_name: str = BASE_NAME,
+    bundle: Optional[Path] = BASE_BUNDLE,
     init: Optional[Path] = INIT,
     stride: int = STRIDE,
     class_balance: float = BALANCE,
@@ -105,7 +113,7 @@ def fit(
     from crispseg.cli_output import execute
     from crispseg.cli_unused import of_training, refuse_unused
 
-    refuse_unused(context, of_training(what.value))
+    refuse_unused(context, of_training(what.value, bundle is not None))
     if len(images) != len(labels):
         raise InputError(f"expected one --labels for each --images, found {len(labels)} for {len(images)}")
     if (val_images is None) != (val_labels is None):
@@ -117,13 +125,15 @@ def fit(
         from crispseg.fit.options import FitOptions
         from crispseg.report import new_report
 
-        height, width = parse_size(size)
+        frame: Dict[str, Any]
+        if bundle is None:
+            height, width = parse_size(size)
+            frame = {"height": height, "width": width, "num_classes": len(load_classes(classes)), "scale": scale}
+        else:
+            given, frame = open_base(bundle, threads, device)
         options = FitOptions(
             out=out,
-            height=height,
-            width=width,
-            num_classes=len(load_classes(classes)),
-            scale=scale,
+            **frame,
             folders=tuple(zip(images, labels)),
             validation=(val_images, val_labels) if val_images and val_labels else None,
             scenes=scenes,
@@ -153,7 +163,11 @@ def fit(
             extent=extent,
             **levels(planes, repeats, 1),
         )
-        if what is What.refiner:
+        if bundle is not None:
+            from crispseg.fit.refine import fit_refiner
+
+            train: Any = partial(fit_refiner, given=given)
+        elif what is What.refiner:
             from crispseg.fit.refine import fit_refiner as train
         else:
             from crispseg.fit.train import fit_base as train
@@ -169,6 +183,37 @@ def fit(
         return new_report("fit", what=what.value, out=str(out), **train(options, tell))
 
     execute(work, json=json, title="training")
+
+
+def open_base(path: Path, threads: int, device: str) -> Tuple[Any, Dict[str, Any]]:
+    """The base of a bundle in ONNX Runtime, as ``fit_refiner`` takes it, and what the bundle says of frame and classes.
+
+    Raises:
+        BundleError: no bundle of base and refiner. InputError: its base has random weights.
+    """
+    import numpy as np
+
+    from crispseg.bundle import load_bundle
+    from crispseg.engines import ort
+    from crispseg.engines.spec import EngineSpec
+    from crispseg.fit.refine import GivenBase
+    from crispseg.runtime.geometry import resize_image
+    from crispseg.runtime.pipeline import normalise
+
+    bundle = load_bundle(path)
+    net = bundle.base
+    if net.random_weights:
+        raise InputError(f"--bundle {path}: expected a trained base, found random weights; export it with --weights")
+    dense = ort.load(bundle.file(net.file), EngineSpec("onnxruntime", threads=threads))
+
+    def run(image: Any) -> Any:
+        value = np.empty((1, 3, net.height, net.width), np.float32)
+        normalise(resize_image(np.ascontiguousarray(image), net.height, net.width), net, value)
+        return dense.run({"image": value}, ("logits",))["logits"]
+
+    frame = {"height": bundle.height, "width": bundle.width, "num_classes": len(bundle.classes)}
+    scale = net.height / bundle.height
+    return GivenBase(run, net.upsample, device), {**frame, "scale": scale, "bundle": bundle.name}
 
 
 def parse_range(text: Optional[str], option: str) -> Optional[Tuple[float, float]]:

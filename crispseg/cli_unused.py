@@ -19,11 +19,13 @@ BUILD = {
 #: `crispseg fit`: what belongs to one kind of network alone.
 FIT = {
     "refiner": (
-        "base", "base_name", "planes", "repeats", "features", "extent", "ensembler", "density", "threshold",
+        "base", "base_name", "bundle", "planes", "repeats", "features", "extent", "ensembler", "density", "threshold",
         "iou_weight", "logit_noise",
     ),
     "base": ("stride",),
 }  # fmt: skip
+#: `crispseg fit refiner --bundle`: what the bundle says itself.
+FIT_BUNDLE = ("base", "base_name", "size", "scale", "classes")
 
 
 def refuse_unused(context: Any, unused: Mapping[str, str]) -> None:
@@ -63,11 +65,15 @@ def of_pictures(saved: Iterable[str]) -> Dict[str, str]:
     return {name: why for name in ("alpha", "outline", "legend")}
 
 
-def of_training(what: str) -> Dict[str, str]:
-    """What crispseg fit cannot use: the options of the other kind of network."""
+def of_training(what: str, bundle: bool = False) -> Dict[str, str]:
+    """What crispseg fit cannot use: the options of the other kind of network, and what a bundle says itself."""
+    said = {name: "expected none with --bundle, which says it, found one" for name in FIT_BUNDLE if bundle}
     return {
-        name: f"belongs to crispseg fit {kind}, found fit {what}"
-        for kind, names in FIT.items()
-        for name in names
-        if kind != what
+        **said,
+        **{
+            name: f"belongs to crispseg fit {kind}, found fit {what}"
+            for kind, names in FIT.items()
+            for name in names
+            if kind != what
+        },
     }

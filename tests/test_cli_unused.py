@@ -62,7 +62,7 @@ def test_refused_options_are_those_of_the_command():
         "latency": [of_backend("cuda"), of_backend("native")],
         "eval": [of_backend("cuda"), of_backend("native")],
         "build": [of_build(backend) for backend in BUILD],
-        "fit": [of_training(what) for what in FIT],
+        "fit": [of_training(what, True) for what in FIT],
     }.items():
         known = {parameter.name for parameter in commands[command].params}
         assert {name for table in tables for name in table} <= known

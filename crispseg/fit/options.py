@@ -46,6 +46,7 @@ class FitOptions:
     # refiner only
     base: Path | None = None
     base_name: str = "small"
+    bundle: str | None = None  # name of the bundle whose base was given, for the record
     planes: tuple[int, ...] = (16, 32, 48, 64, 96)
     repeats: tuple[int, ...] = (1, 1, 1, 1, 1)
     features: tuple[str, ...] = ("rgb",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class FrozenBase:
     def __init__(self, module: nn.Module, info: BaseInfo, options: FitOptions) -> None:
         self.module = module.eval().requires_grad_(False).to(options.device)
         self.info = info
+        self.upsample = info.upsample
         self.scale = options.scale
         self.device = options.device
 
@@ -45,6 +47,23 @@ class FrozenBase:
         return self.module.forward_logits(x).contiguous()  # type: ignore[operator]
 
 
+@dataclass(frozen=True)
+class GivenBase:
+    """A base that somebody else runs, of any origin: ``crispseg fit refiner --bundle`` hands over that of a bundle.
+
+    ``run`` maps a frame uint8 [H,W,3] RGB of any size to float32 logits [1,C,h,w]; ``upsample`` takes them to the
+    frame; ``device`` is where the refiner trains.
+    """
+
+    run: Callable[[np.ndarray], np.ndarray]
+    upsample: str
+    device: str = "cpu"
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """uint8 [B, H, W, 3] RGB -> float32 [B, C, h, w]."""
+        return torch.from_numpy(np.concatenate([self.run(image) for image in images])).to(self.device)
+
+
 def load_base(options: FitOptions) -> FrozenBase:
     """The base called ``options.base_name`` with the weights of ``options.base``, ours or an official checkpoint.
 
@@ -52,7 +71,10 @@ def load_base(options: FitOptions) -> FrozenBase:
         InputError: no checkpoint or an unknown base named. CheckpointError: it does not belong to that base.
     """
     if options.base is None:
-        raise InputError("fit refiner: expected a base checkpoint, found none; give --base, for example of fit base")
+        raise InputError(
+            "fit refiner: expected a base, found none; give --base, for example of fit base, or --bundle for the base "
+            "of a bundle, which may be a network of your own"
+        )
     info = base_info(options.base_name)
     config = load_config(options.base) or None
     module = build_base(info.name, options.num_classes, config, str(options.base))
@@ -63,7 +85,10 @@ def load_base(options: FitOptions) -> FrozenBase:
 def find_threshold(
     base: Callable[[np.ndarray], Tensor], pairs: list[Pair], density: float, rule: str = "bilinear"
 ) -> float:
-    """Entropy (nats) above which ``density`` of the pixels of at most 64 of the frames lie."""
+    """Entropy (nats) above which ``density`` (0..1) of the pixels of at most 64 of the frames lie.
+
+    ``base``: uint8 [1, H, W, 3] -> logits float [1, C, h, w]; ``rule``: how they are enlarged.
+    """
     chosen = pairs[:: max(1, len(pairs) // 64)]
     values = []
     for image, _ in chosen:
@@ -86,8 +111,13 @@ def disturbed(logits: Tensor, sigma: float) -> Tensor:
     return logits + sigma * F.interpolate(noise, size=(h, w), mode="bilinear", align_corners=False)
 
 
-def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
+def fit_refiner(options: FitOptions, report: Report = quiet, given: GivenBase | None = None) -> dict:
     """Trains a refiner; cross-entropy on the ensembled and on the refiner's own logits (SparseRefine, section 4).
+
+    Args:
+        options: the run; ``base`` and ``base_name`` say which base is frozen below the refiner.
+        report: called with one dict a logged step.
+        given: the base itself, instead of the options'.
 
     Returns:
         The record of ``train`` with ``threshold`` and the base's own score added; ``out/best.pt`` holds config and
@@ -97,11 +127,11 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
         InputError, CheckpointError: data, base, device or output cannot be used.
     """
     prepare(options)
-    base = load_base(options)
+    base = given or load_base(options)
     groups, validation = load_data(options)
     threshold = options.threshold
     if threshold is None:
-        threshold = find_threshold(base, groups[0][1], options.density, base.info.upsample)
+        threshold = find_threshold(base, groups[0][1], options.density, base.upsample)
     config = SparseRefineConfig(
         num_classes=options.num_classes,
         planes=options.planes,
@@ -111,7 +141,7 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
         threshold=threshold,
         ensembler=options.ensembler,
         extent=options.extent,
-        upsample=base.info.upsample,
+        upsample=base.upsample,
     )
     module, twin = (SparseRefiner(config).to(options.device) for _ in range(2))
     if options.init is not None:
@@ -129,7 +159,7 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
             return (refined.ye.sum() + refined.yo.sum()) * 0
         value = sum(F.cross_entropy(rows, target, weights, ignore_index=IGNORE) for rows in (refined.ye, refined.yo))
         if options.iou_weight:
-            dense = upsample_logits(logits, (truth.shape[1], truth.shape[2]), base.info.upsample).argmax(1)
+            dense = upsample_logits(logits, (truth.shape[1], truth.shape[2]), base.upsample).argmax(1)
             for known in (truth, near_edges(truth)):
                 value = value + options.iou_weight / 2 * merged_iou_loss(refined.ye, refined.mask, dense, known)
         return torch.as_tensor(value)
@@ -143,7 +173,7 @@ def fit_refiner(options: FitOptions, report: Report = quiet) -> dict:
             logits = base(image[None])
             refined = net.refine(torch.from_numpy(image)[None].to(options.device), logits)  # type: ignore[operator]
             truth = torch.from_numpy(label)
-            labels = upsample_logits(logits, (label.shape[0], label.shape[1]), base.info.upsample)[0].argmax(0).cpu()
+            labels = upsample_logits(logits, (label.shape[0], label.shape[1]), base.upsample)[0].argmax(0).cpu()
             coarse += confusion(labels, truth, options.num_classes)
             labels[refined.mask[0].cpu()] = refined.ye.argmax(1).cpu()
             fine += confusion(labels, truth, options.num_classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
+from crispseg.bundle import load_bundle  # noqa: E402
+from crispseg.cli import main  # noqa: E402
 from crispseg.errors import CheckpointError, InputError  # noqa: E402
 from crispseg.fit.data import batches, class_weights, random_crop, read_pairs  # noqa: E402
 from crispseg.fit.loop import save_atomically  # noqa: E402
@@ -272,3 +275,40 @@ def test_refiner_on_another_base(folders, tmp_path):
     assert load_config(tmp_path / "r" / "best.pt")["upsample"] == "bilinear_corners"
     with pytest.raises(CheckpointError, match=r"sf\.pt"):
         fit_refiner(options(folders, tmp_path / "x", **changes))
+
+
+def test_refiner_on_the_base_of_a_bundle(folders, tmp_path, capsys):
+    """Any network can be a bundle's base; its logits come from ONNX Runtime and are those that PyTorch gives."""
+    fit_base(options(folders, tmp_path / "base", steps=12, lr=3e-3, ema=0.8))
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps(["sky", "ground", "disc"]))
+    size = ["--size", f"{H}x{W}", "--scale", "0.5", "--classes", str(classes)]
+    source = ["small", "--weights", str(tmp_path / "base" / "best.pt"), "--refiner", "none"]
+    assert main(["export", *source, *size, "-o", str(tmp_path / "b")]) == 0
+    data = []
+    for kind in ("", "val-"):
+        data += [f"--{kind}images", str(folders[0]), f"--{kind}labels", str(folders[1])]
+    net = ["--planes", "8,12", "--repeats", "1", "--density", "0.3", "--steps", "1", "--batch", "2", "--threads", "1"]
+    records = []
+    for given in (["--bundle", str(tmp_path / "b")], ["--base", str(tmp_path / "base" / "best.pt"), *size]):
+        capsys.readouterr()
+        assert main(["fit", "refiner", *given, *data, *net, "--json", "-o", str(tmp_path / f"r{len(records)}")]) == 0
+        records.append(json.loads(capsys.readouterr().out))
+    ours, reference = records
+    assert ours["threshold"] == pytest.approx(reference["threshold"], abs=2e-3)
+    assert ours["history"][0]["miou_base"] == pytest.approx(reference["history"][0]["miou_base"], abs=0.2)
+    assert ours["options"]["bundle"] == "small"
+    refiner = ["--refiner-weights", str(tmp_path / "r0" / "best.pt")]
+    assert main(["export", *source[:3], *refiner, *size, "-o", str(tmp_path / "whole")]) == 0
+    made = load_bundle(tmp_path / "whole").refiner
+    assert made.threshold == pytest.approx(ours["threshold"])
+
+
+def test_an_untrained_base_is_no_base_to_refine(tmp_path, capsys):
+    source = ["small", "--random-weights", "--refiner", "none", "--size", "64x96", "--classes", "camvid"]
+    assert main(["export", *source, "-o", str(tmp_path / "b")]) == 0
+    arguments = ["fit", "refiner", "--bundle", str(tmp_path / "b"), "--scenes", "4", "-o", str(tmp_path / "r")]
+    assert main(arguments) == 2
+    assert "expected a trained base, found random weights" in capsys.readouterr().err
+    assert main([*arguments, "--size", "64x96"]) == 2
+    assert "--size: expected none with --bundle" in capsys.readouterr().err
