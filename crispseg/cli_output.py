@@ -207,10 +207,10 @@ def report_failure(error: BaseException, json: bool) -> int:
         _give_up_stdout()
         return 0
     if json and not isinstance(error, Printed):
-        from crispseg.report import to_json
+        from crispseg.report import SCHEMA, to_json
 
         with contextlib.suppress(OSError):
-            print(to_json({"error": found}), flush=True)
+            print(to_json({"schema": SCHEMA, "kind": "error", "error": found}), flush=True)
     try:
         sys.stdout.flush()
     except OSError:

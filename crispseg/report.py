@@ -112,6 +112,8 @@ DEFINITIONS = {
     "macs_share": "multiply-adds that are computed in int8 / all",
     "calibration_s": "finding the ranges and writing the int8 networks, s; total_s: with the gate",
     "found": "pixels above the threshold of uncertainty",
+    "left_out_pixels": "uncertain pixels of a frame that were not refined for want of capacity (found - count): mean "
+    "over the frames, and the most of one",
     "overflow_frames": "frames with more uncertain pixels than the capacity, of which only the most uncertain were "
     "refined",
 }

@@ -94,7 +94,9 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, capsys, tmp_path, monk
 def test_errors_as_json(arguments, capsys):
     assert main([*arguments, "--json"]) == 2
     captured = capsys.readouterr()
-    error = json.loads(captured.out)["error"]
+    document = json.loads(captured.out)
+    assert (document["schema"], document["kind"]) == (1, "error")
+    error = document["error"]
     assert error["exit_code"] == 2
     assert captured.err == f"error: {error['message']}\n"
 

@@ -11,6 +11,7 @@ import numpy as np
 from crispseg.errors import BundleError, InputError
 from crispseg.files import hash_files
 from crispseg.report import new_report
+from crispseg.runtime.budget import left_out, left_out_warnings
 from crispseg.runtime.images import IMAGE_SUFFIXES, natural_key, open_picture, read_image
 
 BOUNDARY_RATIO = 0.02
@@ -43,7 +44,11 @@ class Tally:
         self.pixels = 0
 
     def add(self, predicted: np.ndarray, label: np.ndarray) -> None:
-        """Adds one frame; both uint8 [H,W]. Predictions are below num_classes, labels below it or ignore."""
+        """Adds one frame; both uint8 [H,W]. Predictions are below num_classes, labels below it or ignore.
+
+        Raises:
+            ValueError: maps of different sizes.
+        """
         if predicted.shape != label.shape:
             raise ValueError(f"prediction {predicted.shape} and label map {label.shape} differ in size")
         count = self.num_classes
@@ -161,7 +166,7 @@ def evaluate(
     refine = bundle.refiner is not None or refiner_engine
     wanted = ["base", *(["refined"] if refine else []), *(["baseline"] if baseline else [])]
     tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in wanted}
-    densities, overflowed = [], 0
+    densities, counts, founds = [], [], []
     pipelines: dict = {}
     try:
         # A pipeline's time goes into its base network: one run of it serves both columns.
@@ -181,7 +186,8 @@ def evaluate(
                 if part == "refined":
                     tallies["base"].add(result.base, label)
                     densities.append(100 * float(result.density))
-                    overflowed += int(result.found > result.count)
+                    counts.append(int(result.count))
+                    founds.append(int(result.found))
     finally:
         for pipeline in pipelines.values():
             close = getattr(pipeline, "close", None)
@@ -199,7 +205,7 @@ def evaluate(
         baseline=parts.get("baseline"),
         density=round(float(np.mean(densities)), 4) if densities else None,
         frames=len(pairs),
-        overflow_frames=overflowed,
+        **left_out(counts, founds),
         ignored_pixels=round(100 * (1 - int(base.confusion.sum()) / max(1, base.pixels)), 4),
         boundary_ratio=boundary_ratio,
         base_upsample=bundle.base.upsample,
@@ -217,6 +223,7 @@ def evaluate(
         environment=environment(threads, backend=backend, provider=provider),
         warnings=[
             *(f"the {net} has random weights: these accuracies say nothing" for net in random),
+            *left_out_warnings(counts, founds),
             *bundle_calibration.warnings(bundle, precision),
         ],
     )

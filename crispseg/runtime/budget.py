@@ -137,13 +137,35 @@ def calibrate_on(pipeline: Any, source: Any, bundle: Any, budget_ms: float) -> C
     return calibrate(pipeline, load_frames(None, bundle.height, bundle.width, _SOURCE_FRAMES)[0], budget_ms)
 
 
+def left_out(counts: Sequence[int], founds: Sequence[int]) -> Dict[str, Any]:
+    """Uncertain pixels that the capacity left with the base's label, and the frames with any, for a report."""
+    left = [max(0, found - count) for count, found in zip(counts, founds)]
+    return {
+        "overflow_frames": sum(value > 0 for value in left),
+        "left_out_pixels": {"mean": round(sum(left) / max(1, len(left)), 2), "max": max(left, default=0)},
+    }
+
+
+def left_out_warnings(counts: Sequence[int], founds: Sequence[int]) -> List[str]:
+    """One line about frames over capacity; none when there are none."""
+    cut = left_out(counts, founds)
+    if not cut["overflow_frames"]:
+        return []
+    share = 100.0 * sum(max(0, f - c) for c, f in zip(counts, founds)) / max(1, sum(founds))
+    return [
+        "%d of %d frames had more uncertain pixels than the capacity; only the most uncertain were refined, %.1f %% of "
+        "the uncertain pixels kept the base's label: export with a larger --capacity or a higher --threshold"
+        % (cut["overflow_frames"], len(founds), share)
+    ]
+
+
 def summary(choice: Choice, counts: Sequence[int], founds: Sequence[int], totals_ms: Sequence[float]) -> Dict[str, Any]:
     """What the report says: the choice, the pixels left out (found - count) and the frames above the budget."""
-    left = [found - count for count, found in zip(counts, founds)]
+    cut = left_out(counts, founds)
     return {
         **asdict(choice),
-        "left_out_pixels": {"mean": round(sum(left) / max(1, len(left)), 2), "max": max(left, default=0)},
-        "frames_cut": sum(value > 0 for value in left),
+        "left_out_pixels": cut["left_out_pixels"],
+        "frames_cut": cut["overflow_frames"],
         "frames_over_budget": sum(ms > choice.budget_ms for ms in totals_ms),
         "worst_ms": round(max(totals_ms), 4) if totals_ms else None,
     }

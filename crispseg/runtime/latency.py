@@ -21,7 +21,7 @@ from crispseg.environment import environment, peak_memory_mib, usable_cpus
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.report import new_report, summarise
 from crispseg.runtime import clocks
-from crispseg.runtime.budget import calibrate, require_adjustable, summary
+from crispseg.runtime.budget import calibrate, left_out, left_out_warnings, require_adjustable, summary
 from crispseg.runtime.images import hash_frames
 
 UNSTABLE_PERCENT = 10.0
@@ -39,12 +39,11 @@ class Runs:
     densities: List[float] = field(default_factory=list)
     counts: List[int] = field(default_factory=list)
     founds: List[int] = field(default_factory=list)
-    overflowed: int = 0
     seconds: float = 0.0
     layers: Optional[List[List[Any]]] = None  # of every run, when asked for
 
     def add(self, pipeline: Any, frame: np.ndarray, index: int) -> None:
-        """Runs the pipeline once on frame number ``index`` and keeps its times."""
+        """Runs the pipeline once on ``frame`` uint8 [H,W,3], number ``index``, and keeps its times."""
         cpu, wall = time.process_time(), time.perf_counter()
         result = pipeline.run(frame, want=("labels",))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -56,7 +55,6 @@ class Runs:
         self.densities.append(100 * float(result.density))
         self.counts.append(int(result.count))
         self.founds.append(int(result.found))
-        self.overflowed += int(result.found > result.count)
         if self.layers is not None:
             self.layers.append(pipeline.layers())
 
@@ -213,7 +211,7 @@ def measure(
         "density": round(float(np.mean(runs.densities)), 4),
         "density_range": [round(min(runs.densities), 4), round(max(runs.densities), 4)],
         "count": int(round(float(np.mean(runs.counts)))),
-        "overflow_frames": runs.overflowed,
+        **left_out(runs.counts, runs.founds),
         "peak_memory_mib": peak,
         "coefficient_of_variation": round(runs.variation(), 2),
         "warmup": {
@@ -249,6 +247,7 @@ def measure(
     report["environment"] = {**facts, "load_average_after": load_after}
     on_gpu = backend not in ("native", "onnxruntime") or provider != "CPUExecutionProvider"
     report["warnings"] = _warnings(bundle, runs, facts, threads) + missing
+    report["warnings"] += left_out_warnings(runs.counts, runs.founds) if choice is None else []
     report["warnings"] += bundle_calibration.warnings(bundle, precision)
     report["warnings"] += clocks.warnings(device_before, device_after) if on_gpu else []
     report["warnings"] += _gpu_warnings(runs)
@@ -338,11 +337,6 @@ def _warnings(bundle: Any, runs: Runs, facts: dict, threads: int) -> List[str]:
         texts.append(f"load average {load:.1f} on {cpus} usable CPUs at the start: other programs were running")
     if threads > cpus:
         texts.append(f"{threads} threads on {cpus} usable CPUs: they take turns; use --threads {cpus}")
-    if runs.overflowed:
-        texts.append(
-            f"{runs.overflowed} of {len(runs.frames)} runs had more uncertain pixels than the capacity; only "
-            "the most uncertain were refined"
-        )
     return texts
 
 

@@ -14,7 +14,7 @@ from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import CrispsegError, InputError
 from crispseg.files import hash_files
 from crispseg.report import new_report, summarise, write_json
-from crispseg.runtime.budget import calibrate_on, require_adjustable, summary
+from crispseg.runtime.budget import calibrate_on, left_out, left_out_warnings, require_adjustable, summary
 from crispseg.runtime.frames import Frame, Source, open_source
 from crispseg.runtime.interrupt import Interrupt
 from crispseg.runtime.outputs import Outputs, parse_save, require_opacity
@@ -121,6 +121,7 @@ def run(
             raise
         report = _report(loaded, pipe, frames, outputs, record, backend, threads)
         told = [] if record.interrupted else frames.warnings(record.written)
+        told += left_out_warnings(record.counts, record.founds) if choice is None else []
         if precision == "int8":
             report["calibration"] = bundle_calibration.facts(loaded, precision)
             told += bundle_calibration.warnings(loaded, precision)
@@ -140,7 +141,6 @@ class Record:
         self.densities: List[float] = []
         self.counts: List[int] = []
         self.founds: List[int] = []
-        self.overflow = 0
         self.written = 0
         self.interrupted = False
         self.seconds = 0.0
@@ -157,7 +157,6 @@ class Record:
         self.densities.append(100.0 * result.density)
         self.counts.append(result.count)
         self.founds.append(result.found)
-        self.overflow += int(result.found > result.count)
 
 
 def _stream(
@@ -280,7 +279,7 @@ def _report(
         density=_mean(record.densities),
         density_range=[round(min(record.densities), 4), round(max(record.densities), 4)] if record.counts else None,
         count=_mean(record.counts),
-        overflow_frames=record.overflow,
+        **left_out(record.counts, record.founds),
         stages={name: summarise(record.stages[name]) for name in names},
         peak_memory_mib=peak_memory_mib(),
         pipeline=pipeline.describe(),

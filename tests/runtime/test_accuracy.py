@@ -280,6 +280,9 @@ def test_evaluate_report(data, monkeypatch):
     assert set(report["base"]) >= {"miou", "boundary_iou", "per_class"}
     assert report["baseline"] == report["base"]
     assert (report["density"], report["frames"], report["overflow_frames"]) == (25, 2, 2)
+    assert report["left_out_pixels"] == {"mean": 2, "max": 2}
+    assert "2 of 2 frames" in report["warnings"][0]
+    assert "16.7 % of the uncertain pixels" in report["warnings"][0]
     assert seen[-1] == (2, 2)
     assert {"miou", "boundary_iou", "boundary_ratio", "density"} <= set(report["definitions"])
     assert report["environment"]["python"]

@@ -72,6 +72,7 @@ def test_report(fake):
     assert report["runs"] >= 6
     assert report["throughput_fps"] < 1000
     assert (report["density"], report["count"], report["overflow_frames"]) == (10, 5, report["runs"])
+    assert report["left_out_pixels"] == {"mean": 1, "max": 1}
     assert report["peak_memory_mib"] > 1
     drawn = hashlib.sha256(b"".join(b"32x48\n" + bytes([index]) * (32 * 48 * 3) for index in (0, 25, 50)))
     assert report["input"]["frames_sha256"] == drawn.hexdigest()

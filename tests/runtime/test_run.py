@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -227,6 +228,26 @@ def test_ctrl_c_ends_a_live_source_that_sends_nothing_more(bundle, tmp_path):
         report = run(bundle, "fake", tmp_path / "out", "overlay", pipeline=Slow(inner), opened_source=source)
     assert report["interrupted"]
     assert report["frames"] >= 1
+
+
+def test_pixels_beyond_the_capacity_are_told(bundle, clip, tmp_path):
+    """How many, and that the labels there are the base's."""
+
+    class Cut:
+        """Every frame has 30 uncertain pixels, and room for 20."""
+
+        def __init__(self, inner):
+            self.inner, self.describe = inner, inner.describe
+
+        def run(self, frame, want=("labels",)):
+            return replace(self.inner.run(frame, want), count=20, found=30)
+
+    with open_pipeline(bundle, **ORT) as inner:
+        report = run(bundle, clip, tmp_path / "o", "labels", pipeline=Cut(inner))
+    assert report["overflow_frames"] == 12
+    assert report["left_out_pixels"] == {"mean": 10, "max": 10}
+    assert "12 of 12 frames" in report["warnings"][0]
+    assert "33.3 %" in report["warnings"][0]
 
 
 def test_decode_error_reaches_the_caller(bundle, tmp_path):
