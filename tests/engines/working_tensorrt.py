@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import onnx
-from fake_tensorrt import Behaviour
+from fake_tensorrt_behaviour import Behaviour
 from stripped import Raw, StrippedEngine
 
 from crispseg.engines import cuda, cuda_driver

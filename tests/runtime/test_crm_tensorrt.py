@@ -21,7 +21,8 @@ ort = pytest.importorskip("onnxruntime")
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import fill_crm  # noqa: E402
-from fake_tensorrt import Behaviour, make  # noqa: E402
+from fake_tensorrt import make  # noqa: E402
+from fake_tensorrt_behaviour import Behaviour  # noqa: E402
 from trt_support import Context, Stream, convert  # noqa: E402
 
 from crispseg.bundle_masks import CrmInfo, write_mask_bundle  # noqa: E402
