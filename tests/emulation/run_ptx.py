@@ -130,7 +130,7 @@ def main() -> int:
             part = run(capability, words, 60 * options.minutes, **more)
             whole.add(part)
             for name, text in part.failures.items():
-                print("FAILED %d %s: %s" % (capability, name, text.strip().splitlines()[0][:200] if text else ""))
+                print("FAILED %d %s: %s" % (capability, name, text.strip().splitlines()[0][:200] if text else ""), flush=True)
         counts = "%d passed, %d failed, %d skipped" % (whole.passed, whole.failed, whole.skipped)
         print("capability %d: %s, %.0f s" % (capability, counts, whole.seconds), flush=True)
     if options.json:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(not ptx.wanted(), reason="only kernels that NVRT
 
 ORDERS = ((emulation.FORWARD, 0), (emulation.REVERSE, 0), (emulation.SHUFFLE, 3))
 OTHER = "other numbers"
+UNWRITTEN = "nobody wrote"
 WORDS = 3072
 
 
@@ -107,16 +108,16 @@ PAIRS: List[Pair] = [
     Pair("m_load_16", same, "MISALIGNED"),
     Pair("m_shared_load_16", same, "MISALIGNED"),
     Pair("m_shared_range", same, "ILLEGAL_ADDRESS", shared=512),
-    Pair("m_unwritten", same, "nobody has written"),
-    Pair("m_barrier", other_warp, "race", 64),
+    Pair("m_unwritten", same, UNWRITTEN),
+    Pair("m_barrier", other_warp, f"race|{UNWRITTEN}", 64),
     Pair("m_refill", refilled, "race", 64),
     Pair("m_warp_order", neighbour, "race"),
     Pair("m_missing_lane", fifth, "LAUNCH_FAILED"),
-    Pair("m_source_lane", fifth, "lane"),
-    Pair("m_copy_wait", same, "under way|not landed|waited", capability=80),
-    Pair("m_copy_group", added, "under way|not landed|waited", capability=80),
-    Pair("m_copy_commit", same, "under way|not landed|waited", capability=80),
-    Pair("m_copy_barrier", other_warp, "race|under way", 64, 80),
+    Pair("m_source_lane", fifth, OTHER),
+    Pair("m_copy_wait", same, "under way", capability=80),
+    Pair("m_copy_group", added, "under way", capability=80),
+    Pair("m_copy_commit", same, "under way", capability=80),
+    Pair("m_copy_barrier", other_warp, f"race|under way|{UNWRITTEN}", 64, 80),
     Pair("m_copy_place", same, "MISALIGNED", capability=80),
     Pair("m_matrix_rows", matrices, OTHER, capability=80),
     Pair("m_matrix_place", matrices, "MISALIGNED", capability=80),
@@ -133,10 +134,10 @@ WGMMA_WRONG = {
     "fence": "fence",
     "barrier": "race|fence|changed|barrier",
     "start": "fence",
-    "wait": "under way|wait",
+    "wait": OTHER,
     "overwritten": "changed|overwritten|under way",
     "stride": OTHER,
-    "swizzle": OTHER,
+    "swizzle": "pattern",
     "place": OTHER,
 }
 

@@ -176,7 +176,8 @@ MISTAKE(m_copy_place)
 
 // ---- ldmatrix: 32 rows of 16 bytes, row r = words 4 r ..; thread l gets words of rows 8 i + l / 4 ----
 CS_DEVICE SharedAddress rows_of(const unsigned *in, unsigned *tile, int row) {
-  for (int i = 0; i < 4; ++i) tile[4 * threadIdx.x + i] = in[4 * threadIdx.x + i];
+  const int other = 4 * (threadIdx.x ^ 1);
+  for (int i = 0; i < 4; ++i) tile[other + i] = in[other + i];
   return shared_address(tile + 4 * row);
 }
 template <bool WRONG> CS_DEVICE void m_matrix_rows(const unsigned *in, unsigned *out) {
