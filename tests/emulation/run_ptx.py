@@ -114,25 +114,40 @@ def files() -> List[Path]:
     return [path for pattern in FILES for path in sorted(TESTS.glob(pattern))]
 
 
+def summary(outcome: Outcome) -> str:
+    """Counts and seconds in words."""
+    counts = (outcome.passed, outcome.failed, outcome.skipped, outcome.seconds)
+    return "%d passed, %d failed, %d skipped, %.0f s" % counts
+
+
+def reason(text: str) -> str:
+    """The line of a failure that says most."""
+    lines = text.strip().splitlines() or [""]
+    return next((line[1:].strip() for line in lines if line.startswith("E ")), lines[0])[:400]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capability", default=",".join(map(str, CAPABILITIES)), help="these, comma between")
     parser.add_argument("--json", type=Path, help="write counts, failures and times there")
     parser.add_argument("--minutes", type=float, default=60.0, help="most time for one file")
     parser.add_argument("--order", default="", help="forward, reverse, or the seed of a shuffle of blocks and threads")
+    parser.add_argument("--slow", action="store_true", help="also the tests that are marked slow")
     parser.add_argument("words", nargs="*", metavar="-- arguments of pytest", help="in place of the test files")
     options = parser.parse_args()
     more = {"CRISPSEG_EMULATION_ORDER": options.order} if options.order else {}
+    kinds = "not gpu" if options.slow else "not gpu and not slow"
     results: Dict[str, Outcome] = {}
     for capability in [int(word) for word in options.capability.split(",")]:
         whole = results[str(capability)] = Outcome()
-        for words in [options.words] if options.words else [[str(path), "-m", "not gpu"] for path in files()]:
+        for words in [options.words] if options.words else [[str(path), "-m", kinds] for path in files()]:
             part = run(capability, words, 60 * options.minutes, **more)
             whole.add(part)
+            if not options.words:
+                print("  %s: %s" % (Path(words[0]).name, summary(part)), file=sys.stderr, flush=True)
             for name, text in part.failures.items():
-                print("FAILED %d %s: %s" % (capability, name, text.strip().splitlines()[0][:200] if text else ""), flush=True)
-        counts = "%d passed, %d failed, %d skipped" % (whole.passed, whole.failed, whole.skipped)
-        print("capability %d: %s, %.0f s" % (capability, counts, whole.seconds), flush=True)
+                print("FAILED %d %s: %s" % (capability, name, reason(text)), flush=True)
+        print("capability %d: %s" % (capability, summary(whole)), flush=True)
     if options.json:
         options.json.write_text(json.dumps({name: asdict(whole) for name, whole in results.items()}, indent=1) + "\n")
     return 0 if all(whole.passed and not whole.failed for whole in results.values()) else 1
