@@ -21,6 +21,8 @@ svg { max-width: 100%; height: auto } svg text { fill: var(--ink); font: 13px sy
 rect { fill: var(--bar) } p.warning { border-left: 4px solid #d08700; padding-left: .6rem }
 dt { font-weight: 600; margin-top: .5rem } dd { margin: 0; color: var(--dim) }
 """
+# Stages that hold others: paler bars, so that what adds up stands out.
+_SUMS = ("refine", "gpu_compute", "host_latency", "total", "cpu")
 _PALETTE = ("#8a94a6", "#3b73c4", "#c98a2b")
 
 
@@ -34,7 +36,10 @@ def page(report: dict) -> str:
     stages = report.get("stages")
     if isinstance(stages, dict):
         medians = [(stage, [times.get("p50")]) for stage, times in stages.items() if isinstance(times, dict)]
-        body.append(_bars("Median stage times, ms", medians, ()))
+        sums = [stage for stage in stages if stage in _SUMS]
+        body.append(_bars("Median stage times, ms", medians, (), sums))
+        if sums:
+            body.append(f"<p>Paler: {escape(', '.join(sums))}, which hold or join other stages.</p>")
     if report.get("kind") == "scan":
         rows = [(row["layer"], [row["changed"]]) for row in report["layers"]]
         body.append(_bars("Pixels that change when this layer alone is int8, percent", rows, ()))
@@ -69,8 +74,8 @@ def _table(heading: str, columns: tuple, rows: list) -> str:
     return f'<h2>{escape(heading)}</h2><div class="wide"><table{kind}>{head}{cells}</table></div>'
 
 
-def _bars(heading: str, rows: list, series: tuple | list) -> str:
-    """Horizontal bars: rows of (label, values), one bar a series."""
+def _bars(heading: str, rows: list, series: tuple | list, pale: tuple | list = ()) -> str:
+    """Horizontal bars: rows of (label, values), one bar a series; those of the rows ``pale`` stand back."""
     values = [v for _, vs in rows for v in vs if isinstance(v, (int, float))]
     top = max(values, default=0) or 1.0
     step = 16 * max(1, len(series)) + 8
@@ -83,7 +88,7 @@ def _bars(heading: str, rows: list, series: tuple | list) -> str:
             if not isinstance(value, (int, float)):
                 continue
             width, at = 440 * max(0.0, value) / top, y + 16 * offset
-            fill = f' style="fill:{_PALETTE[offset % 3]}"' if series else ""
+            fill = f' style="fill:{_PALETTE[offset % 3]}"' if series else ' opacity="0.4"' if label in pale else ""
             marks.append(
                 f'<rect x="160" y="{at + 2}" width="{width:.1f}" height="12"{fill}/>'
                 f'<text x="{166 + width:.1f}" y="{at + 13}">{value:.2f}</text>'

@@ -125,6 +125,15 @@ def test_numbers_of_a_wide_table_stay_whole_in_a_narrow_terminal():
     assert all(f" {number} " in text for number in ("28793", "128", "12.34", "0.27", "93.60", "10.47"))
 
 
+def test_stages_that_hold_others_are_pale():
+    """The bars of a chart do not add up otherwise."""
+    stages = {"base": summarise([2]), "refine": summarise([3]), "total": summarise([5])}
+    text = render_html(new_report("latency", stages=stages, environment={}))
+    assert text.count('opacity="0.4"') == 2
+    assert "Paler: refine, total," in text
+    assert "Paler" not in render_html(new_report("latency", stages={"base": summarise([2])}, environment={}))
+
+
 class Page(HTMLParser):
     """Collects tags and addresses."""
 
