@@ -25,7 +25,7 @@ FAMILIES = {
     "fp32": dict(type=F32, y_type=F32, z_types=(F32, F16), residual_type=F32),
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
-# The widest row takes most of the time of the table in the reference alone; test_splits has long sums.
+# The widest row takes most of the time of the table in the reference alone; test_shared_tiles has long sums.
 TABLE = [conv for conv in CONVS if conv.cin * conv.cout < 1 << 18]
 
 
@@ -69,7 +69,7 @@ def of_type(data, kind: int):
     return data
 
 
-# Every row of the table runs with one family by default; with --run slow ones ("-m slow") with all.
+# Every row of the table runs with one family; the slow test takes all of them.
 ROTATED = [(conv, list(FAMILIES)[(i + i // len(KINDS)) % len(FAMILIES)]) for i, conv in enumerate(TABLE)]
 
 
