@@ -3,7 +3,7 @@
 
 #include "base.cuh"
 
-CS_GLOBAL void t_increment(int *p, int by) {
+CS_GLOBAL void CS_LAUNCH_BOUNDS(64) t_increment(int *p, int by) {
   if (threadIdx.x == 0 && blockIdx.x == 0) *p += by;
 }
 

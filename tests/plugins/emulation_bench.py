@@ -13,6 +13,8 @@ import pytest
 from crispseg.engines import cuda
 from crispseg.errors import EnvironmentMismatch
 
+COMPILED = emulation.ptx.wanted()  # other mistakes are told then, and in other words
+
 
 class Pair(ctypes.Structure):
     _fields_ = [("small", ctypes.c_char), ("large", ctypes.c_longlong)]

@@ -13,7 +13,7 @@ import emulation
 import numpy as np
 import pytest
 from emulation.prune import prune, used
-from emulation_bench import Pair, address
+from emulation_bench import COMPILED, Pair, address
 
 from crispseg.errors import EnvironmentMismatch, InputError
 
@@ -78,6 +78,9 @@ def test_arguments_of_every_size(bench):
 
 def test_dynamic_shared_memory_starts_poisoned(bench):
     out = bench.context.alloc(2 * 64 * 4)
+    if COMPILED:
+        assert "nobody wrote since the block began" in bench.fails("t_dynamic", address(out), block=64, shared=256)
+        return
     bench.launch("t_dynamic", address(out), block=64, shared=256)
     row = bench.get(out, (2, 64))
     np.testing.assert_array_equal(row[0], 163 - np.arange(64))
@@ -94,8 +97,9 @@ def test_blocks_may_wait_for_those_before_them(bench):
 # ---- kernels that are wrong ----------------------------------------------------------------------------------------
 def test_a_barrier_that_not_all_reach(bench):
     out = bench.context.alloc(256)
+    both = "divergent at an aligned instruction" if COMPILED else "barriers must not diverge"
     assert "every thread of the block must reach it" in bench.fails("t_divergent", address(out))
-    assert "barriers must not diverge" in bench.fails("t_two_barriers", address(out))
+    assert both in bench.fails("t_two_barriers", address(out))
     bench.launch("t_increment", address(bench.put(np.zeros(1, np.int32))), c_int(1))  # and life goes on
     bench.stream.synchronize()
 
@@ -107,19 +111,26 @@ def test_a_missing_barrier_shows_in_one_of_the_orders(bench):
         results = []
         for kind in (emulation.FORWARD, emulation.REVERSE):
             bench.hooks.order(kind)
+            if COMPILED and not barrier:
+                text = bench.fails("t_reverse", address(source), address(out), c_int(barrier), block=64)
+                assert "race" in text or "nobody wrote" in text
+                continue
             bench.launch("t_reverse", address(source), address(out), c_int(barrier), block=64)
             results.append(bench.get(out, 64))
-        assert np.array_equal(results[0], v[::-1]) == bool(barrier)
-        assert np.array_equal(*results) == bool(barrier)
+        if results:
+            assert np.array_equal(results[0], v[::-1]) == bool(barrier)
+            assert np.array_equal(*results) == bool(barrier)
 
 
 def test_writes_outside_are_found(bench):
     out = bench.context.alloc(100)
-    assert "byte 100 of an allocation of 100 bytes was written" in bench.fails("t_write_at", address(out), c_int64(25))
+    beyond = "byte 100 of an allocation of 100 bytes" + ("" if COMPILED else " was written")
+    assert beyond in bench.fails("t_write_at", address(out), c_int64(25))
     assert "allocation of 100 bytes" in bench.fails("t_write_at", address(out), c_int64(4096))
     other = bench.context.alloc(64)
     assert "4 bytes before an allocation of 64 bytes" in bench.fails("t_write_at", address(other), c_int64(-1))
-    assert "static shared variable of 32 bytes" in bench.fails("t_shared_overrun", address(other), c_int(8))
+    shared = "writes 4 bytes at 32 of 32 bytes of shared memory" if COMPILED else "static shared variable of 32 bytes"
+    assert shared in bench.fails("t_shared_overrun", address(other), c_int(8))
 
 
 def test_reads_far_outside_end_the_launch(bench):
@@ -131,16 +142,18 @@ def test_reads_far_outside_end_the_launch(bench):
     gone = c_ulonglong(freed.address)
     freed.close()
     assert "ILLEGAL_ADDRESS" in bench.fails("t_read_at", gone, c_int64(0), address(out))
-    assert "ILLEGAL_ADDRESS" in bench.fails("t_deep", address(out), c_int(1000)), "stack overflow"
+    deep = "calls itself" if COMPILED else "ILLEGAL_ADDRESS"  # the stack overflows
+    assert deep in bench.fails("t_deep", address(out), c_int(1000))
 
 
 def test_collectives_that_cannot_complete(bench):
     out = bench.context.alloc(256)
-    assert "lacks its own lane" in bench.fails("t_own_lane", address(out))
+    own = "is not in the mask of lanes that it gives" if COMPILED else "lacks its own lane"
+    assert own in bench.fails("t_own_lane", address(out))
     bench.launch("t_half_warp", address(out), c_uint(0xFFFF), c_int(16))  # a smaller mask is fine
     bench.stream.synchronize()
     text = bench.fails("t_half_warp", address(out), c_uint(0xFFFFFFFF), c_int(16))
-    assert "different collectives" in text or "no thread can go on" in text
+    assert ("warp 0 cannot go on" if COMPILED else "different collectives") in text or "no thread can go on" in text
 
 
 def test_division_by_zero_and_waiting_forever(bench):
