@@ -104,32 +104,13 @@ def test_entropy(isa, classes):
         close = np.abs(entropy(yi, 1) - entropy(yo, 1)) < 1e-5
         with Native(2, isa) as native:
             out = Guarded((n, classes + 1), np.float32)
-            native.call(
-                "cs_ensemble_entropy",
-                yi.ctypes.data,
-                classes,
-                yo.ctypes.data,
-                classes,
-                n,
-                classes,
-                out.pointer,
-                classes + 1,
-            )
+            given = (yi.ctypes.data, classes, yo.ctypes.data, classes, n, classes)
+            native.call("cs_ensemble_entropy", *given, out.pointer, classes + 1)
             out.check()
             assert np.isnan(out.array[:, classes]).all()
             wanted = np.where(keep[:, None], yi, yo)
             assert np.array_equal(out.array[~close, :classes], wanted[~close], equal_nan=True)
-            native.call(
-                "cs_ensemble_entropy",
-                yi.ctypes.data,
-                classes,
-                yo.ctypes.data,
-                classes,
-                n,
-                classes,
-                yo.ctypes.data,
-                classes,
-            )
+            native.call("cs_ensemble_entropy", *given, yo.ctypes.data, classes)
             assert np.array_equal(yo, out.array[:, :classes], equal_nan=True)
 
 
