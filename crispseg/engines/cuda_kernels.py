@@ -17,6 +17,7 @@ from crispseg.errors import CrispsegError, EnvironmentMismatch
 from crispseg.plugins import cuda_loader
 
 IMAGE = "kernels.cubin"
+LEAST = 72  # compute capability
 TYPES = {"fp32": 0, "fp16": 1, "int8": 2}  # csg_type
 
 
@@ -81,12 +82,43 @@ class Kernels:
         self.handle = None
 
 
+def require_capability(context: Context) -> None:
+    """Raises EnvironmentMismatch for a GPU that is too old for the kernels, whatever the image."""
+    if context.info.capability < LEAST:
+        raise EnvironmentMismatch(
+            "%s: expected compute capability %d.%d or higher, found %d.%d; use --backend native"
+            % (context.info.name, *divmod(LEAST, 10), *divmod(context.info.capability, 10))
+        )
+
+
+def outlook(context: Context) -> str:
+    """Where the kernels for a device come from, in words. Compiles nothing.
+
+    Raises:
+        EnvironmentMismatch: there is no way; the message ends in what to do.
+    """
+    require_capability(context)
+    linked = _linked(context)
+    if linked is not None:
+        text = "linked in, convolutions in fp16 on %s" % linked.convolutions["fp16"]
+        linked.close()
+        return text
+    capability = context.info.capability
+    compiler = nvrtc.find_compiler(capability, context.info.driver)
+    code = compiler.code(capability)
+    text = "crispseg build --backend cuda compiles them for %s with NVRTC %d.%d" % (code, *compiler.version)
+    if code.startswith("compute_"):
+        text += ", which does not know sm_%d yet: the driver compiles that when it loads it" % capability
+    return text
+
+
 def open_kernels(context: Context, bundle: Bundle) -> Kernels:
     """The kernels for this device: linked in, else from the bundle's cache.
 
     Raises:
         EnvironmentMismatch: neither is there, or none fits; the message names the command that builds them.
     """
+    require_capability(context)
     linked = _linked(context)
     if linked is not None:
         return linked
@@ -108,6 +140,7 @@ def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., Non
         EnvironmentMismatch: no NVRTC, or the kernels do not compile.
         InputError: the bundle cannot be written.
     """
+    require_capability(context)
     wanted = identity(context)
     try:
         found = cache.find(bundle.path, wanted)
@@ -127,7 +160,7 @@ def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., Non
         image = nvrtc.compile_kernels(compiler, context.info.capability, nvrtc.kernel_sources())
         Kernels(context, image).close()  # refused now rather than at run
         facts = {"image": "NVRTC %d.%d" % compiler.version,
-                 "architecture": "sm_%d" % compiler.target(context.info.capability)}  # fmt: skip
+                 "architecture": compiler.code(context.info.capability)}  # fmt: skip
     if progress:
         progress(1, 1)
     assert image is not None

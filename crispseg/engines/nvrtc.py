@@ -23,6 +23,8 @@ ENVIRONMENT = "CRISPSEG_LIBNVRTC"
 INSTALL = "pip install crispseg[cuda], or install a CUDA toolkit and set CUDA_HOME"
 MAIN = "kernels.cu"
 OPTIONS = ("--std=c++17",)
+_PTX_LEAST = 80  # the PTX of older architectures lacks the kernels that newer GPUs run on
+_FIRST = {10: (12, 8), 11: (13, 0), 12: (12, 8)}  # first CUDA for a compute capability's major number
 _SUFFIXES = (".cu", ".cuh", ".h")
 _LOG_LINES = 12
 
@@ -89,18 +91,34 @@ class Compiler:
         same = (item for item in self.architectures if item // 10 == architecture // 10 and item <= architecture)
         return max(same, default=0)
 
+    def code(self, architecture: int) -> str:
+        """What is compiled for ``architecture``; "" = nothing that runs there.
+
+        "sm_87": machine code. "sm_90a": with wgmma, for 9.0 alone. "compute_90": PTX of an older architecture, which
+        the driver compiles when it loads it.
+        """
+        target = self.target(architecture)
+        if target:
+            return "sm_%d%s" % (target, "a" if target == architecture == 90 and self.version >= (12, 0) else "")
+        older = (item for item in self.architectures if _PTX_LEAST <= item < architecture)
+        newest = max(older, default=0)
+        return "compute_%d" % newest if newest else ""
+
 
 def find_compiler(architecture: int, driver: str = "") -> Compiler:
     """The newest NVRTC that compiles for ``architecture`` (87, 90, ...) and whose code the driver loads.
 
+    One that does not know the architecture yet serves when there is no other: it makes PTX (:meth:`Compiler.code`).
+
     Args:
         architecture: compute capability as a number.
-        driver: the driver's CUDA version, such as "12.4"; its major version bounds the compiler's. "" = any.
+        driver: the driver's CUDA version, such as "12.4". Its major version bounds the compiler's, all of it that of a
+            compiler that makes PTX. "" = any.
 
     Raises:
         EnvironmentMismatch: there is none; the message lists what was found.
     """
-    most = int(driver.split(".")[0]) if driver else 10**6
+    most = tuple(int(part) for part in driver.split(".")[:2]) if driver else (10**6, 0)
     refused: List[str] = []
     fitting: List[Compiler] = []
     for path in candidates():
@@ -109,25 +127,37 @@ def find_compiler(architecture: int, driver: str = "") -> Compiler:
         except (OSError, AttributeError, CrispsegError) as error:
             refused.append("%s does not load (%s)" % (path, error))
             continue
-        text = "%s (CUDA %d.%d" % ((path,) + compiler.version)
-        if compiler.architectures and not compiler.target(architecture):
+        text, code = "%s (CUDA %d.%d" % ((path,) + compiler.version), compiler.code(architecture)
+        ahead = compiler.version > most if code.startswith("compute_") else compiler.version[0] > most[0]
+        if not code or (ahead and not compiler.target(architecture)):
             refused.append(text + " without sm_%d)" % architecture)
-        elif compiler.version[0] > most:
+        elif ahead:
             refused.append(text + ", newer than the driver's %s)" % driver)
         else:
             fitting.append(compiler)
     if fitting:
-        return max(fitting, key=lambda item: item.version)
+        return max(fitting, key=lambda item: (item.target(architecture) > 0, item.version))
+    first = _FIRST.get(architecture // 10)
     raise EnvironmentMismatch(
-        "NVRTC: expected one that compiles for sm_%d%s, found %s; %s"
-        % (architecture, " and CUDA up to %d" % most if driver else "", "; ".join(refused) or "none", INSTALL)
-    )
+        "NVRTC: expected one that compiles for sm_%d%s%s, found %s; %s"
+        % (architecture, " (CUDA %d.%d or newer)" % first if first else "",
+           " and CUDA up to %d" % most[0] if driver else "", "; ".join(refused) or "none", install(architecture))
+    )  # fmt: skip
+
+
+def install(architecture: int) -> str:
+    """The command that gets an NVRTC for this architecture."""
+    first = _FIRST.get(architecture // 10)
+    if first is None:
+        return INSTALL
+    wheel = "nvidia-cuda-nvrtc%s>=%d.%d" % ("-cu12" if first < (13, 0) else "", *first)
+    return 'pip install -U "%s", or install such a CUDA toolkit and set CUDA_HOME' % wheel
 
 
 def compile_kernels(
     compiler: Compiler, architecture: int, sources: Dict[str, str], options: Sequence[str] = ()
 ) -> bytes:
-    """Compile to a cubin.
+    """Compile to a cubin, or to PTX for an architecture that the compiler does not know yet.
 
     Args:
         compiler: from :func:`find_compiler`.
@@ -143,9 +173,9 @@ def compile_kernels(
     headers = [name for name in sources if name != MAIN]
     names = (c_char_p * len(headers))(*[name.encode("utf-8") for name in headers])
     texts = (c_char_p * len(headers))(*[sources[name].encode("utf-8") for name in headers])
-    target = compiler.target(architecture)
-    own = "a" if target == architecture == 90 and compiler.version >= (12, 0) else ""  # wgmma; for 9.0 alone
-    arguments = ["--gpu-architecture=sm_%d%s" % (target, own), *OPTIONS, *options]
+    code = compiler.code(architecture)
+    form = "PTX" if code.startswith("compute_") else "CUBIN"
+    arguments = ["--gpu-architecture=" + code, *OPTIONS, *options]
     flags = (c_char_p * len(arguments))(*[item.encode("utf-8") for item in arguments])
     _check(library, "nvrtcCreateProgram", library.nvrtcCreateProgram(
         byref(program), sources[MAIN].encode("utf-8"), MAIN.encode("utf-8"), len(headers), texts, names))  # fmt: skip
@@ -156,9 +186,9 @@ def compile_kernels(
                 "kernels for sm_%d: NVRTC %d.%d (%s) says: %s"
                 % ((architecture,) + compiler.version + (compiler.path, _log(library, program)))
             )
-        _check(library, "nvrtcGetCUBINSize", library.nvrtcGetCUBINSize(program, byref(size)))
+        _check(library, "nvrtcGet%sSize" % form, getattr(library, "nvrtcGet%sSize" % form)(program, byref(size)))
         image = ctypes.create_string_buffer(size.value)
-        _check(library, "nvrtcGetCUBIN", library.nvrtcGetCUBIN(program, image))
+        _check(library, "nvrtcGet" + form, getattr(library, "nvrtcGet" + form)(program, image))
         return image.raw
     finally:
         library.nvrtcDestroyProgram(byref(program))
@@ -183,7 +213,8 @@ def _open(path: Path) -> Compiler:
     library.nvrtcCreateProgram.argtypes = [c_void_p, c_char_p, c_char_p, c_int, c_void_p, c_void_p]
     library.nvrtcCompileProgram.argtypes = [c_void_p, c_int, c_void_p]
     library.nvrtcGetErrorString.restype = c_char_p
-    for name in ("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", "nvrtcGetCUBINSize", "nvrtcGetCUBIN"):
+    for name in ("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", "nvrtcGetCUBINSize", "nvrtcGetCUBIN",
+                 "nvrtcGetPTXSize", "nvrtcGetPTX"):  # fmt: skip
         getattr(library, name).argtypes = [c_void_p, c_void_p]
     major, minor, count = c_int(), c_int(), c_int()
     _check(library, "nvrtcVersion", library.nvrtcVersion(byref(major), byref(minor)))

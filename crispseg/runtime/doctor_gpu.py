@@ -54,6 +54,19 @@ from crispseg.plugins import cuda_loader
 library = cuda_loader.load(); size = ctypes.c_size_t(); image = library.csg_embedded_image(ctypes.byref(size))
 linked = " (image of %d KiB)" % (size.value >> 10) if image and size.value else ", no image"
 found = "%s, %s%s" % (library._name, library.csg_build_info().decode(), linked)
+from crispseg.engines import cuda, cuda_kernels
+from crispseg.errors import CrispsegError
+good, told, fix = [], [], ""
+try: contexts = [cuda.open_device(i) for i in range(cuda.device_count())]
+except CrispsegError: contexts = []  # the check of the driver tells
+for context in contexts:
+    try: told.append("%s: %s" % (context.info.name, cuda_kernels.outlook(context))); good.append(context)
+    except CrispsegError as error:
+        text, _, advice = str(error).rpartition("; ")
+        told.append(text); fix = fix or advice
+ok = bool(good) or not contexts
+if told: found += " | " + " | ".join(told)
+if not ok: found += " [fix: " + fix
 """,
     "TensorRT": """
 import os, tensorrt
@@ -115,6 +128,9 @@ def combine(checks: List[dict], fix: Dict[str, str]) -> None:
     """Settles in place what one probe alone cannot: a library without an image needs NVRTC for crispseg build."""
     by_name = {check["name"]: check for check in checks}
     kernels, compiler = by_name["CUDA kernels"], by_name["CUDA compiler (nvcc or NVRTC)"]
+    kernels["found"], _, advice = kernels["found"].partition(" [fix: ")
+    if advice and not kernels["ok"]:  # there is a GPU, and it knows better
+        kernels["fix"] = advice
     if not kernels["ok"] or not kernels["found"].endswith(_UNLINKED):
         return
     if "NVRTC" in compiler["found"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,8 @@ int nvrtcGetProgramLog(void *p, char *out) {
   strcpy(out, "note: so it goes\nkernels.cu(3): error: no such thing\n"); return 0; }
 int nvrtcGetCUBINSize(void *p, size_t *n) { *n = strlen(text); return 0; }
 int nvrtcGetCUBIN(void *p, char *out) { memcpy(out, text, strlen(text)); return 0; }
+int nvrtcGetPTXSize(void *p, size_t *n) { *n = strlen(text) + 5; return 0; }
+int nvrtcGetPTX(void *p, char *out) { strcpy(out, "ptx "); strcat(out, text); return 0; }
 int nvrtcDestroyProgram(void **p) { *p = 0; return 0; }
 const char *nvrtcGetErrorString(int s) { return "NVRTC_ERROR_COMPILATION"; }
 """
@@ -74,6 +77,38 @@ def test_the_nearest_architecture_of_the_same_family(found):
     assert nvrtc.compile_kernels(compiler, 90, SOURCES) == b"--gpu-architecture=sm_90a"  # with what only 9.0 has
     before = nvrtc.find_compiler(90, "12.2")  # 11: it knows no sm_90a
     assert nvrtc.compile_kernels(before, 90, SOURCES) == b"--gpu-architecture=sm_90"
+
+
+@pytest.mark.parametrize("architecture", [100, 103, 110, 120, 121])
+def test_ptx_for_what_the_compiler_does_not_know_yet(found, architecture):
+    compiler = nvrtc.find_compiler(architecture, "13.4")
+    assert (compiler.version, compiler.target(architecture)) == ((13, 4), 0)
+    assert nvrtc.compile_kernels(compiler, architecture, SOURCES) == b"ptx --gpu-architecture=compute_90\0"
+    assert nvrtc.find_compiler(architecture, "13.1").version == (11, 4)  # no driver takes the PTX of a newer release
+    first = "13.0" if architecture == 110 else "12.8"
+    text = r'sm_%d \(CUDA %s or newer\) and CUDA up to 11, .*; pip install -U "nvidia-cuda-nvrtc\S*>=%s", or install'
+    with pytest.raises(EnvironmentMismatch, match=text % (architecture, first, first)):
+        nvrtc.find_compiler(architecture, "11.2")
+
+
+def test_machine_code_comes_before_ptx(monkeypatch):
+    known = {"a": ((12, 8), (75, 90, 100, 120)), "b": ((13, 0), (75, 90)), "c": ((12, 9), (90, 100, 103, 120, 121))}
+    monkeypatch.setattr(nvrtc, "candidates", lambda: list(known))
+    monkeypatch.setattr(nvrtc, "_open", lambda name: nvrtc.Compiler(name, None, *known[name]))
+    for architecture, driver, path, code in [
+        (100, "13.0", "c", "sm_100"), (120, "12.8", "c", "sm_120"), (121, "", "c", "sm_121"),
+        (110, "13.0", "b", "compute_90"), (110, "12.9", "c", "compute_103"), (90, "", "b", "sm_90a"),
+        (89, "12.0", "a", "compute_75"),
+    ]:  # fmt: skip
+        if code == "compute_75":  # below 8.0: its PTX lacks the kernels of newer GPUs
+            with pytest.raises(EnvironmentMismatch, match="without sm_89"):
+                nvrtc.find_compiler(architecture, driver)
+            continue
+        compiler = nvrtc.find_compiler(architecture, driver)
+        assert (compiler.path, compiler.code(architecture)) == (path, code)
+    monkeypatch.setattr(nvrtc, "candidates", lambda: ["a", "b"])
+    assert nvrtc.find_compiler(103).code(103) == "sm_100"  # runs on 10.3 too
+    assert nvrtc.find_compiler(121, "13.0").code(121) == "sm_120"
 
 
 def test_what_was_found_and_why_it_does_not_fit(found):
@@ -148,6 +183,38 @@ def test_build_stores_the_kernels_once(bundle, emulated, kernel_image, found, mo
     kernels = cuda_kernels.open_kernels(cuda.open_device(0), load_bundle(bundle.path))
     assert kernels.describe()["image"] == "engine cache"
     kernels.close()
+
+
+def test_a_gpu_that_is_too_old(bundle, emulated, found, monkeypatch, capsys):
+    """NVRTC would compile for it, up to an error of some kernel: the capability is what is told."""
+    monkeypatch.setattr(nvrtc, "find_compiler", lambda *_: pytest.fail("compiled for it"))
+    context = cuda.open_device(0)
+    monkeypatch.setattr(context, "info", replace(context.info, capability=61))
+    text = "Emulated GPU: expected compute capability 7.2 or higher, found 6.1; use --backend native"
+    assert main(["build", str(bundle.path), "--backend", "cuda"]) == 2
+    assert " ".join(capsys.readouterr().err.split()).endswith(text)
+    for ask in (lambda: cuda_kernels.open_kernels(context, bundle), lambda: cuda_kernels.outlook(context)):
+        with pytest.raises(EnvironmentMismatch) as caught:
+            ask()
+        assert str(caught.value) == text
+
+
+def test_outlook(emulated, kernel_image, found, monkeypatch):
+    context = cuda.open_device(0)
+
+    def of(capability, driver):
+        monkeypatch.setattr(context, "info", replace(context.info, capability=capability, driver=driver))
+        return cuda_kernels.outlook(context)
+
+    assert of(87, "13.4") == "crispseg build --backend cuda compiles them for sm_80 with NVRTC 13.4"
+    text = "compiles them for compute_90 with NVRTC 13.4, which does not know sm_120 yet: the driver compiles that"
+    assert text in of(120, "13.4")
+    with pytest.raises(EnvironmentMismatch, match="nvidia-cuda-nvrtc-cu12>=12.8"):
+        of(100, "10.0")
+    create = cuda_loader.create
+    monkeypatch.setattr(cuda_loader, "embedded_image", lambda: kernel_image)
+    monkeypatch.setattr(cuda_loader, "create", lambda image=None: create(image or kernel_image))
+    assert of(context.info.capability, "10.0").startswith("linked in, convolutions in fp16 on mma")
 
 
 def test_an_image_that_the_driver_refuses_is_not_stored(bundle, emulated, found, capsys):

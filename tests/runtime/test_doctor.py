@@ -83,6 +83,16 @@ def test_a_library_without_an_image_needs_nvrtc(monkeypatch):
     assert checks[KERNELS]["fix"] is None
 
 
+def test_a_gpu_that_is_too_old_is_named_with_the_way_out(monkeypatch):
+    found = "libcrispseg_cuda.so, no image | Tesla P4: expected compute capability 7.2 or higher, found 6.1"
+    probed = (False, found + " [fix: use --backend native")
+    checks, can = examine(monkeypatch, **{KERNELS: probed, COMPILER: (True, "NVRTC 12.6 at libnvrtc.so.12")})
+    assert (checks[KERNELS]["found"], checks[KERNELS]["fix"]) == (found, "use --backend native")
+    use = can["run on a GPU without TensorRT (--backend cuda)"]
+    assert use["missing"] == [KERNELS]
+    assert "found 6.1" in use["why"]
+
+
 def test_only_an_engine_of_the_refiner_needs_the_plugin(monkeypatch):
     missing = (False, "EnvironmentMismatch: TensorRT plugin library: expected libcrispseg_tensorrt.so, found none")
     checks, can = examine(monkeypatch, **{"TensorRT plugin": missing})

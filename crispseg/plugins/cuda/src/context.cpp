@@ -112,7 +112,7 @@ int set_up(csg_context *ctx, const void *image) {
     std::snprintf(
         what, sizeof what,
         "kernel image: it does not load on %s (compute capability %d.%d); compile it for this device with crispseg "
-        "build",
+        "build --backend cuda",
         name, major, minor);
     const int status = fail_driver(cu, result, what);
     return result == CUDA_ERROR_NO_BINARY_FOR_GPU ? CSG_UNSUPPORTED : status;
