@@ -21,7 +21,7 @@ INSTRUCTIONS = ("tensor", "wmma", "async", "wgmma")  # sources that need nothing
 def program(tmp_path_factory) -> Path:
     folder = emulation.cache()
     with emulation._locked(folder):
-        objects = [emulation._object(folder, PTX / f"{name}.cpp", ("-ffp-contract=off",)) for name in INSTRUCTIONS]
+        objects = [emulation._object(folder, PTX / f"{name}.cpp", emulation._PTX) for name in INSTRUCTIONS]
         objects += [emulation._object(folder, path, ("-O0", f"-I{PTX}")) for path in sorted(HERE.glob("*.cpp"))]
     path = tmp_path_factory.mktemp("ptx_tensor") / "check"
     emulation._run([*emulation.compiler(), *map(str, objects), "-o", str(path)])
