@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from crispseg.errors import CrispsegError, InputError
+from crispseg.errors import CrispsegError, InputError, hide_passwords
 from crispseg.files import require_writable
 
 DEBUG = "CRISPSEG_DEBUG"
@@ -179,7 +179,7 @@ def failure(error: BaseException) -> Optional[Dict[str, Any]]:
             f"output of crispseg doctor --json ({DEBUG}=1 shows where it happened)"
         )
         code = 1
-    return {"type": kind, "message": text, "exit_code": code}
+    return {"type": kind, "message": hide_passwords(text), "exit_code": code}
 
 
 def _widthless() -> bool:

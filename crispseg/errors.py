@@ -6,6 +6,16 @@ message on one line and exits with ``exit_code``; it never shows a traceback for
 
 from __future__ import annotations
 
+import re
+
+# user:password@ in front of a host, and GStreamer's property of rtspsrc.
+_PASSWORD = re.compile(r"(://[^\s:@/]*):[^\s/]*@|(\buser-pw\s*=\s*)(\"[^\"]*\"|\S+)")
+
+
+def hide_passwords(text: str) -> str:
+    """A stream address or pipeline as reports and messages show it: with *** for a password."""
+    return _PASSWORD.sub(lambda found: "%s:***@" % found[1] if found[1] is not None else "%s***" % found[2], text)
+
 
 class CrispsegError(Exception):
     """Base of every error that a user can cause or fix. Exit code 2."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, capsys, tmp_path, monk
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_show_no_password(tmp_path, capsys):
+    pytest.importorskip("av")
+    demo = Path(__file__).parents[1] / "demo" / "bundle"
+    assert main(["run", str(demo), "rtsp://me:s3cret@127.0.0.1:9/x", "-o", str(tmp_path / "o"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert "rtsp://me:***@127.0.0.1:9/x" in captured.err
+    assert "s3cret" not in captured.err + captured.out
 
 
 @pytest.mark.parametrize("arguments", BAD[2:6], ids=lambda a: " ".join(a))

@@ -17,7 +17,7 @@ from crispseg.bundle import Bundle, NetInfo, load_bundle
 from crispseg.bundle_calibration import network_file, runs_at
 from crispseg.engines import ort
 from crispseg.engines.spec import EngineSpec
-from crispseg.errors import BundleError, CrispsegError, EnvironmentMismatch, InputError
+from crispseg.errors import BundleError, CrispsegError, EnvironmentMismatch, InputError, hide_passwords
 from crispseg.export.compare import (
     Hop,
     Made,
@@ -124,7 +124,7 @@ def verify_bundle(
         "verify",
         bundle=bundle_facts(bundle),
         input={
-            "source": "rendered street scenes" if images is None else str(images),
+            "source": "rendered street scenes" if images is None else hide_passwords(str(images)),
             "frames_sha256": hash_frames(canvases),
         },
         passed=all(hop.passed is not False for hop in hops) and any(hop.passed for hop in hops),

@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Unio
 
 import numpy as np
 
-from crispseg.errors import InputError
+from crispseg.errors import InputError, hide_passwords
 from crispseg.runtime.images import IMAGE_SUFFIXES, is_image, natural_key, read_image, require_regular
 from crispseg.runtime.live import LatestFrame, is_live, open_live
 
@@ -212,7 +212,7 @@ def _video(name: str) -> Source:
 
 def _live(name: str) -> Source:
     read, close_reader, fps = open_live(name)
-    return live_source(name, read, close_reader, fps)
+    return live_source(hide_passwords(name), read, close_reader, fps)
 
 
 def live_source(

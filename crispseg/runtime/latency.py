@@ -18,7 +18,7 @@ import numpy as np
 from crispseg import bundle_calibration
 from crispseg.engines.spec import GPU_BACKENDS
 from crispseg.environment import environment, peak_memory_mib, usable_cpus
-from crispseg.errors import BundleError, EnvironmentMismatch, InputError
+from crispseg.errors import BundleError, EnvironmentMismatch, InputError, hide_passwords
 from crispseg.report import new_report, summarise
 from crispseg.runtime import clocks
 from crispseg.runtime.budget import calibrate, left_out, left_out_warnings, require_adjustable, summary
@@ -199,7 +199,7 @@ def measure(
     report: dict = {
         "bundle": {**bundle_facts(bundle), "size": f"{bundle.height}x{bundle.width}"},
         "input": {
-            "source": str(input) if input is not None else f"rendered street scenes, seed {seed}",
+            "source": hide_passwords(str(input)) if input is not None else f"rendered street scenes, seed {seed}",
             "frames": len(images),
             "size": f"{images[0].shape[0]}x{images[0].shape[1]}",
             "frames_sha256": hash_frames(images),

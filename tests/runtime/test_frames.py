@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from crispseg.errors import EnvironmentMismatch, InputError
+from crispseg.errors import EnvironmentMismatch, InputError, hide_passwords
 
 Image = pytest.importorskip("PIL.Image")
 TiffImagePlugin = pytest.importorskip("PIL.TiffImagePlugin")
@@ -316,6 +316,26 @@ def test_gstreamer_without_support():
         pytest.skip("this OpenCV has GStreamer")
     with pytest.raises(EnvironmentMismatch, match="GStreamer"):
         frames.open_source("videotestsrc ! videoconvert")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("rtsp://viewer:s3cr:et@10.0.0.5:554/live/1@hd", "rtsp://viewer:***@10.0.0.5:554/live/1@hd"),
+        ("rtmp://:key@host/app", "rtmp://:***@host/app"),
+        ("rtsp://host:554/a@b", "rtsp://host:554/a@b"),
+        ('rtspsrc location=rtsp://h/x user-id=a user-pw="two words" ! decodebin',
+         "rtspsrc location=rtsp://h/x user-id=a user-pw=*** ! decodebin"),
+        ("rtspsrc location=rtsp://a:b@h/x ! decodebin", "rtspsrc location=rtsp://a:***@h/x ! decodebin"),
+        ("drive.mp4", "drive.mp4"),
+    ],
+)  # fmt: skip
+def test_passwords_of_cameras_stay_out_of_reports(given, shown, monkeypatch):
+    """People send reports around."""
+    monkeypatch.setattr(frames, "open_live", lambda name: (lambda: None, lambda: None, Fraction(30)))
+    assert hide_passwords(given) == shown
+    with frames._live(given) as source:
+        assert source.describe()["source"] == shown
 
 
 def test_stream_that_is_not_there():
