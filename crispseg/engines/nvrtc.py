@@ -24,6 +24,7 @@ INSTALL = "pip install crispseg[cuda], or install a CUDA toolkit and set CUDA_HO
 MAIN = "kernels.cu"
 OPTIONS = ("--std=c++17",)
 _PTX_LEAST = 80  # the PTX of older architectures lacks the kernels that newer GPUs run on
+_JETSON = (72, 87, 88, 101, 110)
 _FIRST = {10: (12, 8), 11: (13, 0), 12: (12, 8)}  # first CUDA for a compute capability's major number
 _SUFFIXES = (".cu", ".cuh", ".h")
 _LOG_LINES = 12
@@ -85,11 +86,15 @@ class Compiler:
     architectures: Tuple[int, ...]
 
     def target(self, architecture: int) -> int:
-        """The nearest architecture whose code runs on ``architecture`` (same major, no newer minor); 0 = none."""
-        if not self.architectures:
+        """The nearest architecture whose code runs on ``architecture``: same major, no newer minor; 0 = none.
+
+        Machine code for a Jetson runs there alone, and nothing else runs there (CUDA programming guide, binary
+        compatibility).
+        """
+        if not self.architectures or architecture in self.architectures:
             return architecture
-        same = (item for item in self.architectures if item // 10 == architecture // 10 and item <= architecture)
-        return max(same, default=0)
+        same = (item for item in self.architectures if item // 10 == architecture // 10 and item < architecture)
+        return 0 if architecture in _JETSON else max((item for item in same if item not in _JETSON), default=0)
 
     def code(self, architecture: int) -> str:
         """What is compiled for ``architecture``; "" = nothing that runs there.

@@ -71,12 +71,20 @@ def test_the_newest_that_the_driver_takes(found):
 
 
 def test_the_nearest_architecture_of_the_same_family(found):
-    compiler = nvrtc.find_compiler(87)
-    assert compiler.target(87) == 80
-    assert nvrtc.compile_kernels(compiler, 87, SOURCES) == b"--gpu-architecture=sm_80"
+    compiler = nvrtc.find_compiler(86)
+    assert compiler.target(86) == 80
+    assert nvrtc.compile_kernels(compiler, 86, SOURCES) == b"--gpu-architecture=sm_80"
     assert nvrtc.compile_kernels(compiler, 90, SOURCES) == b"--gpu-architecture=sm_90a"  # with what only 9.0 has
     before = nvrtc.find_compiler(90, "12.2")  # 11: it knows no sm_90a
     assert nvrtc.compile_kernels(before, 90, SOURCES) == b"--gpu-architecture=sm_90"
+
+
+def test_machine_code_of_a_jetson_is_for_it_alone(found):
+    compiler = nvrtc.find_compiler(87)  # Orin
+    assert nvrtc.compile_kernels(compiler, 87, SOURCES) == b"ptx --gpu-architecture=compute_80\0"
+    compiler = replace(compiler, architectures=(80, 86, 87, 90, 100, 101))
+    assert [compiler.code(item) for item in (86, 87, 89, 101, 103, 110)] == [
+        "sm_86", "sm_87", "sm_86", "sm_101", "sm_100", "compute_101"]  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", [100, 103, 110, 120, 121])
@@ -175,7 +183,7 @@ def test_build_stores_the_kernels_once(bundle, emulated, kernel_image, found, mo
     assert (base["part"], base["precision"]) == ("base", "fp16")
     info = cuda.open_device(0).info
     compiler = nvrtc.find_compiler(info.capability, info.driver)
-    made = ("kernels", "NVRTC %d.%d" % compiler.version, "sm_%d" % compiler.target(info.capability))
+    made = ("kernels", "NVRTC %d.%d" % compiler.version, compiler.code(info.capability))
     assert (row["part"], row["image"], row["architecture"]) == made
     monkeypatch.setattr(nvrtc, "find_compiler", lambda *_: pytest.fail("compiled again"))
     assert main(["build", str(bundle.path), "--backend", "cuda", "--precision", "fp32", "--json"]) == 0
@@ -206,7 +214,7 @@ def test_outlook(emulated, kernel_image, found, monkeypatch):
         monkeypatch.setattr(context, "info", replace(context.info, capability=capability, driver=driver))
         return cuda_kernels.outlook(context)
 
-    assert of(87, "13.4") == "crispseg build --backend cuda compiles them for sm_80 with NVRTC 13.4"
+    assert of(86, "13.4") == "crispseg build --backend cuda compiles them for sm_80 with NVRTC 13.4"
     text = "compiles them for compute_90 with NVRTC 13.4, which does not know sm_120 yet: the driver compiles that"
     assert text in of(120, "13.4")
     with pytest.raises(EnvironmentMismatch, match="nvidia-cuda-nvrtc-cu12>=12.8"):
