@@ -98,7 +98,7 @@ def outlook(context: Context) -> str:
         EnvironmentMismatch: there is no way; the message ends in what to do.
     """
     require_capability(context)
-    linked = _linked(context)
+    linked = linked_kernels(context)
     if linked is not None:
         text = "linked in, convolutions in fp16 on %s" % linked.convolutions["fp16"]
         linked.close()
@@ -119,7 +119,7 @@ def open_kernels(context: Context, bundle: Bundle) -> Kernels:
         EnvironmentMismatch: neither is there, or none fits; the message names the command that builds them.
     """
     require_capability(context)
-    linked = _linked(context)
+    linked = linked_kernels(context)
     if linked is not None:
         return linked
     artefact = cache.find(bundle.path, identity(context))
@@ -149,7 +149,7 @@ def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., Non
     except CrispsegError:
         pass
     cache.require_room(bundle.path)
-    linked = _linked(context)
+    linked = linked_kernels(context)
     image, facts = cuda_loader.embedded_image(), {"image": "linked into the library"}
     if linked is not None:
         linked.close()
@@ -167,8 +167,12 @@ def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., Non
     return cache.store(bundle.path, wanted, {IMAGE: image}, facts)
 
 
-def _linked(context: Context) -> Optional[Kernels]:
-    """The kernels inside the library, when it was built with some for this device."""
+def linked_kernels(context: Context) -> Optional[Kernels]:
+    """The kernels inside the library, when it was built with some for this device.
+
+    Raises:
+        EnvironmentMismatch: they broke the CUDA context, and with it the device for this process.
+    """
     if cuda_loader.embedded_image() is None:
         return None
     try:

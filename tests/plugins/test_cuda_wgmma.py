@@ -19,6 +19,7 @@ from op_table import FULL, Conv
 from test_cuda_conv import check, of_type, random_data, same_bits
 
 from crispseg.engines import cuda, cuda_kernels
+from crispseg.engines.tensorrt import artefacts
 from crispseg.errors import EnvironmentMismatch
 from crispseg.plugins import cuda_loader
 
@@ -110,14 +111,20 @@ def test_a_kernel_that_breaks_the_context_names_the_way_around(failing_gpu, kern
     assert not context.alive
 
 
-def test_a_broken_context_is_not_taken_for_an_image_of_other_gpus(failing_gpu, kernel_image, monkeypatch, tmp_path):
+@pytest.mark.parametrize("ask", [
+    lambda context, bundle: cuda_kernels.open_kernels(context, bundle),
+    lambda context, bundle: cuda_kernels.build(bundle, context),
+    lambda context, bundle: cuda_kernels.outlook(context),
+    lambda context, bundle: artefacts.kernel_image(bundle, context, True),
+], ids=["open", "build", "outlook", "tensorrt"])  # fmt: skip
+def test_a_broken_context_is_not_taken_for_an_image_of_other_gpus(failing_gpu, kernel_image, monkeypatch, tmp_path, ask):
     """The image inside the library: nothing must look for another one, and hide what happened."""
     context, create = failing_gpu("715"), cuda_loader.create
     monkeypatch.setattr(cuda_loader, "embedded_image", lambda: kernel_image)
     monkeypatch.setattr(cuda_loader, "create", lambda image=None: create(image or kernel_image))
     bundle = type("Bundle", (), {"path": tmp_path})
     with pytest.raises(EnvironmentMismatch, match="CRISPSEG_WGMMA=0"):
-        cuda_kernels.open_kernels(context, bundle)
+        ask(context, bundle)
 
 
 def test_a_launch_that_is_refused_leaves_wgmma_out(failing_gpu, kernel_image):

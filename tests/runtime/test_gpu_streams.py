@@ -127,6 +127,23 @@ def test_a_frame_is_a_handful_of_calls_that_wait_for_nothing(opened, monkeypatch
         assert [name for name in called if name != "cuEventElapsedTime"] == ["cuEventSynchronize"]
 
 
+def test_nothing_is_allocated_and_nothing_waits_in_a_capture(opened, emulated, monkeypatch):
+    """In a global capture the driver refuses such calls, from whatever thread; the product's own are relaxed."""
+    emulated.launches()  # the emulated driver's refusals are what is known
+    monkeypatch.setattr(cuda, "_RELAXED", 0)  # CU_STREAM_CAPTURE_MODE_GLOBAL
+    frame = picture(3, 37, 61)
+    with opened() as pipe:
+        pipe.paint(np.zeros((256, 3), np.uint8))
+        result = pipe.run(frame, ALL)
+        assert result.overlay.shape == frame.shape
+        pipe.set_capacity(40)  # captured anew, with room for other shares of the convolutions
+        assert pipe.run(frame, ALL).count == 40
+        context = pipe._context
+        for unsafe in (lambda: context.alloc(1), context.synchronize, pipe._stream.synchronize):
+            with pytest.raises(CrispsegError), pipe._stream.capture():
+                unsafe()
+
+
 def skipping(name, role):
     """The pipeline's stream ``role`` waits for nothing."""
 

@@ -145,6 +145,21 @@ def test_frames_that_overlap(built, process, emulated):
         same(result, exact)
 
 
+def test_nothing_is_allocated_and_nothing_waits_in_a_capture(built, process, emulated, monkeypatch):
+    bundle, _ = built("11.4.0.106"), process("11.4.0.106")
+    emulated.launches()
+    monkeypatch.setattr(cuda, "_RELAXED", 0)  # a global capture: the driver refuses such calls
+    gc.collect()
+    gc.disable()  # freeing is such a call
+    try:
+        with open_engines(bundle) as pipe:
+            first = pipe.run(picture(0, *FRAME), ALL)
+            pipe.run(picture(1, 48, 80), ALL)
+            same(pipe.run(picture(0, *FRAME), ALL), first)  # contexts that were given other addresses meanwhile
+    finally:
+        gc.enable()
+
+
 def test_closing_gives_the_device_back(built, process, emulated):
     bundle, _ = built("11.4.0.106"), process("11.4.0.106")
     gc.collect()

@@ -278,17 +278,13 @@ def kernel_image(
     Raises:
         EnvironmentMismatch: no image and not to be built, or no compiler.
     """
-    import ctypes
-
     from crispseg.engines import cuda_kernels
-    from crispseg.plugins import cuda_loader
 
-    if cuda_loader.load().csg_embedded_image(ctypes.byref(ctypes.c_size_t())):
-        try:
-            cuda_kernels.Kernels(context).close()
-            return None
-        except EnvironmentMismatch:
-            pass  # linked for other architectures
+    cuda_kernels.require_capability(context)
+    linked = cuda_kernels.linked_kernels(context)
+    if linked is not None:
+        linked.close()
+        return None
     if build:
         return cuda_kernels.build(bundle, context, progress).path / cuda_kernels.IMAGE
     found = cache.find(bundle.path, cuda_kernels.identity(context))
