@@ -117,7 +117,9 @@ def test_a_kernel_that_breaks_the_context_names_the_way_around(failing_gpu, kern
     lambda context, bundle: cuda_kernels.outlook(context),
     lambda context, bundle: artefacts.kernel_image(bundle, context, True),
 ], ids=["open", "build", "outlook", "tensorrt"])  # fmt: skip
-def test_a_broken_context_is_not_taken_for_an_image_of_other_gpus(failing_gpu, kernel_image, monkeypatch, tmp_path, ask):
+def test_a_broken_context_is_not_taken_for_an_image_of_other_gpus(
+    failing_gpu, kernel_image, monkeypatch, tmp_path, ask
+):
     """The image inside the library: nothing must look for another one, and hide what happened."""
     context, create = failing_gpu("715"), cuda_loader.create
     monkeypatch.setattr(cuda_loader, "embedded_image", lambda: kernel_image)
