@@ -11,8 +11,8 @@ import numpy as np
 from crispseg.errors import BundleError, InputError
 from crispseg.files import hash_files
 from crispseg.report import new_report
-from crispseg.runtime.budget import left_out, left_out_warnings
 from crispseg.runtime.images import IMAGE_SUFFIXES, natural_key, open_picture, read_image
+from crispseg.runtime.left_out import LeftOut
 
 BOUNDARY_RATIO = 0.02
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -166,7 +166,7 @@ def evaluate(
     refine = bundle.refiner is not None or refiner_engine
     wanted = ["base", *(["refined"] if refine else []), *(["baseline"] if baseline else [])]
     tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in wanted}
-    densities, counts, founds = [], [], []
+    densities, left = [], LeftOut()
     pipelines: dict = {}
     try:
         # A pipeline's time goes into its base network: one run of it serves both columns.
@@ -186,8 +186,7 @@ def evaluate(
                 if part == "refined":
                     tallies["base"].add(result.base, label)
                     densities.append(100 * float(result.density))
-                    counts.append(int(result.count))
-                    founds.append(int(result.found))
+                    left.add(result.count, result.found)
     finally:
         for pipeline in pipelines.values():
             close = getattr(pipeline, "close", None)
@@ -205,7 +204,7 @@ def evaluate(
         baseline=parts.get("baseline"),
         density=round(float(np.mean(densities)), 4) if densities else None,
         frames=len(pairs),
-        **left_out(counts, founds),
+        **left.facts(),
         ignored_pixels=round(100 * (1 - int(base.confusion.sum()) / max(1, base.pixels)), 4),
         boundary_ratio=boundary_ratio,
         base_upsample=bundle.base.upsample,
@@ -223,7 +222,7 @@ def evaluate(
         environment=environment(threads, backend=backend, provider=provider),
         warnings=[
             *(f"the {net} has random weights: these accuracies say nothing" for net in random),
-            *left_out_warnings(counts, founds),
+            *left.warnings(),
             *bundle_calibration.warnings(bundle, precision),
         ],
     )

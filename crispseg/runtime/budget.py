@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from crispseg.errors import InputError
+from crispseg.runtime.left_out import LeftOut
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Capacities that are measured, as shares of the most uncertain pixels of a frame."""
@@ -137,35 +138,13 @@ def calibrate_on(pipeline: Any, source: Any, bundle: Any, budget_ms: float) -> C
     return calibrate(pipeline, load_frames(None, bundle.height, bundle.width, _SOURCE_FRAMES)[0], budget_ms)
 
 
-def left_out(counts: Sequence[int], founds: Sequence[int]) -> Dict[str, Any]:
-    """Uncertain pixels that the capacity left with the base's label, and the frames with any, for a report."""
-    left = [max(0, found - count) for count, found in zip(counts, founds)]
-    return {
-        "overflow_frames": sum(value > 0 for value in left),
-        "left_out_pixels": {"mean": round(sum(left) / max(1, len(left)), 2), "max": max(left, default=0)},
-    }
-
-
-def left_out_warnings(counts: Sequence[int], founds: Sequence[int]) -> List[str]:
-    """One line about frames over capacity; none when there are none."""
-    cut = left_out(counts, founds)
-    if not cut["overflow_frames"]:
-        return []
-    share = 100.0 * sum(max(0, f - c) for c, f in zip(counts, founds)) / max(1, sum(founds))
-    return [
-        "%d of %d frames had more uncertain pixels than the capacity; only the most uncertain were refined, %.1f %% of "
-        "the uncertain pixels kept the base's label: export with a larger --capacity or a higher --threshold"
-        % (cut["overflow_frames"], len(founds), share)
-    ]
-
-
-def summary(choice: Choice, counts: Sequence[int], founds: Sequence[int], totals_ms: Sequence[float]) -> Dict[str, Any]:
-    """What the report says: the choice, the pixels left out (found - count) and the frames above the budget."""
-    cut = left_out(counts, founds)
+def summary(choice: Choice, left: LeftOut, over_budget: int, worst_ms: Optional[float]) -> Dict[str, Any]:
+    """What the report says: the choice, the pixels left out, the frames above the budget and the slowest one."""
+    facts = left.facts()
     return {
         **asdict(choice),
-        "left_out_pixels": cut["left_out_pixels"],
-        "frames_cut": cut["overflow_frames"],
-        "frames_over_budget": sum(ms > choice.budget_ms for ms in totals_ms),
-        "worst_ms": round(max(totals_ms), 4) if totals_ms else None,
+        "left_out_pixels": facts["left_out_pixels"],
+        "frames_cut": facts["overflow_frames"],
+        "frames_over_budget": over_budget,
+        "worst_ms": None if worst_ms is None else round(worst_ms, 4),
     }

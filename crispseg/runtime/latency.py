@@ -21,8 +21,9 @@ from crispseg.environment import environment, peak_memory_mib, usable_cpus
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError, hide_passwords
 from crispseg.report import new_report, summarise
 from crispseg.runtime import clocks
-from crispseg.runtime.budget import calibrate, left_out, left_out_warnings, require_adjustable, summary
+from crispseg.runtime.budget import calibrate, require_adjustable, summary
 from crispseg.runtime.images import hash_frames
+from crispseg.runtime.left_out import LeftOut
 
 UNSTABLE_PERCENT = 10.0
 UNSTABLE_GPU_PERCENT = 1.0  # as trtexec
@@ -38,7 +39,7 @@ class Runs:
     frames: List[int] = field(default_factory=list)
     densities: List[float] = field(default_factory=list)
     counts: List[int] = field(default_factory=list)
-    founds: List[int] = field(default_factory=list)
+    left: LeftOut = field(default_factory=LeftOut)
     seconds: float = 0.0
     layers: Optional[List[List[Any]]] = None  # of every run, when asked for
 
@@ -54,7 +55,7 @@ class Runs:
         self.frames.append(index)
         self.densities.append(100 * float(result.density))
         self.counts.append(int(result.count))
-        self.founds.append(int(result.found))
+        self.left.add(result.count, result.found)
         if self.layers is not None:
             self.layers.append(pipeline.layers())
 
@@ -211,7 +212,7 @@ def measure(
         "density": round(float(np.mean(runs.densities)), 4),
         "density_range": [round(min(runs.densities), 4), round(max(runs.densities), 4)],
         "count": int(round(float(np.mean(runs.counts)))),
-        **left_out(runs.counts, runs.founds),
+        **runs.left.facts(),
         "peak_memory_mib": peak,
         "coefficient_of_variation": round(runs.variation(), 2),
         "warmup": {
@@ -226,7 +227,8 @@ def measure(
 
         report["layers"] = native_layers.table(native_layers.medians(runs.layers))
     if choice is not None:
-        report["budget"] = summary(choice, runs.counts, runs.founds, runs.stages["total"])
+        totals = runs.stages["total"]
+        report["budget"] = summary(choice, runs.left, sum(ms > choice.budget_ms for ms in totals), max(totals))
     for name, other_runs in beside.items():
         if name == "baseline":
             report["baseline_stages"] = other_runs.summary()
@@ -247,7 +249,7 @@ def measure(
     report["environment"] = {**facts, "load_average_after": load_after}
     on_gpu = backend not in ("native", "onnxruntime") or provider != "CPUExecutionProvider"
     report["warnings"] = _warnings(bundle, runs, facts, threads) + missing
-    report["warnings"] += left_out_warnings(runs.counts, runs.founds) if choice is None else []
+    report["warnings"] += runs.left.warnings() if choice is None else []
     report["warnings"] += bundle_calibration.warnings(bundle, precision)
     report["warnings"] += clocks.warnings(device_before, device_after) if on_gpu else []
     report["warnings"] += _gpu_warnings(runs)

@@ -6,21 +6,23 @@ import contextlib
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Optional, Sequence, Tuple, Union
 
 from crispseg import bundle_calibration
 from crispseg.bundle import Bundle, bundle_facts, load_bundle
 from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import CrispsegError, InputError
 from crispseg.files import hash_files
-from crispseg.report import new_report, summarise, write_json
-from crispseg.runtime.budget import calibrate_on, left_out, left_out_warnings, require_adjustable, summary
+from crispseg.report import new_report, write_json
+from crispseg.runtime.budget import calibrate_on, require_adjustable, summary
 from crispseg.runtime.frames import Frame, Source, open_source
 from crispseg.runtime.interrupt import Interrupt
+from crispseg.runtime.left_out import LeftOut
 from crispseg.runtime.outputs import Outputs, parse_save, require_opacity
 from crispseg.runtime.overlay import palette
 from crispseg.runtime.pipeline import FrameResult, Pipeline, open_pipeline
 from crispseg.runtime.queues import Channel, Worker
+from crispseg.runtime.series import Series
 
 _QUEUE = 3
 _MOST_HASHED = 1 << 30  # bytes: about two seconds
@@ -103,7 +105,7 @@ def run(
         outputs = Outputs(folder, items, frames, loaded, alpha, outline, legend)
         _drop_old_report(folder)
         decoded = Channel(_QUEUE)
-        record = Record()
+        record = Record(budget_ms)
 
         def stop() -> None:
             decoded.cancelled = True
@@ -121,26 +123,29 @@ def run(
             raise
         report = _report(loaded, pipe, frames, outputs, record, backend, threads)
         told = [] if record.interrupted else frames.warnings(record.written)
-        told += left_out_warnings(record.counts, record.founds) if choice is None else []
+        told += record.left.warnings() if choice is None else []
         if precision == "int8":
             report["calibration"] = bundle_calibration.facts(loaded, precision)
             told += bundle_calibration.warnings(loaded, precision)
         if told or precision == "int8":
             report["warnings"] = told
         if choice is not None:
-            report["budget"] = summary(choice, record.counts, record.founds, record.stages.get("total", []))
+            slowest = record.stages["total"].most if "total" in record.stages else None
+            report["budget"] = summary(choice, record.left, record.over_budget, slowest)
     write_json(folder / "report.json", report)
     return report
 
 
 class Record:
-    """What is measured during a run."""
+    """What is measured during a run, in bounded memory: a camera may send for weeks."""
 
-    def __init__(self) -> None:
-        self.stages: Dict[str, List[float]] = {}
-        self.densities: List[float] = []
-        self.counts: List[int] = []
-        self.founds: List[int] = []
+    def __init__(self, budget_ms: Optional[float] = None) -> None:
+        self.budget_ms = budget_ms
+        self.over_budget = 0
+        self.stages: Dict[str, Series] = {}
+        self.densities = Series()
+        self.counts = Series()
+        self.left = LeftOut()
         self.written = 0
         self.interrupted = False
         self.seconds = 0.0
@@ -148,7 +153,9 @@ class Record:
 
     def time(self, stage: str, ms: float) -> None:
         """Keep one measured time. Each stage is written by one thread."""
-        self.stages.setdefault(stage, []).append(ms)
+        if stage not in self.stages:
+            self.stages[stage] = Series()
+        self.stages[stage].append(ms)
 
     def add(self, result: FrameResult) -> None:
         """Keep the figures of one frame."""
@@ -156,7 +163,8 @@ class Record:
             self.time(stage, ms)
         self.densities.append(100.0 * result.density)
         self.counts.append(result.count)
-        self.founds.append(result.found)
+        self.left.add(result.count, result.found)
+        self.over_budget += self.budget_ms is not None and result.times.get("total", 0.0) > self.budget_ms
 
 
 def _stream(
@@ -276,11 +284,11 @@ def _report(
         seconds=round(record.seconds, 3),
         throughput_fps=round(record.written / record.seconds, 3) if record.seconds else None,
         finish_ms=round(record.finish_ms, 3),
-        density=_mean(record.densities),
-        density_range=[round(min(record.densities), 4), round(max(record.densities), 4)] if record.counts else None,
-        count=_mean(record.counts),
-        **left_out(record.counts, record.founds),
-        stages={name: summarise(record.stages[name]) for name in names},
+        density=_rounded(record.densities.mean),
+        density_range=[_rounded(record.densities.least), _rounded(record.densities.most)] if record.counts else None,
+        count=_rounded(record.counts.mean),
+        **record.left.facts(),
+        stages={name: record.stages[name].summary() for name in names},
         peak_memory_mib=peak_memory_mib(),
         pipeline=pipeline.describe(),
         environment=environment(threads, backend=backend),
@@ -299,8 +307,8 @@ def _files_hash(source: Source, record: Record) -> Dict[str, Any]:
         return {"files_sha256": None}
 
 
-def _mean(values: Sequence[float]) -> Optional[float]:
-    return round(sum(values) / len(values), 4) if values else None
+def _rounded(value: Optional[float]) -> Optional[float]:
+    return None if value is None else round(value, 4)
 
 
 def _drop_old_report(folder: Path) -> None:

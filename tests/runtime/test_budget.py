@@ -9,6 +9,7 @@ import pytest
 
 from crispseg.errors import InputError
 from crispseg.runtime.budget import calibrate, choose_capacity, summary
+from crispseg.runtime.left_out import LeftOut
 from crispseg.runtime.pipeline import FrameResult
 
 DEMO = Path(__file__).parents[2] / "demo" / "bundle"
@@ -98,7 +99,10 @@ def test_what_cannot_be_measured_is_refused(budget, capacity, value, text):
 
 def test_summary_counts_what_was_left_out():
     choice = choose_capacity([(100, 1.0), (200, 2.0)], 2.0, 300)
-    facts = summary(choice, [100, 200, 200], [100, 250, 260], [1.0, 2.0, 2.5])
+    left = LeftOut()
+    for count, found in ((100, 100), (200, 250), (200, 260)):
+        left.add(count, found)
+    facts = summary(choice, left, 1, 2.5)
     assert facts["left_out_pixels"] == {"mean": pytest.approx(36.67), "max": 60}
     assert (facts["frames_cut"], facts["frames_over_budget"], facts["worst_ms"]) == (2, 1, 2.5)
 
