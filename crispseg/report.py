@@ -120,8 +120,8 @@ DEFINITIONS = {
 # What a term means in one kind of report alone.
 _IN = {
     "run": {
-        "p50": "median over the frames, linear interpolation between order statistics; so p90 and p99. Of more than 65536 "
-        "frames: over every second, fourth, ... one; max and mean are of all",
+        "p50": "median over the frames, linear interpolation between order statistics; so p90 and p99. Of more than "
+        "65536 frames: over every second, fourth, ... one; max and mean are of all",
         "throughput_fps": "frames written / seconds: decoding, networks and encoding at the same time",
         "seconds": "from the first frame read to the last frame written, s; loading and finish_ms not included",
     },
