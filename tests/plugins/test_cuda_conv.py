@@ -209,6 +209,8 @@ def test_repeats_and_orders_of_threads_give_the_same_bits(emulated, gpu, family)
 )
 def test_shared_tiles(emulated, gpu, kind, rows, cin, cout, taps):
     """Long sums over few rows: two kernels, the same values within rounding, the same bits every time."""
+    if gpu.library.csg_compute_capability(gpu.context) < 80:
+        pytest.skip("no shared tiles before compute capability 8.0")
     conv = Conv("-", "-", cin, cout, **FULL)
     data = of_type(random_data(rows, cin, cout, taps, present=0.8), kind)
     how = Run(type=kind, y_type=F32, z_types=(F32, F16), residual_type=F32)
