@@ -99,7 +99,7 @@ def read(report: Path) -> Outcome:
         skips = [child for child in case if child.tag == "skipped"]
         if wrong:
             outcome.failed += 1
-            outcome.failures[name] = ((wrong[0].get("message") or "") + "\n" + (wrong[0].text or ""))[-3000:]
+            outcome.failures[name] = (wrong[0].get("message") or "")[:1000] + "\n" + (wrong[0].text or "")[-3000:]
         elif skips:
             outcome.skipped += 1
             reason = skips[0].get("message") or ""
@@ -121,9 +121,8 @@ def summary(outcome: Outcome) -> str:
 
 
 def reason(text: str) -> str:
-    """The line of a failure that says most."""
-    lines = text.strip().splitlines() or [""]
-    return next((line[1:].strip() for line in lines if line.startswith("E ")), lines[0])[:400]
+    """The first line of a failure."""
+    return (text.strip().splitlines() or [""])[0][:400]
 
 
 def main() -> int:
