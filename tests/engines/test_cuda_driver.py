@@ -154,3 +154,28 @@ def test_a_driver_without_a_function_is_too_old(monkeypatch, emulated_driver):
     monkeypatch.setitem(cuda_driver._PROTOTYPES, "cuNotThere", [])
     with pytest.raises(EnvironmentMismatch, match="cuNotThere.*11.4"):
         cuda_driver.call(cuda_driver.library(), "cuNotThere")
+
+
+@pytest.mark.parametrize("status", [700, 719])
+def test_a_kernel_that_fails_says_what_can_be_tried(emulated_driver, status):
+    """Of the emulated driver, which knows both errors; the call that reports one is any that waits."""
+    with pytest.raises(EnvironmentMismatch) as caught:
+        cuda_driver.call(Failing(cuda_driver.library(), status), "cuStreamSynchronize", None)
+    text = str(caught.value)
+    assert text.startswith("CUDA driver: cuStreamSynchronize: CUDA_ERROR_")
+    assert "lost for this process: start again, on a GPU of 9.0 with CRISPSEG_WGMMA=0" in text
+    assert "\n" not in text
+
+
+class Failing:
+    """A driver whose streams report an error."""
+
+    def __init__(self, driver, status):
+        self._driver, self._status = driver, status
+
+    def __getattr__(self, name):
+        if name != "cuStreamSynchronize":
+            return getattr(self._driver, name)
+        wait = lambda stream: self._status  # noqa: E731
+        wait.argtypes = []
+        return wait
