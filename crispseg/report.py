@@ -168,7 +168,7 @@ def new_report(kind: str, **entries: object) -> dict:
 
     report: dict = {"schema": SCHEMA, "kind": kind, **entries}
     report.setdefault("environment", environment())
-    used = set() if kind in _NOT_MEASURED else _terms({**entries, "environment": None})  # its cpu is a name
+    used = set() if kind in _NOT_MEASURED else _terms({**entries, "environment": None, "pipeline": None})  # names there
     terms = {**DEFINITIONS, **_IN.get(kind, {})}
     report["definitions"] = {term: text for term, text in terms.items() if term in used}
     return report

@@ -187,6 +187,8 @@ def evaluate(
                     tallies["base"].add(result.base, label)
                     densities.append(100 * float(result.density))
                     left.add(result.count, result.found)
+        main = pipelines["refined" if refine else "base"]
+        engines = main.describe() if hasattr(main, "describe") else None
     finally:
         for pipeline in pipelines.values():
             close = getattr(pipeline, "close", None)
@@ -218,6 +220,7 @@ def evaluate(
         },
         bundle=bundle_facts(bundle),
         precision=precision or None,
+        pipeline=engines,
         calibration=bundle_calibration.facts(bundle, precision),
         environment=environment(threads, backend=backend, provider=provider),
         warnings=[

@@ -191,7 +191,7 @@ def measure(
             peak = peak_memory_mib()
         overlapped = _overlapped(pipeline, images, turn) if hasattr(pipeline, "submit") else {}
         device_after = clocks.device_state()
-        load_after = environment()["load_average"]
+        after = environment()
         engines = pipeline.describe() if hasattr(pipeline, "describe") else None
     runs = candidates[0][1]
     stages = runs.summary()
@@ -246,7 +246,7 @@ def measure(
     report["pipeline"] = engines
     if device_before or device_after:
         report["gpu_state"] = {"before": device_before, "after": device_after}
-    report["environment"] = {**facts, "load_average_after": load_after}
+    report["environment"] = {**facts, **{f"{name}_after": after[name] for name in ("load_average", "cpu_mhz")}}
     on_gpu = backend not in ("native", "onnxruntime") or provider != "CPUExecutionProvider"
     report["warnings"] = _warnings(bundle, runs, facts, threads) + missing
     report["warnings"] += runs.left.warnings() if choice is None else []

@@ -253,7 +253,7 @@ def fake_runtime(monkeypatch, truth: dict, refiner: bool = True, baseline: bool 
                 labels=labels, base=zeros if "base" in want else None, density=0.25, count=10, found=12
             )
 
-        return SimpleNamespace(run=run)
+        return SimpleNamespace(run=run, describe=lambda: {"network": network, "refine": refine})
 
     for name, members in (
         ("crispseg.bundle", {"bundle_facts": lambda _: {"name": "fake"}, "load_bundle": lambda _: bundle}),
@@ -280,6 +280,7 @@ def test_evaluate_report(data, monkeypatch):
     assert set(report["base"]) >= {"miou", "boundary_iou", "per_class"}
     assert report["baseline"] == report["base"]
     assert (report["density"], report["frames"], report["overflow_frames"]) == (25, 2, 2)
+    assert report["pipeline"] == {"network": "base", "refine": True}
     assert report["left_out_pixels"] == {"mean": 2, "max": 2}
     assert "2 of 2 frames" in report["warnings"][0]
     assert "16.7 % of the uncertain pixels" in report["warnings"][0]

@@ -78,6 +78,7 @@ def test_report(fake):
     drawn = hashlib.sha256(b"".join(b"32x48\n" + bytes([index]) * (32 * 48 * 3) for index in (0, 25, 50)))
     assert report["input"]["frames_sha256"] == drawn.hexdigest()
     assert report["environment"]["cpus_usable"] >= 1
+    assert {"load_average_after", "cpu_mhz_after"} <= set(report["environment"])
     assert {"p50", "density", "conv", "total", "throughput_fps"} <= set(report["definitions"])
     assert any("capacity" in text for text in report["warnings"])
     assert log[-1] == ("base", "closed")
