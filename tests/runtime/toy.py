@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from fractions import Fraction
+
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
@@ -101,3 +105,43 @@ def colour_blocks(height, width):
     for c in range(3):
         image[:, labels == c, c] = 240
     return image, np.broadcast_to(labels.astype(np.uint8), (height, width))
+
+
+def write_clip(path):
+    """Twelve frames of moving colour blocks, 48 x 64; returns the path."""
+    from crispseg.runtime.sinks import VideoWriter
+
+    writer = VideoWriter(path, Fraction(30000, 1001))
+    image, _ = colour_blocks(48, 64)
+    for i in range(12):
+        writer.write(np.roll(image, 3 * i, axis=1))
+    writer.close()
+    return path
+
+
+class Slow:
+    """A pipeline that takes its time, and may do something at frame ``at``."""
+
+    def __init__(self, inner, seconds=0.0, at=None, action=None):
+        self.inner, self.seconds, self.at, self.action, self.done = inner, seconds, at, action, 0
+
+    def run(self, frame, want=("labels",)):
+        time.sleep(self.seconds)
+        if self.done == self.at:
+            self.action()
+        self.done += 1
+        return self.inner.run(frame, want)
+
+    def describe(self):
+        return {}
+
+
+def threads_left():
+    """Names of threads of a run that still live after a while."""
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        left = [t.name for t in threading.enumerate() if t.name.startswith("crispseg-")]
+        if not left:
+            return left
+        time.sleep(0.05)
+    return left
