@@ -226,6 +226,7 @@ bool access(Text opcode, Operation *o) {
     } else return false;
   }
   o->form = Form::access;
+  o->bytes = static_cast<uint8_t>(type.bits / 8 * o->count);
   o->outs = loads ? o->count : base == "atom" ? 1 : 0;
   o->ins = static_cast<uint8_t>(loads ? 1 : stores ? 1 + o->count : change == a_cas ? 3 : 2);
   o->bits[0] = 64;

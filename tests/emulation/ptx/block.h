@@ -51,7 +51,12 @@ class Block final : public Memory {
   // Before a read, and around a write, of shared memory by a plain instruction or an atomic.
   void check_read(int thread, uint32_t address, uint32_t bytes) {
     if (async->copies_under_way()) async->reads_shared(thread, address, bytes);
-    if (checks) report(shadow.read(thread, address, bytes), thread, address, bytes);
+    if (!checks) return;
+    const Shadow::Finding found = shadow.read(thread, address, bytes);
+    if (found.mistake == Shadow::Mistake::unwritten) {  // a mistake when the value is used (follow.cpp)
+      unwritten |= 1u << (thread % 32);
+      unwritten_at = address;
+    } else report(found, thread, address, bytes);
   }
   void check_write(int thread, uint32_t address, uint32_t bytes, const uint8_t *after, bool atomic) {
     if (async->watches_stores()) async->wrote_shared(thread, address, bytes);
@@ -72,7 +77,8 @@ class Block final : public Memory {
   Async *async = nullptr;
   bool checks = true;
   Shadow shadow;
-  int warp = 0;                 // that runs
+  uint32_t unwritten = 0, unwritten_at = 0;  // lanes that have just read what nobody wrote, and one of the addresses
+  int warp = 0;                              // that runs
   unsigned block_dim[3] = {1, 1, 1};
 
  private:

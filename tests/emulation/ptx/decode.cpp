@@ -11,6 +11,17 @@ struct Placed {  // a function in the program
   std::vector<uint64_t> parameters, results;  // addresses in the parameters of calls
 };
 
+Role role(Text opcode) {
+  const auto starts = [&](Text with) { return opcode.substr(0, with.size()) == with; };
+  return starts("selp.")                      ? Role::select
+         : opcode == "and.pred"               ? Role::and_pred
+         : opcode == "or.pred"                ? Role::or_pred
+         : starts("ld.") || starts("ldu.")    ? Role::load
+         : starts("st.")                      ? Role::store
+         : starts("atom.") || starts("red.") ? Role::atomic
+                                              : Role::other;
+}
+
 class Decoder {
  public:
   Decoder(Module &module, Program &program) : module_(module), program_(program), operands_(module, program) {}
@@ -224,6 +235,10 @@ class Decoder {
     if (places.size() > most) lexer.wrong("fewer operands");
     std::copy(places.begin(), places.end(), i.op);
     i.inputs = static_cast<uint8_t>(read);
+    i.outputs = static_cast<uint8_t>(places.size() - read);
+    i.role = role(opcode);
+    i.space = o.space;
+    i.bytes = o.bytes;
     if (o.form == Form::access) i.count = o.count;
     program_.code.push_back(i);
   }
@@ -254,6 +269,7 @@ class Decoder {
       uint64_t a = from[k].address - call_parameters, b = to[k];
       if (back) std::swap(a, b);
       i.flow = Flow::next;
+      i.target = -1;
       i.run = copy_parameter;
       i.offset = static_cast<int64_t>(a << 32 | b);
       i.keep = from[k].bytes;

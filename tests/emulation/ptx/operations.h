@@ -28,6 +28,7 @@ struct Operation {
   Handler both = nullptr;              // for "d|p"
   int64_t mode = 0;                    // Instruction::offset where there is no address
   Space space = Space::none;
+  uint8_t bytes = 0;                   // of an access
   const WarpInstruction *wide = nullptr;
   uint8_t fewer = 0;                   // inputs that may be missing; they are zero then
 };

@@ -23,18 +23,24 @@ inline Place place(File file, int index) { return index << 2 | file; }
 // What the scheduler does with an instruction; `next`: run it and go on.
 enum class Flow : uint8_t { next, branch, call, leave, sync, aligned, barrier, yield };
 
+// What matters to following values that come from memory that nobody wrote.
+enum class Role : uint8_t { other, select, and_pred, or_pred, load, store, atomic };
+
 struct Instruction {
   Handler run = nullptr;
   Flow flow = Flow::next;
   bool negated = false;  // the guard
   uint8_t count = 1;     // elements of a vector access
-  uint8_t inputs = 0;
+  uint8_t inputs = 0, outputs = 0;
+  Role role = Role::other;
   Place guard = -1;
   Place op[7] = {-1, -1, -1, -1, -1, -1, -1};  // outputs, then inputs
   int32_t target = -1;     // branch, call: instruction. Warp instructions: which of Program::wide
   int32_t line = 0;
   int64_t offset = 0;      // of an address; or a mode
   uint64_t keep = ~0ull;   // bits of the register that takes the result
+  Space space = Space::none;  // of a store, and its bytes
+  uint8_t bytes = 0;
   mutable uint32_t hint = 0;  // range of global memory that it met last
 };
 

@@ -61,6 +61,13 @@ class Shadow {
       return write(c, thread, changes, atomic);
     });
   }
+  // As before anything was written.
+  void forget(uint32_t address, uint32_t bytes) {
+    visit(address, bytes, [](Cell &c, uint32_t, uint32_t) {
+      c.write_time = 0;
+      return Finding{};
+    });
+  }
   bool written(uint32_t address, uint32_t bytes) {
     return visit(address, bytes, [&](Cell &c, uint32_t, uint32_t) {
              return Finding{c.write_time < start_ ? Mistake::unwritten : Mistake::none, 0};

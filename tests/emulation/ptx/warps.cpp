@@ -44,6 +44,7 @@ void Warps::begin_block(const unsigned block_index[3]) {
   for (Warp &w : warps_) {
     w.alive = w.all;
     w.waiting = w.parked = 0;
+    w.follows = false;
     w.at = program_.entry;
     for (int l = 0; l < 32; ++l) {
       w.pc[l] = program_.entry;
@@ -199,6 +200,7 @@ Warps::Outcome Warps::run(int warp) {
       at_ = &i;
       uint32_t chosen = lanes;
       if (i.guard >= 0) {
+        if (w.follows) follow_guard(i, lanes);
         const uint32_t yes = m.true_lanes(i.guard);
         chosen &= i.negated ? ~yes : yes;
         if (!chosen) {
@@ -213,6 +215,8 @@ Warps::Outcome Warps::run(int warp) {
           i.run(m, i);
           m.choose(lanes);
         }
+        if (block_.unwritten && !w.follows) begin_following(w, i);
+        if (w.follows) follow(i, chosen);
         ++pc;
         continue;
       }
@@ -237,6 +241,8 @@ Warps::Outcome Warps::run(int warp) {
         case Flow::yield:
           m.choose(chosen);
           i.run(m, i);
+          if (block_.unwritten && !w.follows) begin_following(w, i);
+          if (w.follows) follow(i, chosen);
           set(w, chosen, pc + 1);
           if (w.alive & ~w.waiting & ~w.parked & ~chosen) {
             w.parked |= chosen;
@@ -266,6 +272,7 @@ Warps::Outcome Warps::run(int warp) {
           }
           m.choose(chosen);
           i.run(m, i);
+          if (w.follows) follow(i, chosen);
           synchronised(i, chosen, w);
           set(w, chosen, pc + 1);
           together &= chosen == lanes;

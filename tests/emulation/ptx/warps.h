@@ -34,6 +34,7 @@ class Warps {
     int32_t pc[32];
     int32_t stack[32][depth];
     uint8_t calls[32];
+    bool follows;  // some registers hold values from memory that nobody wrote
   };
   enum class Next { run, yield, done };
 
@@ -44,6 +45,14 @@ class Warps {
   void set(Warp &w, uint32_t lanes, int pc) {
     for (; lanes; lanes &= lanes - 1) w.pc[__builtin_ctz(lanes)] = pc;
   }
+  // follow.cpp
+  void begin_following(Warp &w, const Instruction &i);
+  void follow(const Instruction &i, uint32_t lanes);
+  void follow_guard(const Instruction &i, uint32_t lanes);
+  uint32_t &unwritten(Place p) { return unwritten_[static_cast<size_t>(block_.warp) * static_cast<size_t>(program_.registers) + static_cast<size_t>(p >> 2)]; }
+  uint32_t unwritten_input(Place p) { return p >= 0 && (p & 3) == registers ? unwritten(p) : 0; }
+  [[noreturn]] void unwritten_used(uint32_t lanes, const char *how);
+
   void synchronised(const Instruction &i, uint32_t lanes, const Warp &w);
   [[noreturn]] void stuck(Warp &w);
   [[noreturn]] void wrong(const std::string &text) const { throw Wrong{719, text}; }
@@ -53,6 +62,8 @@ class Warps {
   const Instruction *code_;
   std::vector<Warp> warps_;
   std::vector<Register> registers_, specials_;
+  std::vector<uint32_t> unwritten_;  // per warp and register: lanes
+  std::string unwritten_text_;
   Machine machine_;
   const Instruction *at_ = nullptr;
 };
