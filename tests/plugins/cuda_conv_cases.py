@@ -101,14 +101,19 @@ def pack(library: ctypes.CDLL, kind: int, weight: np.ndarray) -> Tuple[np.ndarra
     return packed, scales
 
 
-def typed_data(conv: Conv, kind: int) -> Dict[str, np.ndarray]:
-    """Inputs of a row of the op table, representable in the type: x int8 in int8, everything else float32."""
-    data = dict(conv_data(conv))
+def of_type(data: Dict[str, np.ndarray], kind: int) -> Dict[str, np.ndarray]:
+    """The same inputs, representable in the type: x int8 in int8, everything else float32."""
+    data = dict(data)
     if kind == F16:
         data["x"] = data["x"].astype(np.float16).astype(np.float32)
     elif kind == I8:
         data["x"] = np.clip(np.rint(data["x"] * 40), -127, 127).astype(np.int8)
     return data
+
+
+def typed_data(conv: Conv, kind: int) -> Dict[str, np.ndarray]:
+    """Inputs of a row of the op table, representable in the type."""
+    return of_type(conv_data(conv), kind)
 
 
 def _matrix(values: np.ndarray, dtype: type, spare: int, pad: int, group: int) -> np.ndarray:
@@ -237,3 +242,30 @@ def assert_right(conv: Conv, how: Run, got: Sequence[Optional[np.ndarray]], want
             assert error <= 0.5 + 1e-3 * largest / QUANT
         else:
             assert np.abs(have - exact).max() <= limit * largest
+
+
+def check(gpu: Gpu, conv: Conv, how: Run, data=None):
+    """Run, compare with the reference, return what was stored."""
+    data = typed_data(conv, how.type) if data is None else data
+    got = run_conv(gpu, conv, data, how)
+    assert_right(conv, how, got, expected(conv, data, how))
+    return got
+
+
+def same_bits(a, b) -> bool:
+    """Whether two lists of outputs agree to the last bit."""
+    return all((x is None and y is None) or x.tobytes() == y.tobytes() for x, y in zip(a, b))
+
+
+def random_data(rows: int, cin: int, cout: int, taps: int = 9, present: float = 0.6, inputs: int = 0):
+    """Inputs with a random kernel map [rows, taps] of which the share ``present`` is there."""
+    rng = np.random.default_rng(rows * 1000003 + cin * 1009 + cout)
+    inputs = inputs or max(rows, 1)
+    table = rng.integers(0, inputs, (rows, taps)).astype(np.int32)
+    table[rng.random(table.shape) > present] = -1
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    data = {"map": table, "x": normal(inputs, cin), "weight": normal(taps, cin, cout), "bias": normal(cout)}
+    data["residual"] = normal(rows, cout)
+    for i in range(2):
+        data[f"scale{i}"], data[f"shift{i}"] = normal(cout), normal(cout)
+    return data

@@ -12,7 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_conv_cases import F16, F32, I8, Gpu, Run, assert_right, expected, pack, run_conv, typed_data
+from cuda_conv_cases import (
+    F16,
+    F32,
+    I8,
+    Gpu,
+    Run,
+    assert_right,
+    check,
+    expected,
+    of_type,
+    pack,
+    random_data,
+    run_conv,
+    same_bits,
+    typed_data,
+)
 from op_table import CONVS, FULL, KINDS, Conv
 
 from crispseg.plugins import cuda_loader
@@ -34,39 +49,6 @@ def gpu(kernel_image):
     gpu = Gpu(kernel_image)
     yield gpu
     gpu.close()
-
-
-def check(gpu: Gpu, conv: Conv, how: Run, data=None):
-    data = typed_data(conv, how.type) if data is None else data
-    got = run_conv(gpu, conv, data, how)
-    assert_right(conv, how, got, expected(conv, data, how))
-    return got
-
-
-def same_bits(a, b) -> bool:
-    return all((x is None and y is None) or x.tobytes() == y.tobytes() for x, y in zip(a, b))
-
-
-def random_data(rows: int, cin: int, cout: int, taps: int = 9, present: float = 0.6, inputs: int = 0):
-    rng = np.random.default_rng(rows * 1000003 + cin * 1009 + cout)
-    inputs = inputs or max(rows, 1)
-    table = rng.integers(0, inputs, (rows, taps)).astype(np.int32)
-    table[rng.random(table.shape) > present] = -1
-    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
-    data = {"map": table, "x": normal(inputs, cin), "weight": normal(taps, cin, cout), "bias": normal(cout)}
-    data["residual"] = normal(rows, cout)
-    for i in range(2):
-        data[f"scale{i}"], data[f"shift{i}"] = normal(cout), normal(cout)
-    return data
-
-
-def of_type(data, kind: int):
-    data = dict(data)
-    if kind == I8:
-        data["x"] = np.clip(np.rint(data["x"] * 40), -127, 127).astype(np.int8)
-    elif kind == F16:
-        data["x"] = data["x"].astype(np.float16).astype(np.float32)
-    return data
 
 
 # Every row of the table runs with one family; the slow test takes all of them.
@@ -276,8 +258,8 @@ def test_capture_and_replay(emulated, gpu):
 PROGRAM = """
 import sys
 import emulation
-from cuda_conv_cases import Gpu, Run
-from test_cuda_conv import F16, I8, FULL, Conv, check, of_type, random_data
+from cuda_conv_cases import F16, I8, Gpu, Run, check, of_type, random_data
+from op_table import FULL, Conv
 gpu = Gpu(emulation.image())
 for kind in (F16, I8):
     check(gpu, Conv("-", "-", 40, 150, **FULL), Run(type=kind), of_type(random_data(150, 40, 150), kind))

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_conv_cases import F16, F32, I8, Gpu, Run
+from cuda_conv_cases import F16, F32, I8, Gpu, Run, check, of_type, random_data
 from op_table import FULL, Conv
-from test_cuda_conv import check, of_type, random_data
 
 from crispseg.engines import cuda, cuda_kernels
 from crispseg.runtime import doctor, doctor_gpu

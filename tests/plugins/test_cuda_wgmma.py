@@ -13,11 +13,12 @@ from pathlib import Path
 import failing_driver as failing
 import numpy as np
 import pytest
-from cuda_conv_cases import F16, F32, I8, Gpu, Run, run_conv
+from cuda_conv_cases import F16, F32, I8, Gpu, Run, check, of_type, random_data, run_conv, same_bits
 from emulation import ptx
 from op_table import FULL, Conv
-from test_cuda_conv import check, of_type, random_data, same_bits
+from PIL import Image
 
+from crispseg.cli import main
 from crispseg.engines import cuda, cuda_kernels
 from crispseg.engines.tensorrt import artefacts
 from crispseg.errors import EnvironmentMismatch
@@ -127,6 +128,23 @@ def test_a_broken_context_is_not_taken_for_an_image_of_other_gpus(
     bundle = type("Bundle", (), {"path": tmp_path})
     with pytest.raises(EnvironmentMismatch, match="CRISPSEG_WGMMA=0"):
         ask(context, bundle)
+
+
+def test_the_commands_tell_it_in_one_line(failing_gpu, kernel_image, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "runtime"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "engines"))
+    import gpu_toy
+
+    bundle = gpu_toy.write(tmp_path / "b")
+    Image.fromarray(gpu_toy.picture(0, *gpu_toy.FRAME)).save(tmp_path / "a.png")
+    failing_gpu("")
+    gpu_toy.store_kernels(bundle, kernel_image)
+    failing_gpu("715")
+    words = ["run", str(bundle.path), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--backend", "cuda"]
+    assert main([*words, "--precision", "fp32"]) == 2
+    told = "".join(capsys.readouterr())
+    assert "start again with CRISPSEG_WGMMA=0" in " ".join(told.split())
+    assert "Traceback" not in told
 
 
 def test_a_launch_that_is_refused_leaves_wgmma_out(failing_gpu, kernel_image):

@@ -9,9 +9,8 @@ import os
 
 import numpy as np
 import pytest
-from cuda_conv_cases import F16, I8, Gpu, Run, assert_right, expected, run_conv
+from cuda_conv_cases import F16, I8, Gpu, Run, assert_right, expected, of_type, random_data, run_conv
 from op_table import Conv
-from test_cuda_conv import of_type, random_data
 
 from tests import emulation
 
