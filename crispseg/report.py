@@ -36,8 +36,8 @@ DEFINITIONS = {
     "ensemble": "joining the base's and the refiner's logits at the active pixels, ms",
     "scatter": "writing the refined labels into the label map, ms",
     "overlay": "blending class colours over the frame on the GPU, ms",
-    "pack": "copying a frame's results on the GPU to where the download takes them, ms",
-    "post": "bringing the label map to the size of the frame, ms",
+    "pack": "a frame's results on the GPU: maps brought to its size, all put where the download takes them, ms",
+    "post": "bringing the label map to the size of the frame (on a GPU that is done: copying it), ms",
     "encode": "drawing, encoding and writing the outputs, ms",
     "total": "one frame from decoded pixels to label map, wall time on one pipeline with nothing overlapped, ms; where "
     "frames overlap (crispseg run on a GPU) staging + enqueue + host_latency + post of the frame",
