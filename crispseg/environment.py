@@ -6,12 +6,15 @@ import functools
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
 import crispseg
+from crispseg.errors import hide_passwords
 
 PACKAGES = (
     "numpy",
@@ -40,6 +43,7 @@ def environment(threads: int | None = None, **extra: object) -> dict:
     return {
         "crispseg": crispseg.__version__,
         "commit": commit(),
+        "command": command(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "python": platform.python_version(),
         "packages": {name: version for name, version in ((n, package_version(n)) for n in PACKAGES) if version},
@@ -61,6 +65,14 @@ def environment(threads: int | None = None, **extra: object) -> dict:
         "threads": threads if threads else usable_cpus(),
         **extra,
     }
+
+
+def command() -> str | None:
+    """The command line to type for this report again, without passwords; None where another program asks."""
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    if program.stem != "crispseg" and (program.name, program.parent.name) != ("__main__.py", "crispseg"):
+        return None
+    return hide_passwords(" ".join(["crispseg", *map(shlex.quote, sys.argv[1:])]))
 
 
 def package_version(name: str) -> str | None:

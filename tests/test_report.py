@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -74,6 +75,17 @@ def test_every_report_says_where_it_was_made():
     assert {"commit", "crispseg", "packages", "date"} <= set(report["environment"])
     assert "cpu" not in new_report("eval", density=1.0, environment={"cpu": "Some CPU"})["definitions"]
     assert "cpu" in new_report("latency", stages={"cpu": summarise([1])}, environment={})["definitions"]
+
+
+def test_the_command_that_makes_a_report_again(monkeypatch):
+    """As typed, ready for a shell; nothing of other programs."""
+    given = ["run", "my bundle", "rtsp://me:s3cret@cam/1", "-o", "out"]
+    for program in ("/venv/bin/crispseg", "C:/venv/crispseg.exe", "/src/crispseg/__main__.py"):
+        monkeypatch.setattr(sys, "argv", [program, *given])
+        assert environment.environment()["command"] == "crispseg run 'my bundle' rtsp://me:***@cam/1 -o out"
+    for program in ("/usr/bin/pytest", "/x/__main__.py", ""):
+        monkeypatch.setattr(sys, "argv", [program, *given])
+        assert environment.environment()["command"] is None
 
 
 def test_strict_json():
