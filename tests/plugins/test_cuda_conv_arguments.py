@@ -73,6 +73,9 @@ def test_a_small_workspace_is_refused(gpu):
     c = valid()
     c.capacity, c.cin, c.cout, c.ldx, c.ldy = 100, 1024, 128, 1024, 128
     need = gpu.library.csg_conv_workspace(gpu.context, byref(c))
+    if gpu.library.csg_compute_capability(gpu.context) < 80:
+        assert need == 0  # no shared tiles
+        return
     assert need > 0
     c.d_workspace, c.workspace_bytes = 256, need - 1
     assert gpu.library.csg_sparse_conv(gpu.context, gpu.stream.handle, byref(c)) == cuda_loader.BAD_ARGUMENT

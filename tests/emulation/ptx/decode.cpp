@@ -61,7 +61,7 @@ class Decoder {
       lexer.next();
       if (word == ";") call = false;
       if (word.substr(0, 4) == "call" && (word.size() == 4 || word[4] == '.')) call = true;
-      if (word[0] == '%' || word.size() < 2) continue;
+      if (!std::isalpha(static_cast<unsigned char>(word[0])) && word[0] != '_' && word[0] != '$') continue;
       const std::string name(word);
       if (call) {
         auto it = module_.functions.find(name);
@@ -140,6 +140,7 @@ class Decoder {
     end.flow = Flow::leave;
     end.line = lexer.line();
     program_.code.push_back(end);
+    program_.opcodes.resize(program_.code.size(), "ret");
   }
 
   void directive(const Function &f, Lexer &lexer) {
@@ -191,6 +192,7 @@ class Decoder {
       default: general(lexer, *o, opcode, i);
     }
     lexer.expect(';');
+    program_.opcodes.resize(program_.code.size(), opcode);
   }
 
   void general(Lexer &lexer, const Operation &o, Text opcode, Instruction i) {

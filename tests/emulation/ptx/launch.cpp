@@ -9,6 +9,7 @@
 
 #include "../fault.h"
 #include "../guards.h"
+#include "profile.h"
 #include "warps.h"
 
 namespace cs_emu::ptx {
@@ -205,6 +206,7 @@ Failure execute(const Launch &launch) {
     std::memcpy(block.parameters.data() + v.address, launch.arguments[k], v.bytes);
   }
   set_ranges(block, *launch.module);
+  count_launch(*program);
   Warps warps(*program, block);
   warps.begin_launch(static_cast<unsigned>(threads));
   const unsigned grid[3] = {launch.grid.x, launch.grid.y, launch.grid.z};

@@ -62,6 +62,10 @@ struct Program {
   uint32_t static_shared = 0;    // the dynamic shared memory follows it
   uint32_t dynamic_shared = 0;   // where it begins: aligned
   bool products = false;         // wgmma is in it
+  std::vector<Text> opcodes;     // of `code`
+  // Where executions are counted (profile.h): warps that executed each instruction, and launches.
+  mutable std::vector<uint64_t> executed;
+  mutable uint64_t launches = 0;
 };
 
 // Throws Refused.

@@ -198,6 +198,7 @@ Warps::Outcome Warps::run(int warp) {
     while (together && pc < limit) {
       const Instruction &i = code_[pc];
       at_ = &i;
+      if (executed_) ++executed_[pc];
       uint32_t chosen = lanes;
       if (i.guard >= 0) {
         if (w.follows) follow_guard(i, lanes);
@@ -209,6 +210,7 @@ Warps::Outcome Warps::run(int warp) {
         }
       }
       if (i.flow == Flow::next) {
+        if (w.follows && !after(i)) follow(i, chosen);
         if (chosen == lanes) i.run(m, i);
         else {
           m.choose(chosen);
@@ -216,7 +218,7 @@ Warps::Outcome Warps::run(int warp) {
           m.choose(lanes);
         }
         if (block_.unwritten && !w.follows) begin_following(w, i);
-        if (w.follows) follow(i, chosen);
+        if (w.follows && after(i)) follow(i, chosen);
         ++pc;
         continue;
       }

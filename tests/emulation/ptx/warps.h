@@ -47,6 +47,7 @@ class Warps {
   }
   // follow.cpp
   void begin_following(Warp &w, const Instruction &i);
+  static bool after(const Instruction &i) { return i.role >= Role::load; }  // follow() is called when it has run
   void follow(const Instruction &i, uint32_t lanes);
   void follow_guard(const Instruction &i, uint32_t lanes);
   uint32_t &unwritten(Place p) { return unwritten_[static_cast<size_t>(block_.warp) * static_cast<size_t>(program_.registers) + static_cast<size_t>(p >> 2)]; }
@@ -66,6 +67,7 @@ class Warps {
   std::string unwritten_text_;
   Machine machine_;
   const Instruction *at_ = nullptr;
+  uint64_t *executed_ = program_.executed.empty() ? nullptr : program_.executed.data();
 };
 
 }  // namespace cs_emu::ptx
