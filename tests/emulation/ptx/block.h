@@ -54,8 +54,8 @@ class Block final : public Memory {
     if (!checks) return;
     const Shadow::Finding found = shadow.read(thread, address, bytes);
     if (found.mistake == Shadow::Mistake::unwritten) {  // a mistake when the value is used (follow.cpp)
+      if (!unwritten) unwritten_at = address;
       unwritten |= 1u << (thread % 32);
-      unwritten_at = address;
     } else report(found, thread, address, bytes);
   }
   void check_write(int thread, uint32_t address, uint32_t bytes, const uint8_t *after, bool atomic) {

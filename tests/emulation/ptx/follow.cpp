@@ -56,7 +56,7 @@ void Warps::follow(const Instruction &i, uint32_t lanes) {
         x = ~x;
         y = ~y;
       }
-      if (in[0] != i.op[0] && in[1] != i.op[0]) result = (a | b) & ~(~a & x) & ~(~b & y);
+      result = (a | b) & ~(~a & x) & ~(~b & y);
       break;
     }
     case Role::load:
