@@ -170,9 +170,11 @@ bool Warps::leave(Warp &w, uint32_t lanes, const Instruction &i, int *pc) {
   return same;
 }
 
-// What the lanes did before is ordered before what they do now.
+// bar.warp.sync alone: what the lanes did before it is ordered before what they do after it. Shuffles, votes and products
+// of matrices are no barriers of memory.
 void Warps::synchronised(const Instruction &i, uint32_t lanes, const Warp &w) {
-  if (block_.checks && i.flow != Flow::barrier) block_.shadow.sync_warp(block_.warp, lanes, lanes == w.alive);
+  const bool barrier = i.flow == Flow::sync && !i.outputs;
+  if (block_.checks && barrier) block_.shadow.sync_warp(block_.warp, lanes, lanes == w.alive);
 }
 
 Warps::Outcome Warps::run(int warp) {
