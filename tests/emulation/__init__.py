@@ -27,6 +27,7 @@ from .prune import prune, used
 
 HERE = Path(__file__).resolve().parent
 CUDA = HERE.parents[1] / "crispseg" / "plugins" / "cuda"
+KERNELS = Path(os.environ.get("CRISPSEG_EMULATION_KERNELS") or CUDA / "kernels")  # another folder: mutate.py
 CACHE = "CRISPSEG_EMULATION_CACHE"
 FORWARD, REVERSE, SHUFFLE = 0, 1, 2
 LATE, EARLY, KERNELS_LATE, UPLOADS_LATE, DOWNLOADS_LATE, ANY = range(6)  # when work of several streams runs: state.h
@@ -132,8 +133,8 @@ def _units(source: Path) -> list[Path]:
 
 
 def image(
-    source: Path = CUDA / "kernels" / "kernels.cu",
-    table: Path = CUDA / "kernels" / "table.h",
+    source: Path = KERNELS / "kernels.cu",
+    table: Path = KERNELS / "table.h",
     capability: int | None = None,
 ) -> bytes:
     """A kernel image for ``csg_create`` or ``cuModuleLoadData``: the kernels of ``source`` that ``table`` lists.
