@@ -134,7 +134,8 @@ def identity(context: Context) -> cache.Identity:
 
 
 def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., None]] = None) -> cache.Artefact:
-    """Put an image of the kernels for this device into the bundle's cache; one that is there already is kept.
+    """Put an image of the kernels for this device into the bundle's cache; one that is there already is kept, unless it
+    is PTX and an NVRTC that knows the device has come since.
 
     Raises:
         EnvironmentMismatch: no NVRTC, or the kernels do not compile.
@@ -145,7 +146,8 @@ def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., Non
     try:
         found = cache.find(bundle.path, wanted)
         found.read(IMAGE)
-        return found
+        if not _better(context, found):
+            return found
     except CrispsegError:
         pass
     cache.require_room(bundle.path)
@@ -165,6 +167,17 @@ def build(bundle: Bundle, context: Context, progress: Optional[Callable[..., Non
         progress(1, 1)
     assert image is not None
     return cache.store(bundle.path, wanted, {IMAGE: image}, facts)
+
+
+def _better(context: Context, found: cache.Artefact) -> bool:
+    """Whether an image in PTX can be had as machine code now."""
+    if not str(found.facts.get("architecture", "")).startswith("compute_"):
+        return False
+    try:
+        compiler = nvrtc.find_compiler(context.info.capability, context.info.driver)
+    except EnvironmentMismatch:
+        return False
+    return compiler.target(context.info.capability) > 0
 
 
 def linked_kernels(context: Context) -> Optional[Kernels]:

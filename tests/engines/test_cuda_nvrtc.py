@@ -185,7 +185,7 @@ def test_build_stores_the_kernels_once(bundle, emulated, kernel_image, found, mo
     compiler = nvrtc.find_compiler(info.capability, info.driver)
     made = ("kernels", "NVRTC %d.%d" % compiler.version, compiler.code(info.capability))
     assert (row["part"], row["image"], row["architecture"]) == made
-    monkeypatch.setattr(nvrtc, "find_compiler", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr(nvrtc, "compile_kernels", lambda *_: pytest.fail("compiled again"))
     assert main(["build", str(bundle.path), "--backend", "cuda", "--precision", "fp32", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["engines"]) == 1
     kernels = cuda_kernels.open_kernels(cuda.open_device(0), load_bundle(bundle.path))
@@ -223,6 +223,20 @@ def test_outlook(emulated, kernel_image, found, monkeypatch):
     monkeypatch.setattr(cuda_loader, "embedded_image", lambda: kernel_image)
     monkeypatch.setattr(cuda_loader, "create", lambda image=None: create(image or kernel_image))
     assert of(context.info.capability, "10.0").startswith("linked in, convolutions in fp16 on mma")
+
+
+def test_ptx_makes_room_for_machine_code(bundle, emulated, kernel_image, monkeypatch):
+    """The first NVRTC does not know the device, the second does; without one what is there stays."""
+    known, context = {"old": ((11, 4), (75, 80)), "new": ((11, 5), (75, 80, 87))}, cuda.open_device(0)
+    monkeypatch.setattr(context, "info", replace(context.info, capability=87))
+    monkeypatch.setattr(context, "info", replace(context.info, driver="11.5"))
+    monkeypatch.setattr(nvrtc, "_open", lambda name: nvrtc.Compiler(name, None, *known[name]))
+    monkeypatch.setattr(nvrtc, "compile_kernels", lambda compiler, architecture, sources: kernel_image)
+    found = []
+    for names in (["old"], [], ["old"], ["old", "new"], ["old"]):
+        monkeypatch.setattr(nvrtc, "candidates", lambda names=names: names)
+        found.append(cuda_kernels.build(bundle, context).facts["architecture"])
+    assert found == ["compute_80"] * 3 + ["sm_87"] * 2
 
 
 def test_an_image_that_the_driver_refuses_is_not_stored(bundle, emulated, found, capsys):
