@@ -14,6 +14,12 @@ def main() -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "click", "numpy"):
+            raise
+        text = f"error: the command line needs typer, rich and numpy, found no {error.name}"
+        print(f"{text}; pip install typer rich numpy", file=sys.stderr)
+        return 2
     return run()
 
 

@@ -67,6 +67,16 @@ def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
+def test_without_the_packages_of_the_command_line(monkeypatch, capsys):
+    from crispseg import __main__
+
+    for name in [name for name in sys.modules if name == "typer" or name.startswith(("typer.", "crispseg.cli"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert __main__.main() == 2
+    assert capsys.readouterr().err.endswith("found no typer; pip install typer rich numpy\n")
+
+
 def test_onnxruntime_keeps_no_identity_and_sends_nothing(tmp_path):
     pytest.importorskip("onnxruntime")
     program = "import crispseg, onnxruntime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"

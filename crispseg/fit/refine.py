@@ -192,7 +192,18 @@ def fit_refiner(options: FitOptions, report: Report = quiet, given: GivenBase | 
         report,
         twin,
     )
-    return finish({**record, "threshold": threshold}, options)
+    return finish({**record, "threshold": threshold, "warnings": no_gain(record["history"])}, options)
+
+
+def no_gain(history: list[dict]) -> list[str]:
+    """What is to be told of a refiner that is no better than its base, which would only cost time."""
+    best = max(history, key=lambda entry: entry["miou"], default={})
+    if best.get("miou", 0) > best.get("miou_base", -1):
+        return []
+    return [
+        f"refined labels have {best['miou']:.2f} mIoU on the validation frames, those of the base alone "
+        f"{best['miou_base']:.2f}: train longer (--steps with --resume), wider (--planes) or with a lower --threshold"
+    ]
 
 
 def plain(config: SparseRefineConfig) -> dict:

@@ -8,6 +8,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from crispseg.engines.spec import GPU_BACKENDS
 from crispseg.errors import BundleError, InputError
 from crispseg.files import hash_files
 from crispseg.report import new_report
@@ -219,7 +220,7 @@ def evaluate(
             "labels_sha256": hash_files(label for _, label in pairs),
         },
         bundle=bundle_facts(bundle),
-        precision=precision or None,
+        precision=precision or ("fp16" if backend in GPU_BACKENDS else "fp32"),
         pipeline=engines,
         calibration=bundle_calibration.facts(bundle, precision),
         environment=environment(threads, backend=backend, provider=provider),

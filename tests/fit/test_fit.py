@@ -147,6 +147,7 @@ def test_refiner_beats_its_base(folders, tmp_path):
     record = fit_refiner(refine)
     last = record["history"][-1]
     assert last["miou"] > last["miou_base"] + 2
+    assert record["warnings"] == []
     assert 10 < last["density"] < 60
     # A run that starts from it is as good at once.
     again = fit_refiner(
@@ -298,6 +299,8 @@ def test_refiner_on_the_base_of_a_bundle(folders, tmp_path, capsys):
     assert ours["threshold"] == pytest.approx(reference["threshold"], abs=2e-3)
     assert ours["history"][0]["miou_base"] == pytest.approx(reference["history"][0]["miou_base"], abs=0.2)
     assert ours["options"]["bundle"] == "small"
+    assert ours["history"][0]["miou"] < ours["history"][0]["miou_base"], "one step is no training"
+    assert "train longer" in ours["warnings"][0]
     refiner = ["--refiner-weights", str(tmp_path / "r0" / "best.pt")]
     assert main(["export", *source[:3], *refiner, *size, "-o", str(tmp_path / "whole")]) == 0
     made = load_bundle(tmp_path / "whole").refiner
