@@ -287,6 +287,7 @@ def test_evaluate_report(data, monkeypatch):
     assert seen[-1] == (2, 2)
     assert {"miou", "boundary_iou", "boundary_ratio", "density"} <= set(report["definitions"])
     assert report["environment"]["python"]
+    assert report["precision"] == "fp32"
     less = accuracy.evaluate("x", data / "images", data / "labels", limit=1)
     assert less["frames"] == 1
     for hashed in ("images_sha256", "labels_sha256"):
