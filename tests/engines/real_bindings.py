@@ -58,6 +58,7 @@ ANSWERS = {
     "VRuntime.deserializeCudaEngine": "return new Fake_ICudaEngine;",
     "VRuntime.getLogger": "return logger;",
     "VCudaEngine.createExecutionContext": "return new Fake_IExecutionContext;",
+    "VCudaEngine.createExecutionContextWithoutDeviceMemory": "return new Fake_IExecutionContext;",
     "VCudaEngine.createEngineInspector": "return new Fake_IEngineInspector;",
     "VCudaEngine.getNbIOTensors": "return 2;",
     "VCudaEngine.getIOTensorName": 'return index ? "y" : "x";',
@@ -251,6 +252,12 @@ def flow(trt, recorder, work):
     assert times == [{"layer": "conv", "ms": 0.25, "share": 100.0}], times
     assert profile.summary(engine.inspect())["layers"] == 1
     assert engine.describe()["scratch_mib"] == 0.0
+    engine.close()
+    # Two contexts on one scratch memory, as the refiner's engine has them.
+    engine = run.open_engine(result.plan, Context(), what="net", trt=trt, shared=True)
+    other = engine.another()
+    other.set_shapes({"x": (1, 3, 8, 8)})
+    other.bind({"x": 256, "y": 512})
     engine.close()
     calls = recorder.recorded_calls().decode().split()
     return {"calls": len(calls), "different": len(set(calls)), "names": sorted(set(calls)), "builds": facts}
