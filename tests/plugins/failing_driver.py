@@ -47,6 +47,14 @@ STICKY(cuModuleUnload, (void *m), (m))
 STICKY(cuCtxSynchronize, (void), ())
 STICKY(cuMemGetInfo_v2, (size_t *f, size_t *t), (f, t))
 STICKY(cuStreamCreate, (void **s, unsigned f), (s, f))
+STICKY(cuStreamSynchronize, (void *s), (s))
+STICKY(cuStreamBeginCapture_v2, (void *s, int m), (s, m))
+STICKY(cuStreamEndCapture, (void *s, void **g), (s, g))
+STICKY(cuGraphLaunch, (void *g, void *s), (g, s))
+STICKY(cuEventRecord, (void *e, void *s), (e, s))
+STICKY(cuEventSynchronize, (void *e), (e))
+STICKY(cuMemcpyHtoDAsync_v2, (unsigned long long p, const void *h, size_t n, void *s), (p, h, n, s))
+STICKY(cuMemcpyDtoHAsync_v2, (void *h, unsigned long long p, size_t n, void *s), (h, p, n, s))
 EXPORT int cuGetErrorName(int status, const char **text) {
   if (status == 715) { *text = "CUDA_ERROR_ILLEGAL_INSTRUCTION"; return 0; }
   return REAL(int (*)(int, const char **), "cuGetErrorName")(status, text);
