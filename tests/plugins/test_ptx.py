@@ -17,12 +17,16 @@ from crispseg.engines import nvrtc
 from crispseg.errors import EnvironmentMismatch
 
 HERE = Path(__file__).parent
-# Capability -> what runs with the other tests, and how many of them must have run: 7.2 has wmma, 8.7 mma.sync, ldmatrix
-# and cp.async, 9.0 wgmma.
+# Capability -> files, choice among their tests, and how many must have run. 7.2 has wmma, 8.7 mma.sync, ldmatrix and
+# cp.async, 9.0 wgmma.
 PARTS = {
-    72: (("test_cuda_conv.py",), 20),
-    87: (("test_cuda_maps.py", "test_cuda_select.py", "test_cuda_conv.py"), 40),
-    90: (("test_ptx_mistakes.py", "test_cuda_wgmma.py"), 60),
+    72: (("test_cuda_conv.py", "test_ptx_profile.py"), "op_table or tiles or profile", 200),
+    87: (
+        ("test_cuda_maps.py", "test_cuda_select.py", "test_cuda_conv.py", "test_ptx_profile.py"),
+        "not orders and not order_changes and not of_the_device",
+        500,
+    ),
+    90: (("test_ptx_mistakes.py", "test_cuda_wgmma.py", "test_ptx_profile.py"), "", 80),
 }
 
 
@@ -46,8 +50,9 @@ def assert_well(outcome: run_ptx.Outcome, least: int) -> None:
 
 @pytest.mark.parametrize("capability", PARTS)
 def test_part(emulated_driver, capability):
-    names, least = PARTS[capability]
-    assert_well(run_ptx.run(capability, [*(str(HERE / name) for name in names), "-m", "not gpu and not slow"]), least)
+    names, chosen, least = PARTS[capability]
+    words = [*(str(HERE / name) for name in names), "-m", "not gpu and not slow", "-k", chosen]
+    assert_well(run_ptx.run(capability, words), least)
 
 
 @pytest.mark.slow
