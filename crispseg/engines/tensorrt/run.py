@@ -134,7 +134,8 @@ class TensorRTEngine:
         """A second execution context, for other addresses, on the same scratch memory: the two never run at once.
 
         Closed with this engine, which was opened as shared. A context whose run lies in a CUDA graph must not be given
-        other addresses; a graph for others needs a context of its own.
+        other addresses; a graph for others needs a context of its own, which may share the memory (TensorRT's developer
+        guide, CUDA graphs).
         """
         execution = _execution(self.trt, self._engine, self.what, self._scratch)
         made = TensorRTEngine(self.trt, self._logger, self._runtime, self._engine, execution, self.context, self.what)
