@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import json
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple, Union
@@ -111,8 +112,12 @@ def load_classes(name_or_file: Union[str, Path]) -> Tuple[ClassInfo, ...]:
         return TABLES[text.lower()]
     path = Path(name_or_file)
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise InputError("class file %s: expected at most 1 MiB, found %d bytes" % (path, path.stat().st_size))
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a pipe would be waited for, a device has no end
+            what = "a folder" if stat.S_ISDIR(info.st_mode) else "a pipe or device"
+            raise InputError("class file %s: expected a file, found %s; save it to a file first" % (path, what))
+        if info.st_size > _MAX_FILE_BYTES:
+            raise InputError("class file %s: expected at most 1 MiB, found %d bytes" % (path, info.st_size))
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError("class file %s: expected UTF-8 text or JSON, found other bytes" % path) from None

@@ -51,11 +51,16 @@ def hash_listed(entries: Iterable[Tuple[str, str]]) -> str:
 def require_writable(path: Union[str, Path], option: str) -> None:
     """Raise InputError unless a file or folder could be made at ``path``; leaves no trace.
 
-    ``option``: what the message calls it, such as "output". Permissions are tried, not read: a read-only disk and
-    special file systems deny what the mode bits promise.
+    ``option``: what the message calls it, such as "output". A pipe or device there is refused: who reads what an
+    earlier run left would wait for ever, and a finished file would take its place. Permissions are tried, not read: a
+    read-only disk and special file systems deny what the mode bits promise.
     """
     path = Path(os.path.abspath(str(path)))
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(
+                "%s %s: expected a file or a new name, found a pipe or device; choose another name" % (option, path)
+            )
         folder = next(parent for parent in path.parents if os.path.lexists(str(parent)))
         with tempfile.TemporaryFile(dir=str(folder)):
             pass

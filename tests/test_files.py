@@ -6,6 +6,7 @@ import os
 import pytest
 
 from crispseg.bundle import check_target
+from crispseg.classes import load_classes
 from crispseg.cli_output import check_report_file
 from crispseg.errors import InputError
 from crispseg.files import hash_files, partial_path, require_writable
@@ -43,6 +44,23 @@ def test_impossible_place_is_refused_before_the_work(check):
 
     with pytest.raises(InputError, match="cannot be written: .*choose another place"):
         check(Path("/proc/new/x.json"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.timeout(20)
+def test_a_pipe_is_never_waited_for(tmp_path):
+    """Where a report, a state or a table of classes is expected: a pipe that nobody writes to blocks its reader."""
+    for name in ("r.json", "r.html"):
+        os.mkfifo(str(tmp_path / name))
+        with pytest.raises(InputError, match="found a pipe or device"):
+            check_report_file(tmp_path / name)
+    with pytest.raises(InputError, match="found a pipe or device"):
+        require_writable(tmp_path / "r.json", "--scan-state")
+    for place in (tmp_path / "r.json", "/dev/zero"):
+        with pytest.raises(InputError, match="found a pipe or device"):
+            load_classes(place)
+    with pytest.raises(InputError, match="found a folder"):
+        load_classes(tmp_path)
 
 
 def test_partial_names_fit_where_the_final_ones_do(tmp_path):

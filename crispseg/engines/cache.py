@@ -173,8 +173,10 @@ def load(path: Path) -> Artefact:
     """Read and check the manifest of an artefact's directory (its files are checked when read). Raises BundleError."""
     where = str(path / MANIFEST)
     try:
-        if os.path.islink(where):
-            raise BundleError("%s: expected a regular file, found a symbolic link" % where)
+        mode = os.lstat(where).st_mode
+        if not stat.S_ISREG(mode):  # a pipe would be waited for, for ever
+            found = "a symbolic link" if stat.S_ISLNK(mode) else "a folder, pipe or device"
+            raise BundleError("%s: expected a regular file, found %s" % (where, found))
         with open(where, "rb") as stream:
             raw = stream.read(_MAX_MANIFEST + 1)
     except OSError as error:

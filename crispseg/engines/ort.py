@@ -75,6 +75,9 @@ def load(
                 "run `%s`, or name one of these" % fix if fix else "name one of these",
             )
         )
+    if spec.provider == "CPUExecutionProvider":
+        # What a file is wrong in comes as an exception. Of a GPU, what is printed may name the library that is missing.
+        ort.set_default_logger_severity(4)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = spec.thread_count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -305,6 +306,18 @@ def test_a_damaged_manifest_is_refused_and_built_anew(both, text):
             native_artefact.find(both, precision)
         build(both, precision)
         assert native_artefact.find(both, precision).artefact is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.timeout(60)
+def test_a_pipe_instead_of_a_manifest_is_not_waited_for(both):
+    path = build(both, "fp32").path / cache.MANIFEST
+    path.unlink()
+    os.mkfifo(str(path))
+    with pytest.raises(BundleError, match="found a folder, pipe or device; run `crispseg build"):
+        native_artefact.find(both, "fp32")
+    build(both, "fp32")
+    assert native_artefact.find(both, "fp32").artefact is not None
 
 
 def test_an_artefact_under_another_key_is_refused(both):

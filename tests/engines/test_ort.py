@@ -34,6 +34,17 @@ def conv_model(tmp_path, name="net.onnx", external=False, dynamic=False, op="Con
     return path
 
 
+def test_a_weight_of_absurd_size_is_one_exception(tmp_path, capfd):
+    """ONNX Runtime's own logger would print a second line, whatever the session's may."""
+    path = conv_model(tmp_path)
+    model = onnx.load(str(path))
+    model.graph.initializer[0].dims[0] = 1 << 62
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="expected a valid ONNX network"):
+        ort.load(path, SPEC)
+    assert capfd.readouterr().err == ""
+
+
 def test_runs(tmp_path):
     with ort.load(conv_model(tmp_path), SPEC) as engine:
         image = np.ones((1, 3, 6, 8), np.float32)
