@@ -6,48 +6,24 @@ from ctypes import byref
 
 import numpy as np
 import pytest
-from native_cases import isas, native, sparse_conv
+from native_cases import (
+    assert_close,
+    guarded_matrix,
+    guards_intact,
+    isas,
+    native,
+    poison,
+    sparse_conv,
+    strided_input,
+)
 from op_table import CONVS, Conv, conv_data, reference_conv
 
 from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError
 from crispseg.plugins import loader
 from crispseg.plugins import native_ops as ops
 
-GUARD = np.float32(-1234.5)
 every_isa = pytest.mark.parametrize("isa", isas())
 every_conv = pytest.mark.parametrize("conv", CONVS, ids=lambda c: c.name)
-
-
-def guarded_matrix(n: int, channels: int, pad: int, fill: float):
-    """(block, inner): [n, channels] filled with ``fill``, with ``pad`` guard columns and two guard rows around."""
-    block = np.full((n + 4, channels + 2 * pad), GUARD, np.float32)
-    inner = block[2 : n + 2, pad : channels + pad] if pad else block[2 : n + 2]
-    inner[:] = fill
-    return block, inner
-
-
-def guards_intact(block: np.ndarray, inner: np.ndarray, pad: int) -> bool:
-    """Whether nothing but the inner matrix was written."""
-    outside = np.ones(block.shape, bool)
-    outside[2 : len(inner) + 2, pad : inner.shape[1] + pad] = False
-    return bool((block[outside] == GUARD).all())
-
-
-def strided_input(values: np.ndarray, pad: int) -> np.ndarray:
-    """The values behind a row of zeros; NaN in the padding columns and after the last row: nothing else is read."""
-    n, channels = values.shape
-    block = np.full((n + 2, channels + pad), np.nan, np.float32)
-    block[0, :channels] = 0
-    x = block[1 : n + 1, :channels]
-    x[:] = values
-    return x
-
-
-def poison(context: loader.Native) -> None:
-    """Leaves NaN in the scratch of the convolution: blocks of many chunks."""
-    x = np.full((1000, 600), np.nan, np.float32)
-    weight = ops.pack_weight(context, np.ones((1, 600, 128), np.float32))
-    assert np.isnan(sparse_conv(context, x, weight)[0]).all()
 
 
 def run(context: loader.Native, conv: Conv, data, order=None, in_place=False):
@@ -77,16 +53,6 @@ def run(context: loader.Native, conv: Conv, data, order=None, in_place=False):
     for block, inner in blocks:
         assert guards_intact(block, inner, conv.pad)
     return [inner.copy() for _, inner in blocks]
-
-
-def assert_close(got, want, conv: Conv) -> None:
-    for i, (have, expected) in enumerate(zip(got, want)):
-        if i == 0 and not conv.y:
-            assert np.isnan(have).all()
-            continue
-        assert have.shape == expected.shape
-        if have.size:
-            assert np.abs(have - expected).max() <= 1e-5 * max(np.abs(expected).max(), 1e-3)
 
 
 @every_isa

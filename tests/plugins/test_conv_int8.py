@@ -6,9 +6,8 @@ import functools
 
 import numpy as np
 import pytest
-from native_cases import isas
+from native_cases import guarded_matrix, guards_intact, isas
 from op_table import CONVS, Conv, conv_data, reference_conv_int8
-from test_conv import guarded_matrix, guards_intact
 
 from crispseg.errors import InputError
 from crispseg.plugins import loader

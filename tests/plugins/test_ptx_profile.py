@@ -6,12 +6,11 @@ from ctypes import byref, c_void_p
 
 import numpy as np
 import pytest
-from cuda_conv_cases import F16, I8, Gpu, Run, run_conv
+from cuda_conv_cases import F16, I8, Gpu, Run, of_type, random_data, run_conv
 from emulation import ptx
 from emulation.ptx import profile
 from emulation_bench import address
 from op_table import Conv
-from test_cuda_conv import of_type, random_data
 
 TEXT = b""".version 6.5
 .target sm_72

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from native_cases import isas, native
+from native_cases import assert_close, guarded_matrix, guards_intact, isas, native, strided_input
+from native_cases import poison as poison_direct
 from op_table import CONVS, Conv, conv_data, reference_conv
-from test_conv import assert_close, guarded_matrix, guards_intact, strided_input
-from test_conv import poison as poison_direct
 from test_winograd import WIDE
 
 from crispseg.errors import InputError

@@ -6,9 +6,8 @@ from typing import List
 
 import numpy as np
 import pytest
-from native_cases import isas, native, sparse_conv
+from native_cases import assert_close, guarded_matrix, guards_intact, isas, native, sparse_conv, strided_input
 from op_table import CONVS, SITES, Conv, Sites, conv_data, everything, find_sites, reference_conv
-from test_conv import assert_close, guarded_matrix, guards_intact, strided_input
 
 from crispseg.errors import InputError
 from crispseg.plugins import loader

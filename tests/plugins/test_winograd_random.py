@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from native_cases import isas, native
-from test_conv import guarded_matrix, guards_intact, strided_input
+from native_cases import guarded_matrix, guards_intact, isas, native, strided_input
 
 from crispseg.plugins import native_ops as ops
 
