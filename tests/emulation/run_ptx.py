@@ -23,6 +23,7 @@ TESTS = Path(__file__).resolve().parents[1]
 FILES = (
     "plugins/test_cuda_*.py",
     "plugins/test_emulation*.py",
+    "plugins/test_ptx_barriers.py",
     "plugins/test_ptx_mistakes.py",
     "plugins/test_tensorrt_harness.py",
     "engines/test_cuda_*.py",
