@@ -24,8 +24,8 @@ int load_ptx(const char *text, void **out) {
   try {
     auto ptx = ptx::load_module(text);
     if (ptx->specific ? ptx->target != state().capability : ptx->target > state().capability)
-      throw ptx::Refused{"it is for sm_" + std::to_string(ptx->target) + (ptx->specific ? "a" : "") + ", the device is sm_" +
-                         std::to_string(state().capability)};
+      throw ptx::Refused{"it is for sm_" + std::to_string(ptx->target) + (ptx->specific ? "a" : "") +
+                         ", the device is sm_" + std::to_string(state().capability)};
     auto module = std::make_unique<Module>(Module{nullptr, nullptr, true, ptx});
     *out = module.get();
     state().modules[module.get()] = std::move(module);
@@ -44,8 +44,13 @@ int find_ptx(Module *module, const char *name, void **out) {
   function->ptx = &it->second;
   for (const ptx::Variable &v : it->second.parameters) function->sizes.push_back(static_cast<unsigned short>(v.bytes));
   const int threads = it->second.threads ? static_cast<int>(it->second.threads) : 1024;
-  function->own = {function->ptx->name.c_str(), threads, module->ptx->target, static_cast<int>(function->sizes.size()),
-                   function->sizes.data(), nullptr, true};
+  function->own = {function->ptx->name.c_str(),
+                   threads,
+                   module->ptx->target,
+                   static_cast<int>(function->sizes.size()),
+                   function->sizes.data(),
+                   nullptr,
+                   true};
   function->kernel = &function->own;
   *out = function.get();
   state().functions[function.get()] = std::move(function);
@@ -60,6 +65,11 @@ ptx::Sizes sizes(const Function &function) {
   } catch (const ptx::Refused &) {
     return {0, 0};  // the launch will tell
   }
+}
+
+// Dynamic shared memory that a launch may ask for: with the static 48 KiB, unless cuFuncSetAttribute said more.
+int dynamic_limit(const Function &function) {
+  return function.dynamic_limit >= 0 ? function.dynamic_limit : (48 << 10) - sizes(function).static_shared;
 }
 
 }  // namespace
@@ -126,12 +136,12 @@ EXPORT CUresult cuFuncGetAttribute(int *value, int attribute, void *handle) {
   if (!function) return invalid_handle;
   if (!value || attribute < 0 || attribute > 9) return invalid_value;
   // Registers are not known here: 0.
-  *value = attribute == 0   ? function->kernel->threads
-           : attribute == 1 ? sizes(*function).static_shared
-           : attribute == 3 ? sizes(*function).local
+  *value = attribute == 0                     ? function->kernel->threads
+           : attribute == 1                   ? sizes(*function).static_shared
+           : attribute == 3                   ? sizes(*function).local
            : attribute == 5 || attribute == 6 ? state().capability
-           : attribute == 8 ? function->dynamic_limit
-                            : 0;
+           : attribute == 8                   ? dynamic_limit(*function)
+                                              : 0;
   return ok;
 }
 EXPORT CUresult cuFuncSetAttribute(void *handle, int attribute, int value) {
@@ -150,8 +160,9 @@ EXPORT CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *h
   if (!blocks || threads < 1) return invalid_value;
   const int by_threads = 2048 / ((threads + 31) / 32 * 32),
             by_shared = (shared_optin() + 1024) / (static_cast<int>(shared) + sizes(*function).static_shared + 1024);
-  *blocks = threads > function->kernel->threads || shared > static_cast<size_t>(function->dynamic_limit) ? 0
-            : by_threads < by_shared ? by_threads : by_shared;
+  *blocks = threads > function->kernel->threads || shared > static_cast<size_t>(dynamic_limit(*function)) ? 0
+            : by_threads < by_shared                                                                      ? by_threads
+                                                                                                          : by_shared;
   return ok;
 }
 
@@ -163,7 +174,7 @@ EXPORT CUresult cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned 
   if (!function || !stream) return invalid_handle;
   const uint64_t count = static_cast<uint64_t>(bx) * by * bz;
   if (extra || !gx || !gy || !gz || !count || gx > 2147483647u || gy > 65535 || gz > 65535 || bx > 1024 || by > 1024 ||
-      bz > 64 || count > 1024 || shared > static_cast<unsigned>(function->dynamic_limit) ||
+      bz > 64 || count > 1024 || shared > static_cast<unsigned>(dynamic_limit(*function)) ||
       (function->kernel->arguments && !parameters))
     return invalid_value;
   if (count > static_cast<uint64_t>(function->kernel->threads)) return launch_out_of_resources;
@@ -177,23 +188,23 @@ EXPORT CUresult cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned 
   const ptx::Function *ptx = function->ptx;
   if (ptx && ptx->required[0] && (bx != ptx->required[0] || by != ptx->required[1] || bz != ptx->required[2]))
     return invalid_value;
-  if (ptx && static_cast<int>(shared) + sizes(*function).static_shared > std::max(48 << 10, function->dynamic_limit + sizes(*function).static_shared))
-    return invalid_value;
   Module *module = function->module;
-  return enqueue(stream, Node{kernel->name, [=] {
-    std::vector<void *> arguments;
-    for (auto &value : *values) arguments.push_back(value.data());  // new keeps them aligned for any type
-    arguments.push_back(nullptr);
-    ++state().launches;
-    const Index grid{gx, gy, gz}, block{bx, by, bz};
-    const size_t limit = static_cast<size_t>(shared_optin());
-    const Failure failure =
-        ptx ? ptx::execute({module->ptx, ptx, grid, block, shared, limit, arguments.data()})
-            : execute(Launch{module->image, kernel, grid, block, shared, limit, arguments.data()});
-    if (failure.status) return fail_work(failure.status, failure.text);
-    const std::string damage = check_guards();
-    if (!damage.empty()) return fail_work(error_illegal_address, std::string("kernel ") + kernel->name + ": " + damage);
-    return 0;
-  }});
+  return enqueue(
+      stream, Node{kernel->name, [=] {
+                     std::vector<void *> arguments;
+                     for (auto &value : *values)
+                       arguments.push_back(value.data());  // new keeps them aligned for any type
+                     arguments.push_back(nullptr);
+                     ++state().launches;
+                     const Index grid{gx, gy, gz}, block{bx, by, bz};
+                     const size_t limit = static_cast<size_t>(shared_optin());
+                     const Failure failure =
+                         ptx ? ptx::execute({module->ptx, ptx, grid, block, shared, limit, arguments.data()})
+                             : execute(Launch{module->image, kernel, grid, block, shared, limit, arguments.data()});
+                     if (failure.status) return fail_work(failure.status, failure.text);
+                     const std::string damage = check_guards();
+                     if (!damage.empty())
+                       return fail_work(error_illegal_address, std::string("kernel ") + kernel->name + ": " + damage);
+                     return 0;
+                   }});
 }
-

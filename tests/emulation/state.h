@@ -121,7 +121,7 @@ struct Module {
 struct Function {
   Module *module = nullptr;
   const Kernel *kernel = nullptr;
-  int dynamic_limit = 48 * 1024;
+  int dynamic_limit = -1;  // of cuFuncSetAttribute; -1: not set
   const ptx::Function *ptx = nullptr;  // kernel is `own` then
   Kernel own{};
   std::vector<unsigned short> sizes;

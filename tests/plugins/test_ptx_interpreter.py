@@ -235,7 +235,8 @@ def test_attributes_of_a_function(machine):
     )
     assert machine.load(text) == 0
     function, value = machine.function("k"), c_int()
-    for attribute, expected in ((0, 192), (1, 100), (3, 32)):
+    assert machine.status("k", block=1, shared=(48 << 10) - 99) == 1
+    for attribute, expected in ((0, 192), (1, 100), (3, 32), (8, (48 << 10) - 100)):
         assert machine.lib.cuFuncGetAttribute(byref(value), attribute, function) == 0
         assert value.value == expected
     limit = {72: 96, 75: 64}.get(machine.context.info.capability, 163 if machine.context.info.capability < 90 else 227)

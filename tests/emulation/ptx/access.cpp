@@ -10,8 +10,9 @@ namespace {
 
 // The bytes that a lane accesses. *shared: the offset in shared memory, or none.
 constexpr uint64_t no_shared = ~0ull;
-template <Space S> uint8_t *reach(Block &b, int thread, uint64_t address, uint32_t bytes, bool write, const Instruction &i,
-                                  uint64_t *shared) {
+template <Space S>
+uint8_t *reach(Block &b, int thread, uint64_t address, uint32_t bytes, bool write, const Instruction &i,
+               uint64_t *shared) {
   *shared = no_shared;
   if (S == Space::none) {
     const Windows &w = windows();
@@ -31,19 +32,22 @@ template <Space S> uint8_t *reach(Block &b, int thread, uint64_t address, uint32
   return b.global(thread, address, bytes, write, &i.hint);
 }
 
-template <class T> inline uint64_t widen(const uint8_t *p) {
+template <class T>
+inline uint64_t widen(const uint8_t *p) {
   T v;
   std::memcpy(&v, p, sizeof v);
   return static_cast<uint64_t>(static_cast<int64_t>(v));  // of unsigned types: zero-extended before
 }
 
-template <Space S, class T> void load(Machine &m, const Instruction &i) {
+template <Space S, class T>
+void load(Machine &m, const Instruction &i) {
   Block &b = *m.block;
   const unsigned n = i.count;
   const uint32_t bytes = sizeof(T) * n;
   const uint64_t *address = m.in(i.op[n]);
   uint64_t shared;
-  if (S == Space::param && (i.op[n] & 3) == constants && address[0] + static_cast<uint64_t>(i.offset) < call_parameters) {
+  if (S == Space::param && (i.op[n] & 3) == constants &&
+      address[0] + static_cast<uint64_t>(i.offset) < call_parameters) {
     const uint8_t *p = reach<S>(b, m.warp * 32, address[0] + static_cast<uint64_t>(i.offset), bytes, false, i, &shared);
     for (unsigned k = 0; k < n; ++k) {
       const uint64_t v = widen<T>(p + k * sizeof(T)) & i.keep;
@@ -55,12 +59,14 @@ template <Space S, class T> void load(Machine &m, const Instruction &i) {
   CS_LANES(m, l) {
     const int thread = m.warp * 32 + static_cast<int>(l);
     const uint8_t *p = reach<S>(b, thread, address[l] + static_cast<uint64_t>(i.offset), bytes, false, i, &shared);
-    if ((S == Space::shared || S == Space::none) && shared != no_shared) b.check_read(thread, static_cast<uint32_t>(shared), bytes);
+    if ((S == Space::shared || S == Space::none) && shared != no_shared)
+      b.check_read(thread, static_cast<uint32_t>(shared), bytes);
     for (unsigned k = 0; k < n; ++k) m.out(i.op[k])[l] = widen<T>(p + k * sizeof(T)) & i.keep;
   }
 }
 
-template <Space S, class T> void store(Machine &m, const Instruction &i) {
+template <Space S, class T>
+void store(Machine &m, const Instruction &i) {
   Block &b = *m.block;
   const unsigned n = i.count;
   const uint32_t bytes = sizeof(T) * n;
@@ -80,7 +86,8 @@ template <Space S, class T> void store(Machine &m, const Instruction &i) {
 enum Change { a_add, a_min, a_max, a_and, a_or, a_xor, a_exch, a_cas, a_inc, a_dec, changes };
 const char *const change_names[changes] = {"add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"};
 
-template <Change C, class T> T changed(T old, T b, T c) {
+template <Change C, class T>
+T changed(T old, T b, T c) {
   if constexpr (std::is_floating_point<T>::value) {
     return C == a_add ? old + b : C == a_exch ? b : old;
   } else {
@@ -100,7 +107,8 @@ template <Change C, class T> T changed(T old, T b, T c) {
   }
 }
 
-template <Space S, Change C, class T> void atomic(Machine &m, const Instruction &i) {
+template <Space S, Change C, class T>
+void atomic(Machine &m, const Instruction &i) {
   Block &b = *m.block;
   const uint64_t *address = m.in(i.op[1]), *x = m.in(i.op[2]), *y = m.in(i.op[3] < 0 ? i.op[2] : i.op[3]);
   CS_LANES(m, l) {
@@ -113,7 +121,8 @@ template <Space S, Change C, class T> void atomic(Machine &m, const Instruction 
     if (shared != no_shared) {
       const uint32_t at = static_cast<uint32_t>(shared);
       if (b.async->copies_under_way()) b.async->reads_shared(thread, at, sizeof(T));
-      if (b.checks && !b.shadow.written(at, sizeof(T))) b.report({Shadow::Mistake::unwritten, 0}, thread, at, sizeof(T));
+      if (b.checks && !b.shadow.written(at, sizeof(T)))
+        b.report({Shadow::Mistake::unwritten, 0}, thread, at, sizeof(T));
       b.check_write(thread, at, sizeof(T), reinterpret_cast<const uint8_t *>(&now), true);
     }
     std::memcpy(p, &now, sizeof now);
@@ -121,7 +130,8 @@ template <Space S, Change C, class T> void atomic(Machine &m, const Instruction 
   }
 }
 
-template <Space S> Handler find_load(Type t) {
+template <Space S>
+Handler find_load(Type t) {
   switch (t.bits + (t.kind == 's')) {
     case 8: return load<S, uint8_t>;
     case 9: return load<S, int8_t>;
@@ -129,11 +139,13 @@ template <Space S> Handler find_load(Type t) {
     case 17: return load<S, int16_t>;
     case 32: return load<S, uint32_t>;
     case 33: return load<S, int32_t>;
-    case 64: case 65: return load<S, uint64_t>;
+    case 64:
+    case 65: return load<S, uint64_t>;
     default: return nullptr;
   }
 }
-template <Space S> Handler find_store(Type t) {
+template <Space S>
+Handler find_store(Type t) {
   switch (t.bits) {
     case 8: return store<S, uint8_t>;
     case 16: return store<S, uint16_t>;
@@ -142,27 +154,31 @@ template <Space S> Handler find_store(Type t) {
     default: return nullptr;
   }
 }
-template <Space S, class T> Handler find_change(int change) {
+template <Space S, class T>
+Handler find_change(int change) {
   if constexpr (std::is_floating_point<T>::value) return change == a_add ? atomic<S, a_add, T> : nullptr;
   else switch (change) {
-    case a_add: return atomic<S, a_add, T>;
-    case a_min: return atomic<S, a_min, T>;
-    case a_max: return atomic<S, a_max, T>;
-    case a_and: return atomic<S, a_and, T>;
-    case a_or: return atomic<S, a_or, T>;
-    case a_xor: return atomic<S, a_xor, T>;
-    case a_exch: return atomic<S, a_exch, T>;
-    case a_cas: return atomic<S, a_cas, T>;
-    case a_inc: return std::is_same<T, uint32_t>::value ? atomic<S, a_inc, T> : nullptr;
-    case a_dec: return std::is_same<T, uint32_t>::value ? atomic<S, a_dec, T> : nullptr;
-    default: return nullptr;
-  }
+      case a_add: return atomic<S, a_add, T>;
+      case a_min: return atomic<S, a_min, T>;
+      case a_max: return atomic<S, a_max, T>;
+      case a_and: return atomic<S, a_and, T>;
+      case a_or: return atomic<S, a_or, T>;
+      case a_xor: return atomic<S, a_xor, T>;
+      case a_exch: return atomic<S, a_exch, T>;
+      case a_cas: return atomic<S, a_cas, T>;
+      case a_inc: return std::is_same<T, uint32_t>::value ? atomic<S, a_inc, T> : nullptr;
+      case a_dec: return std::is_same<T, uint32_t>::value ? atomic<S, a_dec, T> : nullptr;
+      default: return nullptr;
+    }
 }
-template <Space S> Handler find_atomic(int change, Type t) {
+template <Space S>
+Handler find_atomic(int change, Type t) {
   switch (t.kind << 8 | t.bits) {
-    case 'b' << 8 | 32: case 'u' << 8 | 32: return find_change<S, uint32_t>(change);
+    case 'b' << 8 | 32:
+    case 'u' << 8 | 32: return find_change<S, uint32_t>(change);
     case 's' << 8 | 32: return find_change<S, int32_t>(change);
-    case 'b' << 8 | 64: case 'u' << 8 | 64: return find_change<S, uint64_t>(change);
+    case 'b' << 8 | 64:
+    case 'u' << 8 | 64: return find_change<S, uint64_t>(change);
     case 's' << 8 | 64: return find_change<S, int64_t>(change);
     case 'f' << 8 | 32: return find_change<S, float>(change);
     case 'f' << 8 | 64: return find_change<S, double>(change);
@@ -170,7 +186,8 @@ template <Space S> Handler find_atomic(int change, Type t) {
   }
 }
 
-template <int Sign> void shift_window(Machine &m, const Instruction &i) {
+template <int Sign>
+void shift_window(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]);
   const uint64_t *a = m.in(i.op[1]);
   const uint64_t by = i.offset == 1 ? windows().shared : windows().local;
@@ -215,9 +232,9 @@ bool access(Text opcode, Operation *o) {
     else if (p == "v2") o->count = 2;
     else if (p == "v4") o->count = 4;
     else if (p == "volatile" || ((p == "relaxed" || p == "acquire") && loads)) o->flow = Flow::yield;
-    else if (p == "relaxed" || p == "acquire" || p == "release" || p == "acq_rel" || p == "weak" || p == "cta" || p == "gpu" ||
-             p == "sys" || p == "nc" || p == "ca" || p == "cg" || p == "cs" || p == "lu" || p == "cv" || p == "wb" ||
-             p == "wt" || p.substr(0, 4) == "L1::" || p.substr(0, 4) == "L2::")
+    else if (p == "relaxed" || p == "acquire" || p == "release" || p == "acq_rel" || p == "weak" || p == "cta" ||
+             p == "gpu" || p == "sys" || p == "nc" || p == "ca" || p == "cg" || p == "cs" || p == "lu" || p == "cv" ||
+             p == "wb" || p == "wt" || p.substr(0, 4) == "L1::" || p.substr(0, 4) == "L2::")
       continue;
     else if (changes_it) {
       for (int c = 0; c < changes; ++c)

@@ -38,7 +38,8 @@ const Windows &windows() {
 
 std::string Block::name(int thread) const {
   const unsigned n = static_cast<unsigned>(thread);
-  return format("thread (%u,%u,%u)", n % block_dim[0], n / block_dim[0] % block_dim[1], n / block_dim[0] / block_dim[1]);
+  return format("thread (%u,%u,%u)", n % block_dim[0], n / block_dim[0] % block_dim[1],
+                n / block_dim[0] / block_dim[1]);
 }
 
 void Block::wrong_thread(int status, int thread, const std::string &text) const {
@@ -58,7 +59,8 @@ void Block::outside(int thread, const char *space, uint64_t address, uint32_t by
 }
 
 uint8_t *Block::far(int thread, uint64_t address, uint32_t bytes, bool write, uint32_t *hint) const {
-  auto it = std::upper_bound(ranges.begin(), ranges.end(), address, [](uint64_t a, const Range &r) { return a < r.begin; });
+  auto it =
+      std::upper_bound(ranges.begin(), ranges.end(), address, [](uint64_t a, const Range &r) { return a < r.begin; });
   if (it != ranges.begin() && address + bytes <= std::prev(it)->end && address + bytes > address) {
     *hint = static_cast<uint32_t>(std::prev(it) - ranges.begin());
     return reinterpret_cast<uint8_t *>(address);
@@ -76,7 +78,8 @@ const uint8_t *Block::parameter_at(int thread, uint64_t address, uint32_t bytes,
     if (address + bytes > call_bytes) outside(thread, "parameter", address, bytes, write, call_bytes);
     return calls.data() + static_cast<size_t>(thread) * call_bytes + address;
   }
-  if (write || address + bytes > parameters.size()) outside(thread, "parameter", address, bytes, write, parameters.size());
+  if (write || address + bytes > parameters.size())
+    outside(thread, "parameter", address, bytes, write, parameters.size());
   return parameters.data() + address;
 }
 
@@ -96,7 +99,8 @@ void Block::mistake(Shadow::Finding found, int thread, uint32_t address, uint32_
       text = "writes " + where + ", which " + other + " wrote, with " + barrier + " between: a race on shared memory";
       break;
     default:
-      text = "writes " + where + ", which " + other + " has read, with " + barrier + " between: a race on shared memory";
+      text =
+          "writes " + where + ", which " + other + " has read, with " + barrier + " between: a race on shared memory";
   }
   wrong_thread(launch_failed, thread, text);
 }

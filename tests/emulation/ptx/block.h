@@ -39,12 +39,14 @@ class Block final : public Memory {
   }
   uint8_t *shared_at(int thread, uint64_t address, uint32_t bytes, bool write) {
     if (address & (bytes - 1)) misaligned(thread, "shared", address, bytes, write);
-    if (address + bytes > shared_size || address + bytes < bytes) outside(thread, "shared", address, bytes, write, shared_size);
+    if (address + bytes > shared_size || address + bytes < bytes)
+      outside(thread, "shared", address, bytes, write, shared_size);
     return shared_data + address;
   }
   uint8_t *local_at(int thread, uint64_t address, uint32_t bytes, bool write) {
     if (address & (bytes - 1)) misaligned(thread, "local", address, bytes, write);
-    if (address + bytes > local_bytes || address + bytes < bytes) outside(thread, "local", address, bytes, write, local_bytes);
+    if (address + bytes > local_bytes || address + bytes < bytes)
+      outside(thread, "local", address, bytes, write, local_bytes);
     return local.data() + static_cast<size_t>(thread) * local_bytes + address;
   }
   const uint8_t *parameter_at(int thread, uint64_t address, uint32_t bytes, bool write);

@@ -10,7 +10,8 @@ namespace {
 constexpr uint32_t nothing = 0xffcdffcdu;  // what a lane that is not there gives: undefined on a GPU
 
 enum Direction { index_of, up, down, butterfly };
-template <Direction D, bool Told> void shuffle(Machine &m, const Instruction &i) {
+template <Direction D, bool Told>
+void shuffle(Machine &m, const Instruction &i) {
   constexpr int first = Told ? 2 : 1;
   uint64_t *d = m.out(i.op[0]), *p = Told ? m.out(i.op[1]) : nullptr;
   const uint64_t *b = m.in(i.op[first + 1]), *c = m.in(i.op[first + 2]);
@@ -24,9 +25,18 @@ template <Direction D, bool Told> void shuffle(Machine &m, const Instruction &i)
     const int last = (lane & segments) | (clamp & ~segments & 31), start = lane & segments;
     int source;
     switch (D) {
-      case up: source = lane - by; inside[l] = source >= last; break;
-      case down: source = lane + by; inside[l] = source <= last; break;
-      case butterfly: source = lane ^ by; inside[l] = source <= last; break;
+      case up:
+        source = lane - by;
+        inside[l] = source >= last;
+        break;
+      case down:
+        source = lane + by;
+        inside[l] = source <= last;
+        break;
+      case butterfly:
+        source = lane ^ by;
+        inside[l] = source <= last;
+        break;
       default: source = start | (by & ~segments & 31); inside[l] = source <= last;
     }
     if (!inside[l]) source = lane;
@@ -39,14 +49,16 @@ template <Direction D, bool Told> void shuffle(Machine &m, const Instruction &i)
 }
 
 enum Vote { any, every, uniform, ballot };
-template <Vote V> void vote(Machine &m, const Instruction &i) {
+template <Vote V>
+void vote(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]);
   const uint32_t yes = m.true_lanes(i.op[1]) & m.active;
   const uint64_t r = V == any ? yes != 0 : V == every ? yes == m.active : V == uniform ? !yes || yes == m.active : yes;
   CS_EACH(r)
 }
 
-template <class T> void match_any(Machine &m, const Instruction &i) {
+template <class T>
+void match_any(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]), results[32];
   const uint64_t *a = m.in(i.op[1]);
   CS_LANES(m, l) {
@@ -55,7 +67,8 @@ template <class T> void match_any(Machine &m, const Instruction &i) {
   }
   CS_LANES(m, l) d[l] = results[l];
 }
-template <class T, bool Told> void match_all(Machine &m, const Instruction &i) {
+template <class T, bool Told>
+void match_all(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]), *p = Told ? m.out(i.op[1]) : nullptr;
   const uint64_t *a = m.in(i.op[Told ? 2 : 1]);
   const unsigned first = static_cast<unsigned>(__builtin_ctz(m.active));
@@ -68,14 +81,15 @@ template <class T, bool Told> void match_all(Machine &m, const Instruction &i) {
 }
 
 enum Reduction { r_add, r_min, r_max, r_and, r_or, r_xor };
-template <class T, Reduction R> void reduce(Machine &m, const Instruction &i) {
+template <class T, Reduction R>
+void reduce(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]);
   const uint64_t *a = m.in(i.op[1]);
   bool begun = false;
   T sum = 0;
   CS_LANES(m, l) {
     const T v = Bits<T>::get(a[l]);
-    sum = !begun         ? v
+    sum = !begun       ? v
           : R == r_add ? static_cast<T>(static_cast<uint32_t>(sum) + static_cast<uint32_t>(v))
           : R == r_min ? std::min(sum, v)
           : R == r_max ? std::max(sum, v)
@@ -154,7 +168,8 @@ void run_wide(Machine &m, const Instruction &i) {
     for (size_t l = 0; l < 32; ++l) sum[l] = (*in[k])[l] + static_cast<uint64_t>(w.offset[k]);
     in[k] = &sum;
   }
-  Call call{m.warp, m.active, out, static_cast<int>(w.out.size()), in, static_cast<int>(w.in.size()), *m.block, *m.block->async};
+  Call call{m.warp,   m.active,       out, static_cast<int>(w.out.size()), in, static_cast<int>(w.in.size()),
+            *m.block, *m.block->async};
   w.what->run(call);
 }
 
@@ -189,8 +204,8 @@ void add_collective(Table &t) {
     add_barrier(t, std::string(base) + ".and.pred", 2);
     add_barrier(t, std::string(base) + ".or.pred", 3);
   }
-  for (const char *name : {"membar.cta", "membar.gl", "membar.sys", "fence.acq_rel.cta", "fence.acq_rel.gpu", "fence.acq_rel.sys",
-                           "fence.sc.cta", "fence.sc.gpu", "fence.sc.sys"})
+  for (const char *name : {"membar.cta", "membar.gl", "membar.sys", "fence.acq_rel.cta", "fence.acq_rel.gpu",
+                           "fence.acq_rel.sys", "fence.sc.cta", "fence.sc.gpu", "fence.sc.sys"})
     add_plain(t, name, none);
   add_plain(t, "activemask.b32", active_mask, 1);
   add_plain(t, "nanosleep.u32", none, 0, 1, Flow::yield);

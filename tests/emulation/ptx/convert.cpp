@@ -46,7 +46,7 @@ uint16_t to_half(double v, int rounding) {
   const double a = std::fabs(v);
   if (std::isinf(a)) return sign | 0x7c00;
   int exponent = 0;
-  std::frexp(a, &exponent);                             // a = f * 2^exponent, f in [0.5, 1)
+  std::frexp(a, &exponent);                                         // a = f * 2^exponent, f in [0.5, 1)
   const int unit = a == 0 || exponent < -13 ? -24 : exponent - 11;  // of the last bit
   const int direction = rounding == down ? (sign ? up : down) : rounding == up ? (sign ? down : up) : rounding;
   const double rounded = std::ldexp(round_to(std::ldexp(a, -unit), direction), unit);
@@ -63,16 +63,25 @@ float to_float(double v, int rounding) {
   if (rounding == to_nearest || v != v || static_cast<double>(f) == v) return f;
   const bool shrink = rounding == to_zero || (rounding == down) == (v > 0);
   if (shrink ? std::fabs(static_cast<double>(f)) > std::fabs(v) : std::fabs(static_cast<double>(f)) < std::fabs(v))
-    f = std::nextafterf(f, shrink ? 0.0f : v > 0 ? std::numeric_limits<float>::infinity() : -std::numeric_limits<float>::infinity());
+    f = std::nextafterf(f, shrink  ? 0.0f
+                           : v > 0 ? std::numeric_limits<float>::infinity()
+                                   : -std::numeric_limits<float>::infinity());
   return f;
 }
 
 float flush(float v) { return std::fabs(v) < std::numeric_limits<float>::min() ? std::copysign(0.0f, v) : v; }
 
-template <class T> T read(uint64_t v) { return Bits<T>::get(v); }
-template <> Half read<Half>(uint64_t v) { return {static_cast<uint16_t>(v)}; }
+template <class T>
+T read(uint64_t v) {
+  return Bits<T>::get(v);
+}
+template <>
+Half read<Half>(uint64_t v) {
+  return {static_cast<uint16_t>(v)};
+}
 
-template <class D, class S> struct Convert {
+template <class D, class S>
+struct Convert {
   static constexpr bool from_real = std::is_floating_point<S>::value || std::is_same<S, Half>::value;
   static constexpr bool to_real = std::is_floating_point<D>::value || std::is_same<D, Half>::value;
 
@@ -98,7 +107,9 @@ template <class D, class S> struct Convert {
         v = round_to(v, rounding);
         constexpr double lowest = static_cast<double>(std::numeric_limits<D>::min());
         constexpr double beyond = static_cast<double>(std::numeric_limits<D>::max() / 2 + 1) * 2.0;
-        const D d = v < lowest ? std::numeric_limits<D>::min() : v >= beyond ? std::numeric_limits<D>::max() : static_cast<D>(v);
+        const D d = v < lowest    ? std::numeric_limits<D>::min()
+                    : v >= beyond ? std::numeric_limits<D>::max()
+                                  : static_cast<D>(v);
         return static_cast<uint64_t>(static_cast<int64_t>(d));
       } else {
         if (mode & integral) v = round_to(v, rounding);
@@ -120,7 +131,8 @@ template <class D, class S> struct Convert {
   }
 };
 
-template <class D, class S> void convert(Machine &m, const Instruction &i) {
+template <class D, class S>
+void convert(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]);
   const uint64_t *a = m.in(i.op[1]);
   const int64_t mode = i.offset;
@@ -128,7 +140,8 @@ template <class D, class S> void convert(Machine &m, const Instruction &i) {
   CS_EACH((Convert<D, S>::of(a[l], mode) & keep))
 }
 // The frequent ones without a mode, so that the loops become vector instructions.
-template <class D, class S> void widen(Machine &m, const Instruction &i) {
+template <class D, class S>
+void widen(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]);
   const uint64_t *a = m.in(i.op[1]);
   const uint64_t keep = i.keep;
@@ -139,8 +152,7 @@ void half_to_single(Machine &m, const Instruction &i) {
   const uint64_t *a = m.in(i.op[1]);
   static const std::vector<uint32_t> table = [] {
     std::vector<uint32_t> t(65536);
-    for (uint32_t v = 0; v < 65536; ++v)
-      t[v] = static_cast<uint32_t>(Convert<float, Half>::of(v, 0));
+    for (uint32_t v = 0; v < 65536; ++v) t[v] = static_cast<uint32_t>(Convert<float, Half>::of(v, 0));
     return t;
   }();
   CS_EACH(table[a[l] & 0xffffu])
@@ -157,7 +169,8 @@ __attribute__((target("avx,f16c"))) void single_to_half(Machine &m, const Instru
 }
 #endif
 
-template <class D, class S> Handler pick(bool plain) {
+template <class D, class S>
+Handler pick(bool plain) {
   if constexpr (std::is_integral<D>::value && std::is_integral<S>::value) {
     if (plain) return widen<D, S>;
   }
@@ -166,7 +179,8 @@ template <class D, class S> Handler pick(bool plain) {
   }
   return convert<D, S>;
 }
-template <class D> Handler from(Type s, bool plain) {
+template <class D>
+Handler from(Type s, bool plain) {
   switch (s.kind << 8 | s.bits) {
     case 'u' << 8 | 8: return pick<D, uint8_t>(plain);
     case 's' << 8 | 8: return pick<D, int8_t>(plain);
@@ -205,9 +219,16 @@ bool conversion(Text opcode, Operation *o) {
   static const struct {
     const char *name;
     int64_t mode;
-  } modifiers[] = {{"rn", to_nearest}, {"rz", to_zero}, {"rm", down}, {"rp", up},
-                   {"rni", to_nearest | integral}, {"rzi", to_zero | integral}, {"rmi", down | integral},
-                   {"rpi", up | integral}, {"ftz", flush_bit}, {"sat", saturate}};
+  } modifiers[] = {{"rn", to_nearest},
+                   {"rz", to_zero},
+                   {"rm", down},
+                   {"rp", up},
+                   {"rni", to_nearest | integral},
+                   {"rzi", to_zero | integral},
+                   {"rmi", down | integral},
+                   {"rpi", up | integral},
+                   {"ftz", flush_bit},
+                   {"sat", saturate}};
   Text rest = opcode.substr(4);
   std::vector<Type> types;
   int64_t mode = 0;

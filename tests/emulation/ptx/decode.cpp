@@ -6,20 +6,20 @@
 namespace cs_emu::ptx {
 namespace {
 
-struct Placed {  // a function in the program
-  int start = -1;  // -1: being decoded
+struct Placed {                               // a function in the program
+  int start = -1;                             // -1: being decoded
   std::vector<uint64_t> parameters, results;  // addresses in the parameters of calls
 };
 
 Role role(Text opcode) {
   const auto starts = [&](Text with) { return opcode.substr(0, with.size()) == with; };
-  return starts("selp.")                      ? Role::select
-         : opcode == "and.pred"               ? Role::and_pred
-         : opcode == "or.pred"                ? Role::or_pred
-         : starts("ld.") || starts("ldu.")    ? Role::load
-         : starts("st.")                      ? Role::store
+  return starts("selp.")                     ? Role::select
+         : opcode == "and.pred"              ? Role::and_pred
+         : opcode == "or.pred"               ? Role::or_pred
+         : starts("ld.") || starts("ldu.")   ? Role::load
+         : starts("st.")                     ? Role::store
          : starts("atom.") || starts("red.") ? Role::atomic
-                                              : Role::other;
+                                             : Role::other;
 }
 
 class Decoder {
@@ -68,7 +68,8 @@ class Decoder {
         if (it != module_.functions.end()) callees.push_back(&it->second);
       }
       auto it = module_.variables.find(name);
-      if (it == module_.variables.end() || it->second.space != Space::shared || operands_.module_shared.count(name)) continue;
+      if (it == module_.variables.end() || it->second.space != Space::shared || operands_.module_shared.count(name))
+        continue;
       if (it->second.dynamic) dynamic_align_ = std::max(dynamic_align_, it->second.align);
       operands_.module_shared[name] = it->second.dynamic ? 0 : place_shared(it->second);
     }
@@ -90,7 +91,8 @@ class Decoder {
   void function(const Function &f) {
     auto found = placed_.find(f.name);
     if (found != placed_.end()) {
-      if (found->second.start < 0) throw Refused{"function " + f.name + " calls itself: registers are one set a function here"};
+      if (found->second.start < 0)
+        throw Refused{"function " + f.name + " calls itself: registers are one set a function here"};
       return;
     }
     placed_[f.name];
@@ -99,7 +101,8 @@ class Decoder {
     operands_.open();
     for (size_t k = 0; k < f.parameters.size(); ++k) {
       Variable v = f.parameters[k];
-      if (f.entry) program_.parameter_bytes = std::max(program_.parameter_bytes, static_cast<uint32_t>(v.address + v.bytes));
+      if (f.entry)
+        program_.parameter_bytes = std::max(program_.parameter_bytes, static_cast<uint32_t>(v.address + v.bytes));
       else {
         mine.parameters.push_back(place_call(v));
         v.address = mine.parameters.back() + call_parameters;
@@ -175,7 +178,8 @@ class Decoder {
     }
     i.line = lexer.line();
     const Text opcode = lexer.name();
-    if (i.guard < 0 && lexer.take(':')) return operands_.label(std::string(opcode), static_cast<int>(program_.code.size()));
+    if (i.guard < 0 && lexer.take(':'))
+      return operands_.label(std::string(opcode), static_cast<int>(program_.code.size()));
     const Operation *o = find_operation(opcode);
     if (!o) throw Refused{"line " + std::to_string(i.line) + ": unknown instruction " + std::string(opcode)};
     i.run = o->run;

@@ -12,7 +12,8 @@ void Warps::begin_following(Warp &w, const Instruction &i) {
   if (!others) {
     unwritten_.assign(registers_.size(), 0);
     unwritten_text_ = "shared memory at " + std::to_string(block_.unwritten_at) +
-                      " that nobody wrote since the block began, read by line " + std::to_string(i.line) + " of the PTX";
+                      " that nobody wrote since the block began, read by line " + std::to_string(i.line) +
+                      " of the PTX";
   } else {
     const size_t n = static_cast<size_t>(program_.registers), first = static_cast<size_t>(block_.warp) * n;
     std::fill_n(unwritten_.begin() + static_cast<std::ptrdiff_t>(first), n, 0u);
@@ -61,7 +62,8 @@ void Warps::follow(const Instruction &i, uint32_t lanes) {
     }
     case Role::load:
     case Role::atomic:
-      if (result & lanes) unwritten_used(result & lanes, i.role == Role::load ? "takes as an address" : "takes into an atomic");
+      if (result & lanes)
+        unwritten_used(result & lanes, i.role == Role::load ? "takes as an address" : "takes into an atomic");
       result = read;
       break;
     case Role::store: {

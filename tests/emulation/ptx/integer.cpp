@@ -9,57 +9,85 @@
 namespace cs_emu::ptx {
 namespace {
 
-template <class T> struct Wider;
-template <> struct Wider<uint16_t> { typedef uint32_t type; };
-template <> struct Wider<int16_t> { typedef int32_t type; };
-template <> struct Wider<uint32_t> { typedef uint64_t type; };
-template <> struct Wider<int32_t> { typedef int64_t type; };
-template <> struct Wider<uint64_t> { typedef unsigned __int128 type; };
-template <> struct Wider<int64_t> { typedef __int128 type; };
+template <class T>
+struct Wider;
+template <>
+struct Wider<uint16_t> {
+  typedef uint32_t type;
+};
+template <>
+struct Wider<int16_t> {
+  typedef int32_t type;
+};
+template <>
+struct Wider<uint32_t> {
+  typedef uint64_t type;
+};
+template <>
+struct Wider<int32_t> {
+  typedef int64_t type;
+};
+template <>
+struct Wider<uint64_t> {
+  typedef unsigned __int128 type;
+};
+template <>
+struct Wider<int64_t> {
+  typedef __int128 type;
+};
 
 // Arithmetic in the unsigned type: wraps.
-#define CS_OP2(name, expression)                                  \
-  template <class T> struct name {                                \
-    typedef std::make_unsigned_t<T> U;                            \
-    static uint64_t of(uint64_t x, uint64_t y) {                  \
-      const T a = Bits<T>::get(x), b = Bits<T>::get(y);           \
-      return Bits<T>::put(static_cast<T>(expression));            \
-    }                                                             \
+#define CS_OP2(name, expression)                        \
+  template <class T>                                    \
+  struct name {                                         \
+    typedef std::make_unsigned_t<T> U;                  \
+    static uint64_t of(uint64_t x, uint64_t y) {        \
+      const T a = Bits<T>::get(x), b = Bits<T>::get(y); \
+      return Bits<T>::put(static_cast<T>(expression));  \
+    }                                                   \
   };
 CS_OP2(Add, static_cast<U>(static_cast<U>(a) + static_cast<U>(b)))
 CS_OP2(Sub, static_cast<U>(static_cast<U>(a) - static_cast<U>(b)))
 CS_OP2(Min, b < a ? b : a)
 CS_OP2(Max, a < b ? b : a)
-CS_OP2(And, a & b)
+CS_OP2(And, a &b)
 CS_OP2(Or, a | b)
 CS_OP2(Xor, a ^ b)
 CS_OP2(MulHi, (static_cast<typename Wider<T>::type>(a) * static_cast<typename Wider<T>::type>(b)) >> (sizeof(T) * 8))
 #undef CS_OP2
-template <class T> struct MulLo {
+template <class T>
+struct MulLo {
   static uint64_t of(uint64_t x, uint64_t y) { return Bits<T>::put(static_cast<T>(x * y)); }
 };
-template <class T> struct MulWide {
+template <class T>
+struct MulWide {
   typedef typename Wider<T>::type W;
   static uint64_t of(uint64_t x, uint64_t y) {
     return Bits<W>::put(static_cast<W>(static_cast<W>(Bits<T>::get(x)) * static_cast<W>(Bits<T>::get(y))));
   }
 };
-template <class T, template <class> class Product, class R> struct Mad {
-  static uint64_t of(uint64_t x, uint64_t y, uint64_t z) { return Bits<R>::put(static_cast<R>(Product<T>::of(x, y) + z)); }
+template <class T, template <class> class Product, class R>
+struct Mad {
+  static uint64_t of(uint64_t x, uint64_t y, uint64_t z) {
+    return Bits<R>::put(static_cast<R>(Product<T>::of(x, y) + z));
+  }
 };
-template <class T> struct Mul24 {
+template <class T>
+struct Mul24 {
   static uint64_t of(uint64_t x, uint64_t y) {
     return Bits<T>::put(static_cast<T>(static_cast<uint64_t>(static_cast<int64_t>(static_cast<T>(x << 8) >> 8)) *
                                        static_cast<uint64_t>(static_cast<int64_t>(static_cast<T>(y << 8) >> 8))));
   }
 };
-template <class T> struct Shl {
+template <class T>
+struct Shl {
   static uint64_t of(uint64_t x, uint64_t y) {
     const uint32_t n = static_cast<uint32_t>(y);
     return n >= sizeof(T) * 8 ? 0 : Bits<T>::put(static_cast<T>(x << n));
   }
 };
-template <class T> struct Shr {
+template <class T>
+struct Shr {
   static uint64_t of(uint64_t x, uint64_t y) {
     constexpr uint32_t last = sizeof(T) * 8 - 1;
     const uint32_t n = static_cast<uint32_t>(y);
@@ -68,22 +96,25 @@ template <class T> struct Shr {
     return n > last ? 0 : Bits<T>::put(static_cast<T>(a >> n));
   }
 };
-template <class T> struct Sad {
+template <class T>
+struct Sad {
   typedef std::make_unsigned_t<T> U;
   static uint64_t of(uint64_t x, uint64_t y, uint64_t z) {
     const T a = Bits<T>::get(x), b = Bits<T>::get(y);
-    return Bits<U>::put(static_cast<U>(
-        static_cast<U>(z) + static_cast<U>(a < b ? static_cast<U>(b) - static_cast<U>(a) : static_cast<U>(a) - static_cast<U>(b))));
+    return Bits<U>::put(
+        static_cast<U>(static_cast<U>(z) + static_cast<U>(a < b ? static_cast<U>(b) - static_cast<U>(a)
+                                                                : static_cast<U>(a) - static_cast<U>(b))));
   }
 };
 
-#define CS_OP1(name, expression)                        \
-  template <class T> struct name {                      \
-    typedef std::make_unsigned_t<T> U;                  \
-    static uint64_t of(uint64_t x) {                    \
-      const T a = Bits<T>::get(x);                      \
-      return Bits<T>::put(static_cast<T>(expression));  \
-    }                                                   \
+#define CS_OP1(name, expression)                       \
+  template <class T>                                   \
+  struct name {                                        \
+    typedef std::make_unsigned_t<T> U;                 \
+    static uint64_t of(uint64_t x) {                   \
+      const T a = Bits<T>::get(x);                     \
+      return Bits<T>::put(static_cast<T>(expression)); \
+    }                                                  \
   };
 CS_OP1(Neg, static_cast<U>(0) - static_cast<U>(a))
 CS_OP1(Abs, a < 0 ? static_cast<U>(0) - static_cast<U>(a) : static_cast<U>(a))
@@ -94,16 +125,19 @@ struct NotP {
   static uint64_t of(uint64_t x) { return (x & 1u) ^ 1u; }
 };
 
-template <class T> struct Popc {
+template <class T>
+struct Popc {
   static uint64_t of(uint64_t x) { return static_cast<uint64_t>(__builtin_popcountll(static_cast<T>(x))); }
 };
-template <class T> struct Clz {
+template <class T>
+struct Clz {
   static uint64_t of(uint64_t x) {
     const uint64_t v = static_cast<T>(x);
     return v ? static_cast<uint64_t>(__builtin_clzll(v)) - (64 - sizeof(T) * 8) : sizeof(T) * 8;
   }
 };
-template <class T> struct Brev {
+template <class T>
+struct Brev {
   static uint64_t of(uint64_t x) {
     uint64_t r = 0;
     for (unsigned b = 0; b < sizeof(T) * 8; ++b) r |= (x >> b & 1u) << (sizeof(T) * 8 - 1 - b);
@@ -111,7 +145,8 @@ template <class T> struct Brev {
   }
 };
 // The highest bit that is no copy of the sign; shift: how far it is from the top.
-template <class T, bool Shift> struct Bfind {
+template <class T, bool Shift>
+struct Bfind {
   static uint64_t of(uint64_t x) {
     typedef std::make_unsigned_t<T> U;
     const T a = Bits<T>::get(x);
@@ -121,7 +156,8 @@ template <class T, bool Shift> struct Bfind {
     return Shift ? sizeof(T) * 8 - 1 - at : at;
   }
 };
-template <class T> struct Bfe {
+template <class T>
+struct Bfe {
   static uint64_t of(uint64_t x, uint64_t y, uint64_t z) {
     typedef std::make_unsigned_t<T> U;
     constexpr unsigned top = sizeof(T) * 8 - 1;
@@ -136,7 +172,8 @@ template <class T> struct Bfe {
     return Bits<U>::put(r);
   }
 };
-template <class U> struct Bfi {
+template <class U>
+struct Bfi {
   static uint64_t of(uint64_t x, uint64_t y, uint64_t z, uint64_t w) {
     constexpr unsigned top = sizeof(U) * 8 - 1;
     const unsigned pos = z & 0xff, len = w & 0xff;
@@ -167,23 +204,27 @@ struct Lop3 {
     return r & 0xffffffffu;
   }
 };
-template <bool Left, bool Wrap> struct Shf {
+template <bool Left, bool Wrap>
+struct Shf {
   static uint64_t of(uint64_t a, uint64_t b, uint64_t c) {
     const unsigned n = Wrap ? c & 31u : static_cast<unsigned>(std::min<uint64_t>(c & 0xffffffffu, 32));
     const uint64_t both = b << 32 | (a & 0xffffffffu);
     return (Left ? both << n >> 32 : both >> n) & 0xffffffffu;
   }
 };
-template <class A, class B> struct Dp4a {
+template <class A, class B>
+struct Dp4a {
   static uint64_t of(uint64_t x, uint64_t y, uint64_t z) {
     uint32_t sum = static_cast<uint32_t>(z);
     for (int i = 0; i < 4; ++i)
-      sum += static_cast<uint32_t>(static_cast<int>(static_cast<A>(x >> (8 * i))) * static_cast<int>(static_cast<B>(y >> (8 * i))));
+      sum += static_cast<uint32_t>(static_cast<int>(static_cast<A>(x >> (8 * i))) *
+                                   static_cast<int>(static_cast<B>(y >> (8 * i))));
     return sum;
   }
 };
 
-template <class T, bool Rest> void divide(Machine &m, const Instruction &i) {
+template <class T, bool Rest>
+void divide(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]);
   const uint64_t *x = m.in(i.op[1]), *y = m.in(i.op[2]);
   CS_LANES(m, l) {
@@ -195,7 +236,8 @@ template <class T, bool Rest> void divide(Machine &m, const Instruction &i) {
   }
 }
 
-template <class T> void add_type(Table &t, const std::string &type) {
+template <class T>
+void add_type(Table &t, const std::string &type) {
   constexpr int n = sizeof(T) * 8;
   typedef typename Wider<T>::type W;
   add(t, "add." + type, binary<Add<T>>, 2, n, n);
@@ -225,7 +267,8 @@ template <class T> void add_type(Table &t, const std::string &type) {
   }
 }
 
-template <class U> void add_bits(Table &t, const std::string &type) {
+template <class U>
+void add_bits(Table &t, const std::string &type) {
   constexpr int n = sizeof(U) * 8;
   add(t, "and." + type, binary<And<U>>, 2, n, n);
   add(t, "or." + type, binary<Or<U>>, 2, n, n);

@@ -37,7 +37,8 @@ struct Run {
     failure.status = status;
     failure.text = here() + text;
     if (warps.line())
-      failure.text += " (line " + std::to_string(warps.line()) + " of the PTX: " + launch.module->source(warps.line()) + ")";
+      failure.text +=
+          " (line " + std::to_string(warps.line()) + " of the PTX: " + launch.module->source(warps.line()) + ")";
   }
   void grid();
   void one_block();
@@ -108,8 +109,9 @@ void Run::one_block() {
     if (outcome == Warps::Outcome::yield) {
       ready.push_back(w);
       if (++idle > 20000 + 100 * threads)
-        throw Wrong{launch_failed, block.name(w * 32) + " waits for another block, which does not run before this one ends (" +
-                                       (order == Order::forward ? "forward" : "another than the forward") + " order of blocks)"};
+        throw Wrong{launch_failed,
+                    block.name(w * 32) + " waits for another block, which does not run before this one ends (" +
+                        (order == Order::forward ? "forward" : "another than the forward") + " order of blocks)"};
       continue;
     }
     idle = 0;
@@ -117,9 +119,10 @@ void Run::one_block() {
     gone += outcome == Warps::Outcome::done ? __builtin_popcount(warps.left(w)) : 0;
     for (int x : waiting) {
       if (!gone && !warps.left(x)) continue;
-      throw Wrong{launch_failed, block.name(x * 32 + __builtin_ctz(warps.alive(x))) + " waits at the barrier of line " +
-                                     std::to_string(warps.barrier(x).line) +
-                                     " of the PTX, other threads have left the kernel: every thread of the block must reach it"};
+      throw Wrong{launch_failed,
+                  block.name(x * 32 + __builtin_ctz(warps.alive(x))) + " waits at the barrier of line " +
+                      std::to_string(warps.barrier(x).line) +
+                      " of the PTX, other threads have left the kernel: every thread of the block must reach it"};
     }
     if (!waiting.empty()) barriers(&waiting, &ready, threads);
   }
@@ -188,12 +191,14 @@ Failure execute(const Launch &launch) {
   const unsigned dim[3] = {launch.block.x, launch.block.y, launch.block.z};
   std::copy(dim, dim + 3, block.block_dim);
   const size_t threads = static_cast<size_t>(dim[0]) * dim[1] * dim[2], whole = (threads + 31) / 32 * 32;
-  const size_t bytes = (launch.dynamic_shared ? program->dynamic_shared : program->static_shared) + launch.dynamic_shared;
+  const size_t bytes =
+      (launch.dynamic_shared ? program->dynamic_shared : program->static_shared) + launch.dynamic_shared;
   if (bytes > launch.shared_limit)
-    return {launch_failed, "kernel " + launch.function->name + ": " + std::to_string(bytes) + " bytes of shared memory, a block may have " +
-                               std::to_string(launch.shared_limit)};
+    return {launch_failed, "kernel " + launch.function->name + ": " + std::to_string(bytes) +
+                               " bytes of shared memory, a block may have " + std::to_string(launch.shared_limit)};
   shared.resize(bytes + 2048);
-  block.shared_data = reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(shared.data()) + 1023) & ~uintptr_t(1023));
+  block.shared_data =
+      reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(shared.data()) + 1023) & ~uintptr_t(1023));
   block.shared_size = static_cast<uint32_t>(bytes);
   block.local_bytes = program->local_bytes;
   block.call_bytes = program->call_bytes;

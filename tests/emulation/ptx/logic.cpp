@@ -11,7 +11,8 @@ const char *const comparison_names[comparisons] = {"eq",  "ne",  "lt",  "le",  "
                                                    "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
 
 // NaN: the plain comparisons are false, those with u true.
-template <class T> inline bool compare(Comparison c, T a, T b) {
+template <class T>
+inline bool compare(Comparison c, T a, T b) {
   switch (c) {
     case eq: return a == b;
     case ne: return a < b || a > b;
@@ -31,26 +32,34 @@ template <class T> inline bool compare(Comparison c, T a, T b) {
 }
 
 enum Combination { none, with_and, with_or, with_xor };
-template <Combination B> inline bool combine(bool a, bool b) {
+template <Combination B>
+inline bool combine(bool a, bool b) {
   return B == with_and ? a && b : B == with_or ? a || b : B == with_xor ? a != b : a;
 }
 
-template <class T, Comparison C> struct Compare {
+template <class T, Comparison C>
+struct Compare {
   static uint64_t of(uint64_t x, uint64_t y) { return compare<T>(C, Bits<T>::get(x), Bits<T>::get(y)); }
 };
-template <class T> inline T flushed(T v) { return std::is_same<T, float>::value && std::fabs(v) < T(1.17549435e-38) ? T(0) : v; }
-template <class T, Comparison C> struct CompareFlushed {
+template <class T>
+inline T flushed(T v) {
+  return std::is_same<T, float>::value && std::fabs(v) < T(1.17549435e-38) ? T(0) : v;
+}
+template <class T, Comparison C>
+struct CompareFlushed {
   static uint64_t of(uint64_t x, uint64_t y) {
     return compare<T>(C, flushed(Bits<T>::get(x)), flushed(Bits<T>::get(y)));
   }
 };
-template <class T, Comparison C, Combination B> struct CompareWith {
+template <class T, Comparison C, Combination B>
+struct CompareWith {
   static uint64_t of(uint64_t x, uint64_t y, uint64_t z) {
     return combine<B>(compare<T>(C, Bits<T>::get(x), Bits<T>::get(y)), z & 1u);
   }
 };
 // setp p|q: q is the comparison's opposite.
-template <class T, Comparison C> void both(Machine &m, const Instruction &i) {
+template <class T, Comparison C>
+void both(Machine &m, const Instruction &i) {
   uint64_t *d = m.out(i.op[0]), *e = m.out(i.op[1]);
   const uint64_t *a = m.in(i.op[2]), *b = m.in(i.op[3]);
   CS_LANES(m, l) {
@@ -63,15 +72,18 @@ template <class T, Comparison C> void both(Machine &m, const Instruction &i) {
 struct Handlers {
   Handler plain, flushed, with[4], both;
 };
-template <class T, Comparison C> Handlers handlers() {
-  Handlers h{binary<Compare<T, C>>, nullptr,
+template <class T, Comparison C>
+Handlers handlers() {
+  Handlers h{binary<Compare<T, C>>,
+             nullptr,
              {nullptr, ternary<CompareWith<T, C, with_and>>, ternary<CompareWith<T, C, with_or>>,
               ternary<CompareWith<T, C, with_xor>>},
              both<T, C>};
   if constexpr (std::is_same<T, float>::value) h.flushed = binary<CompareFlushed<T, C>>;
   return h;
 }
-template <class T> Handlers of_type(Comparison c) {
+template <class T>
+Handlers of_type(Comparison c) {
   switch (c) {
     case eq: return handlers<T, eq>();
     case ne: return handlers<T, ne>();
@@ -82,16 +94,16 @@ template <class T> Handlers of_type(Comparison c) {
     default: break;
   }
   if constexpr (std::is_floating_point<T>::value) switch (c) {
-    case equ: return handlers<T, equ>();
-    case neu: return handlers<T, neu>();
-    case ltu: return handlers<T, ltu>();
-    case leu: return handlers<T, leu>();
-    case gtu: return handlers<T, gtu>();
-    case geu: return handlers<T, geu>();
-    case num: return handlers<T, num>();
-    case nan: return handlers<T, nan>();
-    default: break;
-  }
+      case equ: return handlers<T, equ>();
+      case neu: return handlers<T, neu>();
+      case ltu: return handlers<T, ltu>();
+      case leu: return handlers<T, leu>();
+      case gtu: return handlers<T, gtu>();
+      case geu: return handlers<T, geu>();
+      case num: return handlers<T, num>();
+      case nan: return handlers<T, nan>();
+      default: break;
+    }
   return {};
 }
 
@@ -138,9 +150,12 @@ bool set_predicate(Text opcode, Operation *o) {
   const Comparison which = static_cast<Comparison>(c);
   Handlers h{};
   switch (type.kind << 8 | type.bits) {
-    case 'b' << 8 | 16: case 'u' << 8 | 16: h = of_type<uint16_t>(which); break;
-    case 'b' << 8 | 32: case 'u' << 8 | 32: h = of_type<uint32_t>(which); break;
-    case 'b' << 8 | 64: case 'u' << 8 | 64: h = of_type<uint64_t>(which); break;
+    case 'b' << 8 | 16:
+    case 'u' << 8 | 16: h = of_type<uint16_t>(which); break;
+    case 'b' << 8 | 32:
+    case 'u' << 8 | 32: h = of_type<uint32_t>(which); break;
+    case 'b' << 8 | 64:
+    case 'u' << 8 | 64: h = of_type<uint64_t>(which); break;
     case 's' << 8 | 16: h = of_type<int16_t>(which); break;
     case 's' << 8 | 32: h = of_type<int32_t>(which); break;
     case 's' << 8 | 64: h = of_type<int64_t>(which); break;
@@ -188,7 +203,8 @@ void add_logic(Table &t) {
     read_type(type, &read);
     if (read.bits > 1) {
       add(t, std::string("selp.") + type, ternary<Select>, 3, read.bits, read.bits, 1);
-      if (read.bits > 16) add(t, std::string("slct.") + type + ".s32", ternary<SelectSign>, 3, read.bits, read.bits, 32);
+      if (read.bits > 16)
+        add(t, std::string("slct.") + type + ".s32", ternary<SelectSign>, 3, read.bits, read.bits, 32);
     }
     add(t, std::string("mov.") + type, move, 1, read.bits);
     t[std::string("mov.") + type].form = Form::move;

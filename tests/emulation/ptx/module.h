@@ -34,8 +34,8 @@ struct Function {
   bool entry = false;
   std::vector<Variable> parameters, results;
   std::vector<std::string> parameter_names, result_names;
-  unsigned threads = 0;              // .maxntid or .reqntid; 0 = not said
-  unsigned required[3] = {0, 0, 0};  // .reqntid
+  unsigned threads = 0;                         // .maxntid or .reqntid; 0 = not said
+  unsigned required[3] = {0, 0, 0};             // .reqntid
   const char *begin = nullptr, *end = nullptr;  // the body, braces included; null: declared only
   int line = 0;                                 // where the body begins
 };

@@ -4,10 +4,14 @@
 namespace cs_emu::ptx {
 namespace {
 
-const char *const special_names[special_count] = {
-    "%tid.x", "%tid.y", "%tid.z", "%ntid.x", "%ntid.y", "%ntid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x",
-    "%nctaid.y", "%nctaid.z", "%laneid", "%warpid", "%nwarpid", "%lanemask_eq", "%lanemask_le", "%lanemask_lt",
-    "%lanemask_ge", "%lanemask_gt", "%dynamic_smem_size", "%total_smem_size", "%smid"};
+const char *const special_names[special_count] = {"%tid.x",           "%tid.y",       "%tid.z",
+                                                  "%ntid.x",          "%ntid.y",      "%ntid.z",
+                                                  "%ctaid.x",         "%ctaid.y",     "%ctaid.z",
+                                                  "%nctaid.x",        "%nctaid.y",    "%nctaid.z",
+                                                  "%laneid",          "%warpid",      "%nwarpid",
+                                                  "%lanemask_eq",     "%lanemask_le", "%lanemask_lt",
+                                                  "%lanemask_ge",     "%lanemask_gt", "%dynamic_smem_size",
+                                                  "%total_smem_size", "%smid"};
 
 }  // namespace
 
@@ -19,7 +23,8 @@ void Operands::close() {
     if (it != scope.labels.end()) program_.code[static_cast<size_t>(w.first)].target = it->second;
     else if (!scopes_.empty()) scopes_.back().wanted.push_back(w);
     else
-      throw Refused{"line " + std::to_string(program_.code[static_cast<size_t>(w.first)].line) + ": no label " + w.second};
+      throw Refused{"line " + std::to_string(program_.code[static_cast<size_t>(w.first)].line) + ": no label " +
+                    w.second};
   }
 }
 

@@ -30,8 +30,8 @@ const Operation *find_operation(Text opcode) {
     found.flow = wide->aligned ? Flow::aligned : Flow::next;
     found.wide = wide;
     found.run = run_wide;
-  } else if (!(starts(opcode, "cvt.") && conversion(opcode, &found)) && !(starts(opcode, "setp.") && set_predicate(opcode, &found)) &&
-             !access(opcode, &found))
+  } else if (!(starts(opcode, "cvt.") && conversion(opcode, &found)) &&
+             !(starts(opcode, "setp.") && set_predicate(opcode, &found)) && !access(opcode, &found))
     return nullptr;
   return &table().emplace(name, found).first->second;
 }

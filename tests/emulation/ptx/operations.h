@@ -8,13 +8,13 @@
 namespace cs_emu::ptx {
 
 enum class Form : uint8_t {
-  plain,    // outputs, then inputs
-  move,     // mov: registers, addresses, packing and unpacking
-  access,   // ld, st, atom, red: one operand is an address
+  plain,   // outputs, then inputs
+  move,    // mov: registers, addresses, packing and unpacking
+  access,  // ld, st, atom, red: one operand is an address
   branch,
   call,
-  leave,    // ret, exit
-  wide      // warp.h
+  leave,  // ret, exit
+  wide    // warp.h
 };
 
 struct Operation {
@@ -28,9 +28,9 @@ struct Operation {
   Handler both = nullptr;              // for "d|p"
   int64_t mode = 0;                    // Instruction::offset where there is no address
   Space space = Space::none;
-  uint8_t bytes = 0;                   // of an access
+  uint8_t bytes = 0;  // of an access
   const WarpInstruction *wide = nullptr;
-  uint8_t fewer = 0;                   // inputs that may be missing; they are zero then
+  uint8_t fewer = 0;  // inputs that may be missing; they are zero then
 };
 
 typedef std::unordered_map<std::string, Operation> Table;
@@ -50,8 +50,8 @@ bool conversion(Text opcode, Operation *operation);
 bool access(Text opcode, Operation *operation);
 bool set_predicate(Text opcode, Operation *operation);
 
-void move(Machine &, const Instruction &);    // lane by lane
-void pack(Machine &, const Instruction &);    // offset: bits of a part
+void move(Machine &, const Instruction &);  // lane by lane
+void pack(Machine &, const Instruction &);  // offset: bits of a part
 void unpack(Machine &, const Instruction &);
 void invert(Machine &, const Instruction &);  // a predicate
 void run_wide(Machine &, const Instruction &);

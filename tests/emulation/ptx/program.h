@@ -35,10 +35,10 @@ struct Instruction {
   Role role = Role::other;
   Place guard = -1;
   Place op[7] = {-1, -1, -1, -1, -1, -1, -1};  // outputs, then inputs
-  int32_t target = -1;     // branch, call: instruction. Warp instructions: which of Program::wide
+  int32_t target = -1;                         // branch, call: instruction. Warp instructions: which of Program::wide
   int32_t line = 0;
-  int64_t offset = 0;      // of an address; or a mode
-  uint64_t keep = ~0ull;   // bits of the register that takes the result
+  int64_t offset = 0;         // of an address; or a mode
+  uint64_t keep = ~0ull;      // bits of the register that takes the result
   Space space = Space::none;  // of a store, and its bytes
   uint8_t bytes = 0;
   mutable uint32_t hint = 0;  // range of global memory that it met last
@@ -82,15 +82,36 @@ constexpr uint64_t call_parameters = uint64_t(1) << 32;
 
 // The special registers of a warp, in their order in file 2.
 enum Special {
-  tid_x, tid_y, tid_z, ntid_x, ntid_y, ntid_z, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, nctaid_z, laneid, warpid,
-  nwarpid, lanemask_eq, lanemask_le, lanemask_lt, lanemask_ge, lanemask_gt, dynamic_smem_size, total_smem_size, zero,
+  tid_x,
+  tid_y,
+  tid_z,
+  ntid_x,
+  ntid_y,
+  ntid_z,
+  ctaid_x,
+  ctaid_y,
+  ctaid_z,
+  nctaid_x,
+  nctaid_y,
+  nctaid_z,
+  laneid,
+  warpid,
+  nwarpid,
+  lanemask_eq,
+  lanemask_le,
+  lanemask_lt,
+  lanemask_ge,
+  lanemask_gt,
+  dynamic_smem_size,
+  total_smem_size,
+  zero,
   special_count
 };
 
 // The warp that runs now.
 struct Machine {
   const uint64_t *files[3];
-  uint32_t active;     // lanes that execute the instruction
+  uint32_t active;      // lanes that execute the instruction
   uint64_t chosen[32];  // all ones in these lanes, zero in others
   Block *block;
   int warp;
@@ -112,7 +133,7 @@ struct Machine {
 };
 
 // For every active lane l.
-#define CS_LANES(m, l)                                                                               \
+#define CS_LANES(m, l)                                                                                          \
   for (uint32_t cs_left = (m).active, l = cs_left ? static_cast<uint32_t>(__builtin_ctz(cs_left)) : 0; cs_left; \
        cs_left &= cs_left - 1, l = cs_left ? static_cast<uint32_t>(__builtin_ctz(cs_left)) : 0)
 

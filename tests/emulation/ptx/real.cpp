@@ -7,49 +7,67 @@
 namespace cs_emu::ptx {
 namespace {
 
-template <bool Ftz> inline float flush(float v) {
+template <bool Ftz>
+inline float flush(float v) {
   if (!Ftz) return v;
   return std::fabs(v) < std::numeric_limits<float>::min() ? std::copysign(0.0f, v) : v;
 }
-template <bool Ftz> inline double flush(double v) { return v; }
+template <bool Ftz>
+inline double flush(double v) {
+  return v;
+}
 
-template <class T> struct Plain {  // how results go into a register
+template <class T>
+struct Plain {  // how results go into a register
   static uint64_t put(T v) { return Bits<T>::put(v); }
 };
-template <> struct Plain<float> {
+template <>
+struct Plain<float> {
   static uint64_t put(float v) { return v == v ? Bits<float>::put(v) : 0x7fffffffu; }
 };
 
-#define CS_REAL2(name, expression)                                                                  \
-  template <class T, bool Ftz> struct name {                                                        \
-    static uint64_t of(uint64_t x, uint64_t y) {                                                    \
-      const T a = flush<Ftz>(Bits<T>::get(x)), b = flush<Ftz>(Bits<T>::get(y));                     \
-      return Plain<T>::put(flush<Ftz>(static_cast<T>(expression)));                                 \
-    }                                                                                               \
+#define CS_REAL2(name, expression)                                              \
+  template <class T, bool Ftz>                                                  \
+  struct name {                                                                 \
+    static uint64_t of(uint64_t x, uint64_t y) {                                \
+      const T a = flush<Ftz>(Bits<T>::get(x)), b = flush<Ftz>(Bits<T>::get(y)); \
+      return Plain<T>::put(flush<Ftz>(static_cast<T>(expression)));             \
+    }                                                                           \
   };
 CS_REAL2(Add, a + b)
 CS_REAL2(Sub, a - b)
-CS_REAL2(Mul, a * b)
+CS_REAL2(Mul, a *b)
 CS_REAL2(Div, a / b)
 // One operand that is no number is left out; -0 is less than +0.
 CS_REAL2(Min, a != a ? b : b != b ? a : a < b ? a : b < a ? b : std::signbit(a) ? a : b)
 CS_REAL2(Max, a != a ? b : b != b ? a : a < b ? b : b < a ? a : std::signbit(a) ? b : a)
-CS_REAL2(MinNan, a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : a < b ? a : b < a ? b : std::signbit(a) ? a : b)
-CS_REAL2(MaxNan, a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : a < b ? b : b < a ? a : std::signbit(a) ? b : a)
+CS_REAL2(MinNan, a != a || b != b  ? std::numeric_limits<T>::quiet_NaN()
+                 : a < b           ? a
+                 : b < a           ? b
+                 : std::signbit(a) ? a
+                                   : b)
+CS_REAL2(MaxNan, a != a || b != b  ? std::numeric_limits<T>::quiet_NaN()
+                 : a < b           ? b
+                 : b < a           ? a
+                 : std::signbit(a) ? b
+                                   : a)
 #undef CS_REAL2
-template <class T> struct Copysign {  // the sign of a, the rest of b
+template <class T>
+struct Copysign {  // the sign of a, the rest of b
   static uint64_t of(uint64_t x, uint64_t y) {
     constexpr uint64_t sign = uint64_t(1) << (sizeof(T) * 8 - 1);
     return (x & sign) | (y & (sign - 1));
   }
 };
-template <class T, bool Ftz> struct Fma {
+template <class T, bool Ftz>
+struct Fma {
   static uint64_t of(uint64_t x, uint64_t y, uint64_t z) {
     const T a = flush<Ftz>(Bits<T>::get(x)), b = flush<Ftz>(Bits<T>::get(y)), c = flush<Ftz>(Bits<T>::get(z));
     return Plain<T>::put(flush<Ftz>(static_cast<T>(std::fma(a, b, c))));
   }
 };
-template <class F> struct Saturated {  // .sat: to [0, 1], NaN to +0
+template <class F>
+struct Saturated {  // .sat: to [0, 1], NaN to +0
   static uint64_t sat(uint64_t r) {
     const float v = Bits<float>::get(r);
     return !(v > 0.0f) ? 0 : v > 1.0f ? 0x3f800000u : r;
@@ -58,21 +76,25 @@ template <class F> struct Saturated {  // .sat: to [0, 1], NaN to +0
   static uint64_t of(uint64_t x, uint64_t y, uint64_t z) { return sat(F::of(x, y, z)); }
 };
 
-template <class T> struct Neg {
+template <class T>
+struct Neg {
   static uint64_t of(uint64_t x) { return x ^ (uint64_t(1) << (sizeof(T) * 8 - 1)); }
 };
-template <class T> struct Abs {
+template <class T>
+struct Abs {
   static uint64_t of(uint64_t x) { return x & ((uint64_t(1) << (sizeof(T) * 8 - 1)) - 1); }
 };
-template <class F> struct Flushed {  // neg.ftz, abs.ftz
+template <class F>
+struct Flushed {  // neg.ftz, abs.ftz
   static uint64_t of(uint64_t x) { return Bits<float>::put(flush<true>(Bits<float>::get(F::of(x)))); }
 };
-#define CS_REAL1(name, expression)                                        \
-  template <class T, bool Ftz> struct name {                              \
-    static uint64_t of(uint64_t x) {                                      \
-      const T a = flush<Ftz>(Bits<T>::get(x));                            \
-      return Plain<T>::put(flush<Ftz>(static_cast<T>(expression)));       \
-    }                                                                     \
+#define CS_REAL1(name, expression)                                  \
+  template <class T, bool Ftz>                                      \
+  struct name {                                                     \
+    static uint64_t of(uint64_t x) {                                \
+      const T a = flush<Ftz>(Bits<T>::get(x));                      \
+      return Plain<T>::put(flush<Ftz>(static_cast<T>(expression))); \
+    }                                                               \
   };
 CS_REAL1(Rcp, T(1) / a)
 CS_REAL1(Sqrt, std::sqrt(a))
@@ -109,12 +131,15 @@ __attribute__((target("avx2,fma"))) void fma_fast(Machine &m, const Instruction 
     for (unsigned l = 0; l < 32; ++l) d[l] = (d[l] & ~m.chosen[l]) | (r[l] & m.chosen[l]);
   }
 }
-Handler fma_f32() { return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2") ? fma_fast : ternary<Fma<float, false>>; }
+Handler fma_f32() {
+  return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2") ? fma_fast : ternary<Fma<float, false>>;
+}
 #else
 Handler fma_f32() { return ternary<Fma<float, false>>; }
 #endif
 
-template <template <class, bool> class F> void add_two(Table &t, const std::string &base, bool rounding) {
+template <template <class, bool> class F>
+void add_two(Table &t, const std::string &base, bool rounding) {
   for (const char *round : {"", ".rn"}) {
     if (*round && !rounding) continue;
     add(t, base + round + ".f32", binary<F<float, false>>, 2, 32, 32);
@@ -125,11 +150,13 @@ template <template <class, bool> class F> void add_two(Table &t, const std::stri
     add(t, base + round + ".ftz.sat.f32", binary<Saturated<F<float, true>>>, 2, 32, 32);
   }
 }
-template <template <class, bool> class F> void add_approximation(Table &t, const std::string &base) {
+template <template <class, bool> class F>
+void add_approximation(Table &t, const std::string &base) {
   add(t, base + ".approx.f32", unary<F<float, false>>, 1, 32);
   add(t, base + ".approx.ftz.f32", unary<F<float, true>>, 1, 32);
 }
-template <template <class, bool> class F> void add_exact(Table &t, const std::string &base) {
+template <template <class, bool> class F>
+void add_exact(Table &t, const std::string &base) {
   add(t, base + ".rn.f32", unary<F<float, false>>, 1, 32);
   add(t, base + ".rn.ftz.f32", unary<F<float, true>>, 1, 32);
   add(t, base + ".rn.f64", unary<F<double, false>>, 1, 64);

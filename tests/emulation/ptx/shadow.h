@@ -54,7 +54,8 @@ class Shadow {
     return visit(address, bytes, [&](Cell &c, uint32_t, uint32_t) { return read(c, thread); });
   }
   // before, after: the bytes. atomic: does not race with others of its kind.
-  Finding write(int thread, uint32_t address, uint32_t bytes, const uint8_t *before, const uint8_t *after, bool atomic) {
+  Finding write(int thread, uint32_t address, uint32_t bytes, const uint8_t *before, const uint8_t *after,
+                bool atomic) {
     return visit(address, bytes, [&](Cell &c, uint32_t at, uint32_t n) {
       bool changes = false;
       for (uint32_t b = 0; b < n; ++b) changes |= before[at + b] != after[at + b];
@@ -83,7 +84,7 @@ class Shadow {
     uint32_t read_time = 0, read_lanes = 0;
     uint32_t other_time = 0;  // the last read by another warp
     uint16_t other_reader = 0;
-    uint32_t split = 0;       // the bytes of this word have cells of their own: number from 1
+    uint32_t split = 0;  // the bytes of this word have cells of their own: number from 1
   };
   struct Warp {
     uint32_t all = 0;  // when all lanes met last
@@ -99,7 +100,8 @@ class Shadow {
            (!w.known.empty() && when < w.known[static_cast<size_t>(thread % 32)][static_cast<size_t>(other % 32)]);
   }
 
-  template <class F> Finding visit(uint32_t address, uint32_t bytes, F &&touch) {
+  template <class F>
+  Finding visit(uint32_t address, uint32_t bytes, F &&touch) {
     for (uint32_t at = 0; at < bytes;) {
       Cell &c = cells_[(address + at) / 4];
       const bool whole = (address + at) % 4 == 0 && bytes - at >= 4;
@@ -125,8 +127,7 @@ class Shadow {
     if (!ordered(c.writer, thread, c.write_time)) return {Mistake::read_after_write, c.writer};
     const uint8_t warp = static_cast<uint8_t>(thread / 32);
     const uint32_t lane = 1u << (thread % 32);
-    if (c.read_lanes && c.read_time >= block_ && c.read_warp == warp &&
-        c.read_time >= warps_[warp].all) {
+    if (c.read_lanes && c.read_time >= block_ && c.read_warp == warp && c.read_time >= warps_[warp].all) {
       c.read_lanes |= lane;
       return {};
     }
@@ -145,7 +146,8 @@ class Shadow {
     const bool fresh = c.write_time < start_;
     if (!fresh) {
       if (!changes) return {};
-      if (!(atomic && c.atomic) && !ordered(c.writer, thread, c.write_time)) return {Mistake::write_after_write, c.writer};
+      if (!(atomic && c.atomic) && !ordered(c.writer, thread, c.write_time))
+        return {Mistake::write_after_write, c.writer};
       if (c.read_lanes && c.read_time >= start_) {
         uint32_t lanes = c.read_lanes;
         if (c.read_warp == thread / 32) lanes &= ~(1u << (thread % 32));

@@ -34,8 +34,7 @@ class Lexer {
       return;
     }
     if (*p_ == '"') {
-      for (++p_; p_ < end_ && *p_ != '"' && *p_ != '\n'; ++p_) {
-      }
+      for (++p_; p_ < end_ && *p_ != '"' && *p_ != '\n'; ++p_) {}
       if (p_ < end_) ++p_;
     } else if (named(*p_)) {
       while (p_ < end_ && (named(*p_) || (*p_ == ':' && p_ + 1 < end_ && p_[1] == ':'))) p_ += *p_ == ':' ? 2 : 1;

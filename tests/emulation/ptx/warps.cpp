@@ -145,7 +145,9 @@ void Warps::stuck(Warp &w) {
     rest &= ~here;
     at_ = &code_[pc];
     std::snprintf(part, sizeof part, " lanes %08x wait at line %d of the PTX for other lanes%s;", here, code_[pc].line,
-                  code_[pc].flow == Flow::sync ? "" : " (the whole warp must execute it together: divergent at an aligned instruction)");
+                  code_[pc].flow == Flow::sync
+                      ? ""
+                      : " (the whole warp must execute it together: divergent at an aligned instruction)");
     text += part;
   }
   std::snprintf(part, sizeof part, " lanes %08x have left the kernel", w.all & ~w.alive);
@@ -170,8 +172,8 @@ bool Warps::leave(Warp &w, uint32_t lanes, const Instruction &i, int *pc) {
   return same;
 }
 
-// bar.warp.sync alone: what the lanes did before it is ordered before what they do after it. Shuffles, votes and products
-// of matrices are no barriers of memory.
+// bar.warp.sync alone: what the lanes did before it is ordered before what they do after it. Shuffles, votes and
+// products of matrices are no barriers of memory.
 void Warps::synchronised(const Instruction &i, uint32_t lanes, const Warp &w) {
   const bool barrier = i.flow == Flow::sync && !i.outputs;
   if (block_.checks && barrier) block_.shadow.sync_warp(block_.warp, lanes, lanes == w.alive);
@@ -268,7 +270,8 @@ Warps::Outcome Warps::run(int warp) {
           }
           met = false;
           if (i.flow == Flow::aligned && chosen != 0xffffffffu)
-            wrong("warp " + std::to_string(warp) + " executes an instruction for 32 lanes, but some have left the kernel or "
+            wrong("warp " + std::to_string(warp) +
+                  " executes an instruction for 32 lanes, but some have left the kernel or "
                   "are none: divergent at an aligned instruction");
           if (i.flow == Flow::barrier) {
             w.at = pc;

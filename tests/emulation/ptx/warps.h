@@ -50,7 +50,10 @@ class Warps {
   static bool after(const Instruction &i) { return i.role >= Role::load; }  // follow() is called when it has run
   void follow(const Instruction &i, uint32_t lanes);
   void follow_guard(const Instruction &i, uint32_t lanes);
-  uint32_t &unwritten(Place p) { return unwritten_[static_cast<size_t>(block_.warp) * static_cast<size_t>(program_.registers) + static_cast<size_t>(p >> 2)]; }
+  uint32_t &unwritten(Place p) {
+    return unwritten_[static_cast<size_t>(block_.warp) * static_cast<size_t>(program_.registers) +
+                      static_cast<size_t>(p >> 2)];
+  }
   uint32_t unwritten_input(Place p) { return p >= 0 && (p & 3) == registers ? unwritten(p) : 0; }
   [[noreturn]] void unwritten_used(uint32_t lanes, const char *how);
 
