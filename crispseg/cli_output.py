@@ -202,7 +202,8 @@ def report_failure(error: BaseException, json: bool) -> int:
     """Prints one line on stderr (and the JSON document on stdout when asked for); returns the exit code."""
     found = failure(error)
     if os.environ.get(DEBUG) not in (None, "", "0"):
-        traceback.print_exception(type(error), error, error.__traceback__)
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        print(hide_passwords("".join(lines)), end="", file=sys.stderr)
     if found is None:
         _give_up_stdout()
         return 0

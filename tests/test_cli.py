@@ -91,13 +91,16 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, capsys, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_show_no_password(tmp_path, capsys):
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_errors_show_no_password(debug, tmp_path, capsys, monkeypatch):
     pytest.importorskip("av")
+    monkeypatch.setenv("CRISPSEG_DEBUG", debug)
     demo = Path(__file__).parents[1] / "demo" / "bundle"
     assert main(["run", str(demo), "rtsp://me:s3cret@127.0.0.1:9/x", "-o", str(tmp_path / "o"), "--json"]) == 2
     captured = capsys.readouterr()
     assert "rtsp://me:***@127.0.0.1:9/x" in captured.err
     assert "s3cret" not in captured.err + captured.out
+    assert ("Traceback" in captured.err) == (debug == "1")
 
 
 @pytest.mark.parametrize("arguments", BAD[2:6], ids=lambda a: " ".join(a))
