@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from test_tensorrt_flow import libraries, world  # noqa: F401  (fixtures)
-from trt_support import Context, convert, copy_bundle, pack
+from trt_support import Context, convert, copy_bundle, libraries, pack, world  # noqa: F401  (fixtures)
 
 sys.path.append(str(Path(__file__).parents[1] / "calibration"))
 from dense_net import folder_of_frames, tiny_bundle  # noqa: E402

@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 import onnx
 import pytest
-from test_tensorrt_flow import libraries, world  # noqa: F401  (fixtures)
-from trt_support import Context, convert, copy_bundle, pack
+from trt_support import Context, convert, copy_bundle, libraries, pack, world  # noqa: F401  (fixtures)
 
 from crispseg.bundle import load_bundle, write_bundle
 from crispseg.bundle_calibration import Calibration, NetCalibration, preprocessing_hash

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_tensorrt import make
+
+from crispseg.engines.tensorrt import artefacts, registry
 
 BUNDLE = Path(__file__).parents[2] / "demo" / "bundle"
 ATTRIBUTES = Path(__file__).parents[2] / "crispseg" / "plugins" / "tensorrt" / "core" / "attributes.h"
@@ -112,3 +115,27 @@ def convert(model, precision):
     from crispseg.cli_build import to_precision
 
     return to_precision(model, precision)
+
+
+@pytest.fixture
+def world(monkeypatch, libraries):
+    """version -> (module, plugin library); nothing is loaded yet."""
+    core, library = libraries
+
+    def start(version):
+        monkeypatch.setattr(registry, "_loaded", {})
+        trt = make(version)
+        trt.behaviour.library = creator_fields()
+        explicit = registry._register_explicitly
+
+        def register(path, release):
+            result = explicit(path, release)
+            trt.behaviour.plugins.update(trt.behaviour.library)
+            return result
+
+        monkeypatch.setattr(registry, "_register_explicitly", register)
+        monkeypatch.setattr(registry, "_libnvinfer", lambda: str(core))
+        monkeypatch.setattr(artefacts, "kernel_image", lambda *_: None)
+        return trt, library
+
+    return start
