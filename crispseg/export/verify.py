@@ -149,17 +149,18 @@ def _require_something(hops: list[Hop]) -> None:
 
 
 def _frames(bundle: Bundle, images: str | Path | None, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Canvases uint8 [H,W,3] RGB of the bundle's size."""
+    """Canvases uint8 [H,W,3] RGB of the bundle's size, with bars of the pipeline's colour."""
     from crispseg.runtime.geometry import placement, to_canvas
+    from crispseg.runtime.pipeline import pad_colour
 
-    size = (bundle.height, bundle.width)
+    size, pad = (bundle.height, bundle.width), pad_colour(bundle.base)
     if images is None:
         from crispseg.scenes import render
 
         for index in range(count):
             drawn = (min(max(size[0], 64), 2048), min(max(size[1], 64), 4096))
             picture = render(index, 10.0 * index, *drawn)[0]
-            yield f"scene {index}", np.ascontiguousarray(to_canvas(picture, placement(drawn, size), (0, 0, 0)))
+            yield f"scene {index}", np.ascontiguousarray(to_canvas(picture, placement(drawn, size), pad))
         return
     from crispseg.runtime.frames import open_source
 
@@ -167,7 +168,7 @@ def _frames(bundle: Bundle, images: str | Path | None, count: int) -> Iterator[t
         for frame in source:
             picture = frame.image
             place = placement((picture.shape[0], picture.shape[1]), size)
-            yield str(frame.name), np.ascontiguousarray(to_canvas(picture, place, (0, 0, 0)))
+            yield str(frame.name), np.ascontiguousarray(to_canvas(picture, place, pad))
 
 
 def _normalised(canvas: np.ndarray, net: NetInfo) -> np.ndarray:

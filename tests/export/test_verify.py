@@ -22,11 +22,13 @@ from onnx import numpy_helper
 
 from crispseg.bundle import load_bundle, write_bundle
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
+from crispseg.export import verify as verify_module
 from crispseg.export.compare import Hop, difference, entropy, expose, tensors_of, undecided_sites
 from crispseg.export.project import export_bundle
 from crispseg.export.verify import verify_bundle
 from crispseg.models.bases.small import SmallNet
 from crispseg.report import to_json
+from crispseg.runtime.pipeline import pad_colour
 
 torch.set_num_threads(1)
 
@@ -91,6 +93,18 @@ def hops(report):
 
 
 RECORDED = ("base", "recorded at export -> onnxruntime")
+
+
+def test_frames_have_the_bars_of_the_pipeline(made, tmp_path):
+    """Black ones would be uncertain to most bases and stand in the report's densities."""
+    from PIL import Image
+
+    bundle = load_bundle(made / "bundle")
+    Image.new("RGB", (bundle.width // 4, bundle.height), (9, 9, 9)).save(tmp_path / "tall.png")
+    ((_, canvas),) = list(verify_module._frames(bundle, tmp_path / "tall.png", 1))
+    assert canvas.shape == (bundle.height, bundle.width, 3)
+    assert (canvas[:, :2] == pad_colour(bundle.base)).all()
+    assert sum(pad_colour(bundle.base)) > 0
 
 
 def test_engines_that_agree(made, monkeypatch):
