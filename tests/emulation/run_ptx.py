@@ -19,14 +19,13 @@ from typing import Dict, List, Sequence
 from xml.etree import ElementTree
 
 TESTS = Path(__file__).resolve().parents[1]
-# Under tests/. What runs no kernel (prototypes, streams) is left to the ordinary runs.
+# Under tests/. What runs no kernel (finding NVRTC) is left to the ordinary runs.
 FILES = (
     "plugins/test_cuda_*.py",
     "plugins/test_emulation*.py",
-    "plugins/test_ptx_barriers.py",
-    "plugins/test_ptx_mistakes.py",
+    "plugins/test_ptx_[bmp]*.py",
     "plugins/test_tensorrt_harness.py",
-    "engines/test_cuda_*.py",
+    "engines/test_cuda_[!n]*.py",
     "runtime/test_gpu_*.py",
     "runtime/test_refiner_engine.py",
 )
