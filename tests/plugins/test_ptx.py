@@ -26,7 +26,7 @@ PARTS = {
         "not orders and not order_changes and not of_the_device",
         500,
     ),
-    90: (("test_ptx_mistakes.py", "test_cuda_wgmma.py", "test_ptx_profile.py"), "", 80),
+    90: (("test_ptx_mistakes.py", "test_ptx_barriers.py", "test_cuda_wgmma.py", "test_ptx_profile.py"), "", 85),
 }
 
 
