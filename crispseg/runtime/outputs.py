@@ -8,6 +8,7 @@ OUT/report.json            written last
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Union
@@ -135,3 +136,22 @@ def _check_place(out: Path, save: Sequence[str], source: Source, bundle: Bundle)
         real = os.path.realpath(str(path))
         if real in targets or os.path.dirname(real) in targets:
             raise InputError("output %s: would replace the input %s; choose another folder" % (out, path))
+    # DATA/images with -o DATA: what lies in DATA/labels then is the truth, as data sets are laid out, and no result.
+    folders = {Path(os.path.realpath(str(path))).parent for path in source.files}
+    if source.kind != "images" or place not in folders | {item.parent for item in folders}:
+        return
+    for item in save:
+        if (place / item).is_dir() and any((place / item).iterdir()) and item not in _written(place):
+            raise InputError(
+                "output %s: expected no folder %s with files beside the input, which results would replace, found one; "
+                "choose another folder" % (out, item)
+            )
+
+
+def _written(place: Path) -> Sequence[str]:
+    """What an earlier run wrote here, as its report says."""
+    try:
+        with open(str(place / "report.json"), encoding="utf-8") as stream:
+            return list(json.load(stream)["output"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

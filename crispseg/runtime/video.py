@@ -27,7 +27,12 @@ def import_av() -> Any:
         import av.error
     except ImportError as error:
         raise EnvironmentMismatch("video: expected the av package, found none (%s); pip install av" % error) from None
-    av.logging.set_level(av.logging.PANIC)
+    # Any level, PANIC too, has FFmpeg's threads take the interpreter's lock for their messages: one that still decodes
+    # while the program ends is killed at that, and whoever frees the decoder waits for it for ever (PyAV #909).
+    try:
+        av.logging.set_level(None)
+    except TypeError:  # the first PyAV that are supported know levels alone
+        av.logging.set_level(av.logging.PANIC)
     return av
 
 

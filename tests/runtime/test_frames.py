@@ -338,6 +338,12 @@ def test_passwords_of_cameras_stay_out_of_reports(given, shown, monkeypatch):
         assert source.describe()["source"] == shown
 
 
+def test_decoder_threads_stay_out_of_the_interpreter():
+    """A level, whichever, makes them call it; one program of twenty that ended after its first frame hung."""
+    av = video.import_av()
+    assert av.logging.get_level() is None or int(av.__version__.split(".")[0]) < 12
+
+
 def test_stream_that_is_not_there():
     with pytest.raises(InputError, match="expected a readable stream"):
         frames.open_source("rtsp://127.0.0.1:9/nothing")

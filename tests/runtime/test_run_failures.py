@@ -138,6 +138,25 @@ def test_results_never_replace_the_input(bundle, clip, tmp_path):
     assert (tmp_path / "color" / "a.png").is_file()
 
 
+def test_results_never_replace_the_labels_of_a_data_set(bundle, tmp_path):
+    """DATA/images beside DATA/labels, and -o DATA: the exact labels have the names that the results would have."""
+    image, labels = toy.colour_blocks(48, 64)
+    for name, picture in (("images", image), ("labels", labels)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.fromarray(picture).save(tmp_path / "data" / name / "a.png")
+    truth = (tmp_path / "data" / "labels" / "a.png").read_bytes()
+    with pytest.raises(InputError, match="no folder labels with files beside the input, which results would replace"):
+        run(bundle, tmp_path / "data" / "images", tmp_path / "data", **ORT)
+    assert (tmp_path / "data" / "labels" / "a.png").read_bytes() == truth
+    assert sorted(os.listdir(str(tmp_path / "data"))) == ["images", "labels"]
+    run(bundle, tmp_path / "data" / "images", tmp_path / "data", "overlay", **ORT)
+    with pytest.raises(InputError, match="no folder labels"):
+        run(bundle, tmp_path / "data" / "images", tmp_path / "data", **ORT)
+    (tmp_path / "data" / "labels" / "a.png").unlink()
+    for _ in range(2):  # results of an earlier run may be replaced
+        run(bundle, tmp_path / "data" / "images", tmp_path / "data", "labels", **ORT)
+
+
 def test_results_never_lie_in_the_bundle(clip, tmp_path):
     bundle = toy.write_toy(tmp_path / "toy")
     before = sorted(os.listdir(str(tmp_path / "toy")))
