@@ -10,7 +10,7 @@ void Warps::begin_following(Warp &w, const Instruction &i) {
   bool others = false;
   for (const Warp &other : warps_) others |= other.follows;
   if (!others) {
-    unwritten_.assign(registers_.size(), 0);
+    unwritten_.assign(warps_.size() * static_cast<size_t>(program_.registers), 0);
     unwritten_text_ = "shared memory at " + std::to_string(block_.unwritten_at) +
                       " that nobody wrote since the block began, read by line " + std::to_string(i.line) +
                       " of the PTX";

@@ -5,11 +5,23 @@
 #include <cstdio>
 
 namespace cs_emu::ptx {
+namespace {
+
+std::vector<Register> &register_files() {
+  static std::vector<Register> the;
+  return the;
+}
+
+}  // namespace
+
+Warps::Warps(const Program &program, Block &block)
+    : program_(program), block_(block), code_(program.code.data()), registers_(register_files()) {}
 
 void Warps::begin_launch(unsigned threads) {
   const unsigned n = (threads + 31) / 32;
   warps_.resize(n);
-  registers_.resize(static_cast<size_t>(n) * static_cast<size_t>(program_.registers) + 1);
+  const size_t wanted = static_cast<size_t>(n) * static_cast<size_t>(program_.registers) + 1;
+  if (registers_.size() < wanted) registers_.resize(wanted);
   specials_.resize(static_cast<size_t>(n) * special_count);
   for (unsigned w = 0; w < n; ++w) {
     const unsigned lanes = threads - w * 32;

@@ -11,7 +11,7 @@ class Warps {
  public:
   enum class Outcome { barrier, yield, done };
 
-  Warps(const Program &program, Block &block) : program_(program), block_(block), code_(program.code.data()) {}
+  Warps(const Program &program, Block &block);
 
   void begin_launch(unsigned threads);
   void begin_block(const unsigned block_index[3]);
@@ -65,7 +65,8 @@ class Warps {
   Block &block_;
   const Instruction *code_;
   std::vector<Warp> warps_;
-  std::vector<Register> registers_, specials_;
+  std::vector<Register> &registers_;  // kept between launches: megabytes
+  std::vector<Register> specials_;
   std::vector<uint32_t> unwritten_;  // per warp and register: lanes
   std::string unwritten_text_;
   Machine machine_;
