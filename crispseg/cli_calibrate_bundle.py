@@ -18,6 +18,7 @@ from crispseg.files import require_writable
 
 Progress = Callable[..., None]
 AGREEMENT_FRAMES = 64
+_NO_FRAMES = ("labels", "label", "masks", "annotations", "gt", "gtfine", "gtcoarse")  # folders of data sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +171,13 @@ def _pictures(folder: Path) -> List[Path]:
         found = [item for item in folder.rglob("*") if is_image(item) and item.is_file()]
     except OSError as error:
         raise InputError("images %s: cannot be read: %s" % (folder, error.strerror or error)) from None
+    names = {part for item in found for part in item.relative_to(folder).parts[:-1]}
+    others = sorted(name for name in names if name.lower() in _NO_FRAMES)
+    if others:
+        raise InputError(
+            "images %s: expected frames alone, found pictures below %s too; give the folder of the frames"
+            % (folder, ", ".join(others))
+        )
     return sorted((i for i in found if not i.name.startswith(".")), key=lambda i: natural_key(i.relative_to(folder)))
 
 

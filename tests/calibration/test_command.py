@@ -240,6 +240,16 @@ def test_refused(arguments, message, tiny, frames, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_label_maps_are_no_frames(tiny, frames, tmp_path, capsys):
+    """IMAGES is searched with its folders: the data set's own folder would bring its label maps along."""
+    for name in ("images", "labels"):
+        shutil.copytree(frames, tmp_path / "set" / name)
+    code, found = calibrate(capsys, tiny, tmp_path / "set", "-o", tmp_path / "x")
+    assert code == 2
+    assert "found pictures below labels too; give the folder of the frames" in found["error"]["message"]
+    assert calibrate(capsys, tiny, tmp_path / "set" / "labels", "--gate", "100", "-o", tmp_path / "x")[0] == 0
+
+
 def test_check_fp16_measures_and_writes_nothing(tiny, frames, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["calibrate", str(tiny), str(frames), "--count", "32", "--threads", "1", "--check-fp16", "--json"]
