@@ -74,6 +74,7 @@ _FIX = {
     "onnxscript (export)": _PIP + "onnxscript",
     **doctor_gpu.fixes(_PIP),
 }
+_HOST = "Python 3.10 (export, fit, verify)"
 _CORE = ("python", "numpy", "pillow", "onnx", "onnxruntime")
 # what a person wants to do -> the checks it needs
 _USES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
@@ -81,8 +82,8 @@ _USES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("run, latency, eval (--backend onnxruntime)", _CORE),
     ("video files and RTSP", ("video (PyAV, libx264)",)),
     ("cameras and GStreamer pipelines", ("camera (OpenCV)",)),
-    ("export and verify", (*_CORE, "torch (export, fit, verify)", "onnxscript (export)")),
-    ("fit", ("python", "numpy", "pillow", "torch (export, fit, verify)")),
+    ("export and verify", (*_CORE, _HOST, "torch (export, fit, verify)", "onnxscript (export)")),
+    ("fit", ("python", _HOST, "numpy", "pillow", "torch (export, fit, verify)")),
     ("base on a GPU (--provider CUDAExecutionProvider)", (*_CORE, "CUDA driver", "onnxruntime CUDA provider")),
     (
         "run on a GPU without TensorRT (--backend cuda)",
@@ -98,6 +99,7 @@ _USES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ),
 )
 _OPTIONAL = {
+    _HOST,
     "camera (OpenCV)",
     "torch (export, fit, verify)",
     "onnxscript (export)",
@@ -108,7 +110,7 @@ _OPTIONAL = {
 
 def diagnose(progress: Optional[Callable[[int, int], None]] = None) -> List[dict]:
     """All checks: list of {name, ok, needed, found, fix}; ``fix`` is None where nothing is to be done."""
-    checks = [_python(), _crispseg()]
+    checks = [_python(), _host_python(), _crispseg()]
     with ThreadPoolExecutor(max_workers=environment.usable_cpus()) as pool:
         running = [(name, pool.submit(probe, code)) for name, code in _PROBES.items()]
         for done, (name, future) in enumerate(running, 1):
@@ -191,6 +193,11 @@ def _python() -> dict:
     found = f"{platform.python_version()} at {sys.executable}"
     least = ".".join(map(str, PYTHON_LEAST))
     return _check("python", sys.version_info >= PYTHON_LEAST, found, f"install Python {least} or newer")
+
+
+def _host_python() -> dict:
+    """What makes bundles is younger than what runs them: nobody shall install PyTorch in vain."""
+    return _check(_HOST, sys.version_info >= (3, 10), platform.python_version(), "make bundles on another machine")
 
 
 def _crispseg() -> dict:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import types
 
 import pytest
 
@@ -24,7 +26,9 @@ def test_cpu_alone_is_enough_for_run(monkeypatch):
     monkeypatch.setattr(doctor, "probe", lambda code: (code not in gpu, "1.0, providers: CPUExecutionProvider"))
     report = doctor.examine()
     assert report["ok"] is True
+    old = [] if sys.version_info >= (3, 10) else ["export and verify", "fit"]
     assert [item["what"] for item in report["can"] if not item["ok"]] == [
+        *old,
         "base on a GPU (--provider CUDAExecutionProvider)",
         "run on a GPU without TensorRT (--backend cuda)",
         "TensorRT engines (crispseg build, --backend tensorrt)",
@@ -166,3 +170,15 @@ def test_gpu_probes_run_here_without_a_crash(monkeypatch):
         assert "SyntaxError" not in found
         assert "NameError" not in found
         assert found
+
+
+def test_an_old_python_runs_bundles_and_makes_none(monkeypatch):
+    """On Python 3.8 PyTorch may be there; export refuses all the same."""
+    monkeypatch.setattr(doctor, "probe", lambda code: (True, "1.0, providers: CPUExecutionProvider"))
+    monkeypatch.setattr(doctor, "sys", types.SimpleNamespace(version_info=(3, 8, 10), executable=sys.executable))
+    checks = doctor.diagnose()
+    uses = {use["what"]: use for use in doctor.abilities(checks)}
+    assert uses["run, latency, eval (native engine)"]["ok"]
+    for what in ("export and verify", "fit"):
+        assert uses[what]["missing"] == ["Python 3.10 (export, fit, verify)"]
+    assert next(check["fix"] for check in checks if check["name"].startswith("Python 3.10")) is not None
