@@ -93,6 +93,8 @@ DEFINITIONS = {
     "host_latency": "h2d + gpu_compute + d2h of the same frame, ms. trtexec: (Host) Latency",
     "total_host_walltime_s": "from the enqueue of the first measured frame (after the warm-up) to the end of the "
     "last, s. trtexec: Total Host Walltime",
+    "total_gpu_compute_s": "sum of gpu_compute over the same frames, s; far below total_host_walltime_s: the GPU waits "
+    "for the host. trtexec: Total GPU Compute Time",
     "throughput_qps": "measured frames / total_host_walltime_s, with the next frame enqueued before the last one "
     "has ended, as trtexec does. trtexec: Throughput",
     "gpu_state": "clocks (MHz), temperature (C), power (W; rails of a Jetson in mW) and power mode right before and "

@@ -109,6 +109,22 @@ def test_variation_is_of_the_same_frame():
     assert runs.variation() == pytest.approx(50)
 
 
+def test_frames_overlapped_are_summed_as_trtexec_does(monkeypatch):
+    """Two slots of 4 ms each on one GPU, submitted in no time: 10 frames take 40 ms."""
+    clock, queue = SimpleNamespace(now=1.0), []
+
+    def collect():
+        queue.pop(0)
+        clock.now += 0.004
+        return SimpleNamespace(times={"gpu_compute": 4.0})
+
+    pipeline = SimpleNamespace(depth=2, submit=lambda image, want: queue.append(image), collect=collect)
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    found = latency._overlapped(pipeline, [np.zeros((2, 2, 3), np.uint8)], 10)
+    assert found == {"throughput_qps": 250, "total_host_walltime_s": 0.04, "total_gpu_compute_s": 0.04}
+    assert not queue
+
+
 def gpu_runs(compute, **stages):
     """Two frames in turns, as the pipeline of a GPU gives their times."""
     return Runs(stages={"gpu_compute": compute, **stages}, frames=[i % 2 for i in range(len(compute))])
