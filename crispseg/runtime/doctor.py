@@ -69,19 +69,21 @@ _FIX = {
     "onnx": _PIP + "onnx",
     "onnxruntime": _PIP + "onnxruntime",
     "video (PyAV, libx264)": _PIP + "av",
-    "camera (OpenCV)": _PIP + "opencv-python-headless (GStreamer pipelines need the system's python3-opencv)",
+    "camera (OpenCV)": _PIP + "opencv-python-headless",
     "torch (export, fit, verify)": _PIP + "torch",
     "onnxscript (export)": _PIP + "onnxscript",
     **doctor_gpu.fixes(_PIP),
 }
 _HOST = "Python 3.10 (export, fit, verify)"
+_GSTREAMER = "GStreamer in OpenCV"
 _CORE = ("python", "numpy", "pillow", "onnx", "onnxruntime")
 # what a person wants to do -> the checks it needs
 _USES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
     ("run, latency, eval (native engine)", (*_CORE, "native library")),
     ("run, latency, eval (--backend onnxruntime)", _CORE),
     ("video files and RTSP", ("video (PyAV, libx264)",)),
-    ("cameras and GStreamer pipelines", ("camera (OpenCV)",)),
+    ("cameras", ("camera (OpenCV)",)),
+    ("GStreamer pipelines (CSI cameras)", ("camera (OpenCV)", _GSTREAMER)),
     ("export and verify", (*_CORE, _HOST, "torch (export, fit, verify)", "onnxscript (export)")),
     ("fit", ("python", _HOST, "numpy", "pillow", "torch (export, fit, verify)")),
     ("base on a GPU (--provider CUDAExecutionProvider)", (*_CORE, "CUDA driver", "onnxruntime CUDA provider")),
@@ -100,6 +102,7 @@ _USES: Tuple[Tuple[str, Tuple[str, ...]], ...] = (
 )
 _OPTIONAL = {
     _HOST,
+    _GSTREAMER,
     "camera (OpenCV)",
     "torch (export, fit, verify)",
     "onnxscript (export)",
@@ -120,7 +123,7 @@ def diagnose(progress: Optional[Callable[[int, int], None]] = None) -> List[dict
                 progress(done, len(running))
     doctor_gpu.combine(checks, _FIX)
     checks += doctor_gpu.jetpack_checks(next(check["ok"] for check in checks if check["name"] == "TensorRT"))
-    checks += [_cuda_provider(checks), _cpus(), _memory(), _disk()]
+    checks += [_gstreamer(checks), _cuda_provider(checks), _cpus(), _memory(), _disk()]
     return checks
 
 
@@ -203,6 +206,13 @@ def _host_python() -> dict:
 def _crispseg() -> dict:
     commit = environment.commit()
     return _check("crispseg", True, crispseg.__version__ + (f", commit {commit[:12]}" if commit else ""), None)
+
+
+def _gstreamer(checks: List[dict]) -> dict:
+    """pip's OpenCV opens cameras and no pipelines."""
+    there = "GStreamer: YES" in next(check["found"] for check in checks if check["name"] == "camera (OpenCV)")
+    fix = "install the system's python3-opencv and none with pip (sudo apt install python3-opencv)"
+    return _check(_GSTREAMER, there, "present" if there else "none", fix)
 
 
 def _cuda_provider(checks: List[dict]) -> dict:

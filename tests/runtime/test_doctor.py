@@ -26,9 +26,10 @@ def test_cpu_alone_is_enough_for_run(monkeypatch):
     monkeypatch.setattr(doctor, "probe", lambda code: (code not in gpu, "1.0, providers: CPUExecutionProvider"))
     report = doctor.examine()
     assert report["ok"] is True
-    old = [] if sys.version_info >= (3, 10) else ["export and verify", "fit"]
+    makes = [] if sys.version_info >= (3, 10) else ["export and verify", "fit"]
     assert [item["what"] for item in report["can"] if not item["ok"]] == [
-        *old,
+        "GStreamer pipelines (CSI cameras)",
+        *makes,
         "base on a GPU (--provider CUDAExecutionProvider)",
         "run on a GPU without TensorRT (--backend cuda)",
         "TensorRT engines (crispseg build, --backend tensorrt)",
@@ -170,6 +171,18 @@ def test_gpu_probes_run_here_without_a_crash(monkeypatch):
         assert "SyntaxError" not in found
         assert "NameError" not in found
         assert found
+
+
+@pytest.mark.parametrize("built", ["YES", "NO"])
+def test_cameras_are_no_pipelines(monkeypatch, built):
+    """pip's OpenCV opens cameras and has no GStreamer."""
+    answers = {doctor._PROBES["camera (OpenCV)"]: (True, f"cv2 4.10.0, GStreamer: {built}, v4l/v4l2: YES")}
+    monkeypatch.setattr(doctor, "probe", lambda code: answers.get(code, (True, "1.0")))
+    checks = doctor.diagnose()
+    can = {item["what"]: item["ok"] for item in doctor.abilities(checks)}
+    assert can["cameras"]
+    assert can["GStreamer pipelines (CSI cameras)"] is (built == "YES")
+    assert all(check["fix"] for check in checks if not check["ok"])
 
 
 def test_an_old_python_runs_bundles_and_makes_none(monkeypatch):
