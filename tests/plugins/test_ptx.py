@@ -6,7 +6,10 @@ capability: ``-m slow``, or ``python tests/emulation/run_ptx.py``.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import emulation
@@ -76,6 +79,20 @@ def test_what_fails_crashes_or_does_not_run_is_seen(tmp_path):
     assert run_ptx.run(87, [str(tmp_path / "test_none.py")]).failed == 1
     with pytest.raises(AssertionError, match="0 passed, 1 skipped"):
         assert_well(run_ptx.Outcome(skipped=1), 1)
+
+
+def test_counts_of_a_convolution(emulated_driver, tmp_path):
+    path = tmp_path / "counts.json"
+    words = ["--capability", "72", "--rows", "8", "--channels", "16,64", "--json", str(path)]
+    done = subprocess.run(
+        [sys.executable, str(emulation.HERE / "count_ptx.py"), *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    counts = {row["kernel"]: row for row in json.loads(path.read_text())}
+    # One tile of 128 x 64: nine taps, one chunk of 64 bytes; 32 products of 16 x 16 for each 16 of k.
+    assert counts["csk_conv_f16_wmma_128x64"]["tensor"] == 9 * 32 * 2
+    assert counts["csk_conv_i8_wmma_128x64"]["tensor"] == 9 * 32 * 4
+    assert done.stdout.count("| 7.2 | csk_conv_") == 2
 
 
 def test_sources_are_those_that_are_included():
