@@ -209,7 +209,7 @@ def _crispseg() -> dict:
 
 
 def _gstreamer(checks: List[dict]) -> dict:
-    """pip's OpenCV opens cameras and no pipelines."""
+    """An OpenCV from pip opens cameras and no pipelines."""
     there = "GStreamer: YES" in next(check["found"] for check in checks if check["name"] == "camera (OpenCV)")
     fix = "install the system's python3-opencv and none with pip (sudo apt install python3-opencv)"
     return _check(_GSTREAMER, there, "present" if there else "none", fix)
