@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional, Set, Union
 
 import numpy as np
 from PIL import Image
@@ -36,6 +36,10 @@ def write_scenes(
     _check(count, height, width, video, fps, image_format)
     out = Path(out)
     images, labels_dir = out / "images", out / "labels"
+    digits = max(4, len(str(count - 1)))
+    stems = [str(i).zfill(digits) for i in range(count)]
+    _require_no_others(images, {f"{stem}.{image_format}" for stem in stems})
+    _require_no_others(labels_dir, {f"{stem}.png" for stem in stems})
     try:
         images.mkdir(parents=True, exist_ok=True)
         labels_dir.mkdir(parents=True, exist_ok=True)
@@ -44,14 +48,12 @@ def write_scenes(
             f"{out}: expected a folder to write to, found {error.strerror}; choose another folder"
         ) from error
     clip = _Clip(out / "clip.mp4", height, width, fps) if video else None
-    digits = max(4, len(str(count - 1)))
     totals = np.zeros(256, np.int64)
     step = 25.0 / fps
     try:
-        for i in range(count):
+        for i, stem in enumerate(stems):
             image, labels = render(seed, i * step, height, width) if video else render(seed + i, 0.0, height, width)
             totals += np.bincount(labels.ravel(), minlength=256)
-            stem = str(i).zfill(digits)
             _save(Image.fromarray(image), images / f"{stem}.{image_format}", image_format)
             _save(Image.fromarray(labels), labels_dir / f"{stem}.png", "png")
             if clip is not None:
@@ -79,6 +81,19 @@ def write_scenes(
         "pixel_format": pixel_format(height, width) if video else None,
         "class_share": share,
     }
+
+
+def _require_no_others(folder: Path, names: Set[str]) -> None:
+    """Raise InputError where other files lie: pictures of a data set, or scenes of a longer call."""
+    try:
+        others = sorted(item.name for item in folder.iterdir() if item.name not in names)
+    except OSError:  # not there yet, or no folder: whoever makes it says so
+        return
+    if others:
+        raise InputError(
+            f"{folder}: expected no other files there, found {others[0]}"
+            f"{f' and {len(others) - 1} more' if others[1:] else ''}; choose another folder, or empty it"
+        )
 
 
 def _check(count: int, height: int, width: int, video: bool, fps: int, image_format: str) -> None:

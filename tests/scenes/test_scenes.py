@@ -257,3 +257,12 @@ def test_unwritable_folder_is_an_input_error(tmp_path):
 def test_render_refuses_bad_sizes(size):
     with pytest.raises(InputError, match="size"):
         render(0, 0, *size)
+
+
+def test_scenes_never_mix_with_other_pictures(tmp_path):
+    """Fewer scenes into the same folder would leave the rest of the first ones between them, of another size."""
+    write_scenes(tmp_path, 2, 64, 96)
+    write_scenes(tmp_path, 2, 64, 96)
+    with pytest.raises(InputError, match=r"images: expected no other files there, found 0001\.png; choose another"):
+        write_scenes(tmp_path, 1, 64, 64)
+    assert Image.open(tmp_path / "images" / "0000.png").size == (96, 64)
