@@ -198,10 +198,12 @@ def _dims(info: onnx.ValueInfoProto) -> list[int]:
 def _layout(path: Path, entry: onnx.ValueInfoProto, assumed: list[str]) -> str:
     kind = TensorProto.DataType.Name(entry.type.tensor_type.elem_type)
     if kind != "FLOAT":
-        raise InputError(
-            f"--onnx {path}: input {entry.name}: expected a normalised float32 image, found {kind}; export it with a "
-            "float32 input and without its own normalisation"
-        )
+        fix = "export it with a float32 input and without its own normalisation"
+        if kind == "FLOAT16":
+            fix = (
+                "give the float32 file: --half stores its weights in half precision, crispseg build makes fp16 engines"
+            )
+        raise InputError(f"--onnx {path}: input {entry.name}: expected a normalised float32 image, found {kind}; {fix}")
     dims = _dims(entry)
     if len(dims) != 4 or dims[0] not in (0, 1):
         raise InputError(f"--onnx {path}: input {entry.name}: expected 1x3xHxW, found {dims or 'no shape'} (0 = open)")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from crispseg.errors import InputError
 from crispseg.fit.options import FitOptions
@@ -44,7 +44,8 @@ def read_pairs(images: Path, labels: Path, num_classes: int) -> list[Pair]:
         if not label_file.is_file():
             raise InputError(f"{label_file}: expected the label map of {file.name}, found nothing")
         try:
-            image = np.array(Image.open(file).convert("RGB"))
+            # Upright, as the pipeline reads it.
+            image = np.array(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
             label = np.array(Image.open(label_file))
         except OSError as error:
             raise InputError(f"{file}: cannot be read as image and label: {error}") from None

@@ -155,6 +155,7 @@ class TestOnnx:
         ("kind", "shape", "match"),
         [
             (TensorProto.UINT8, (1, 3, *SIZE), "found UINT8; export it with a float32 input"),
+            (TensorProto.FLOAT16, (1, 3, *SIZE), "found FLOAT16; give the float32 file"),
             (TensorProto.FLOAT, (2, 3, *SIZE), "expected 1x3xHxW"),
             (TensorProto.FLOAT, (1, 4, *SIZE), "expected 3 channels"),
             (TensorProto.FLOAT, (3, *SIZE), "expected 1x3xHxW"),

@@ -249,6 +249,19 @@ def test_bad_data(folders, tmp_path):
         load_base(options(folders, tmp_path, base=None))
 
 
+def test_pictures_are_upright(tmp_path):
+    """Orientation of EXIF: the label map belongs to the upright photo, as in eval and run."""
+    stored = np.zeros((8, 16, 3), np.uint8)
+    stored[:, :8, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.zeros((8, 16), np.uint8)).save(tmp_path / "labels" / "a.png")
+    ((image, _),) = read_pairs(tmp_path, tmp_path / "labels", 3)
+    assert np.array_equal(image, stored[::-1, ::-1])
+
+
 @pytest.mark.parametrize(("field", "value"), [("iou_weight", 3.0), ("logit_noise", 1.0)])
 def test_iou_loss_and_noise_reach_the_training(folders, tmp_path, field, value):
     """One step from the same start: the loss that is reported differs from that without, and IoU only adds to it."""
