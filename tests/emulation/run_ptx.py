@@ -1,7 +1,7 @@
 """The CUDA tests on the kernels as NVRTC compiles them, interpreted: ``python tests/emulation/run_ptx.py``.
 
 For each compute capability: the tests of the kernels, of the engine and of the pipeline, a process for each file, with
-CRISPSEG_EMULATION_IMAGE=ptx. Ends with 1 when a test fails, or when none has run. Needs NVRTC, g++, pytest.
+CRISPSEG_EMULATION_IMAGE=ptx. Ends with 1 when a test fails, or when none has run, with 2 without NVRTC.
 """
 
 from __future__ import annotations
@@ -114,6 +114,20 @@ def files() -> List[Path]:
     return [path for pattern in FILES for path in sorted(TESTS.glob(pattern))]
 
 
+def no_compiler(capability: int) -> str:
+    """Why nothing can be compiled for this compute capability, or ""."""
+    if str(TESTS.parent) not in sys.path:
+        sys.path.append(str(TESTS.parent))
+    from crispseg.engines import nvrtc
+    from crispseg.errors import EnvironmentMismatch
+
+    try:
+        nvrtc.find_compiler(capability)
+    except EnvironmentMismatch as error:
+        return str(error)
+    return ""
+
+
 def summary(outcome: Outcome) -> str:
     """Counts and seconds in words."""
     counts = (outcome.passed, outcome.failed, outcome.skipped, outcome.seconds)
@@ -137,7 +151,12 @@ def main() -> int:
     more = {"CRISPSEG_EMULATION_ORDER": options.order} if options.order else {}
     kinds = "not gpu" if options.slow else "not gpu and not slow"
     results: Dict[str, Outcome] = {}
-    for capability in [int(word) for word in options.capability.split(",")]:
+    capabilities = [int(word) for word in options.capability.split(",")]
+    missing = next(filter(None, map(no_compiler, capabilities)), "")
+    if missing:
+        print(missing, file=sys.stderr)
+        return 2
+    for capability in capabilities:
         whole = results[str(capability)] = Outcome()
         for words in [options.words] if options.words else [[str(path), "-m", kinds] for path in files()]:
             part = run(capability, words, 60 * options.minutes, **more)
