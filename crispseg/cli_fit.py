@@ -110,7 +110,7 @@ def fit(
 
     Example: crispseg fit refiner --base base/best.pt --images train/images --labels train/labels --size 360x480 -o r
     """
-    from crispseg.cli_output import execute
+    from crispseg.cli_output import Interrupted, execute
     from crispseg.cli_unused import of_training, refuse_unused
 
     refuse_unused(context, of_training(what.value, bundle is not None))
@@ -180,9 +180,23 @@ def fit(
                 state["miou"] = f"mIoU {entry['validation'].get('miou', 0):.1f}"
             progress(entry.get("step", 0), entry.get("steps"), " ".join(state.values()))
 
-        return new_report("fit", what=what.value, out=str(out), **train(options, tell))
+        before = last_written(out)
+        try:
+            return new_report("fit", what=what.value, out=str(out), **train(options, tell))
+        except KeyboardInterrupt:
+            if last_written(out) == before:
+                raise
+            raise Interrupted(f"interrupted; the same command with --resume goes on from {out / 'last.pt'}") from None
 
     execute(work, json=json, title="training")
+
+
+def last_written(out: Path) -> Optional[int]:
+    """When the state of a run was written, ns; None when there is none."""
+    try:
+        return (out / "last.pt").stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def open_base(path: Path, threads: int, device: str) -> Tuple[Any, Dict[str, Any]]:

@@ -328,3 +328,21 @@ def test_an_untrained_base_is_no_base_to_refine(tmp_path, capsys):
     assert "expected a trained base, found random weights" in capsys.readouterr().err
     assert main([*arguments, "--size", "64x96"]) == 2
     assert "--size: expected none with --bundle" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(folders, tmp_path, monkeypatch, capsys):
+    """Only where a state was written in this very run."""
+    from crispseg.fit import train
+
+    size = ["--size", f"{H}x{W}", "--classes", "camvid", "--images", str(folders[0]), "--labels", str(folders[1])]
+    for text, written in (("interrupted\n", False), ("--resume goes on from", True), ("interrupted\n", False)):
+
+        def interrupted(options, tell, written=written):
+            if written:
+                options.out.mkdir()
+                (options.out / "last.pt").write_bytes(b"state")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(train, "fit_base", interrupted)
+        assert main(["fit", "base", *size, "-o", str(tmp_path / "run")]) == 130
+        assert text in capsys.readouterr().err
