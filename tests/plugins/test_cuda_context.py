@@ -23,7 +23,7 @@ HEADER = (emulation.CUDA / "include" / "crispseg_cuda.h").read_text()
 TABLE = (emulation.CUDA / "kernels" / "table.h").read_text()
 KERNELS = {
     name: (int(threads), int(capability))
-    for name, threads, capability in re.findall(r"^CS_KERNEL\((\w+), (\d+), (\d+), \(", TABLE, re.M)
+    for name, threads, capability in re.findall(r"^CS_KERNEL\((\w+), (\d+), (\d+),\s+\(", TABLE, re.M)
 }
 
 

@@ -1,5 +1,6 @@
-// Label colours over a frame: out = round(((255 - weight) * frame + weight * colour) / 255), in whole numbers as the CPU
-// pipeline has it. Four pixels a thread, 12 bytes in and out; at 1024 x 2048 that is 6 + 2 MB read and 6 MB written.
+// Label colours over a frame: out = round(((255 - weight) * frame + weight * colour) / 255), in whole numbers as the
+// CPU pipeline has it. Four pixels a thread, 12 bytes in and out; at 1024 x 2048 that is 6 + 2 MB read and 6 MB
+// written.
 #pragma once
 #include "base.cuh"
 

@@ -1,7 +1,7 @@
 // Every kernel, once: CS_KERNEL(name, threads, capability, (parameter types)).
 //   threads     most threads of a block (what CS_LAUNCH_BOUNDS says at its definition)
-//   capability  lowest compute capability of which an image has this kernel: 72, 80 for kernels under CS_ARCH >= 800, or
-//               90 for those under CS_HAVE_WGMMA, which an image for 9.0 may have and no other has
+//   capability  lowest compute capability of which an image has this kernel: 72, 80 for kernels under CS_ARCH >= 800,
+//               or 90 for those under CS_HAVE_WGMMA, which an image for 9.0 may have and no other has
 //   parameters  by value and trivially copyable; launch() converts its arguments to these types, and the prototype that
 //               the kernels see is made from them too, so that a definition with other parameters does not compile
 // Structures that are passed by value are declared in params.h.
@@ -26,8 +26,10 @@ CS_KERNEL(csk_select_taps_f32, 256, 72, (CsSelect))
 CS_KERNEL(csk_select_taps_f16, 256, 72, (CsSelect))
 CS_KERNEL(csk_select_count, 256, 72, (CsCompact))
 CS_KERNEL(csk_select_write, 256, 72, (CsCompact))
-CS_KERNEL(csk_logits_at_f32, 128, 72, (const float *, int, CsSampling, const cs_i32 *, const cs_i32 *, int, float *, cs_i64))
-CS_KERNEL(csk_logits_at_f16, 128, 72, (const cs_half *, int, CsSampling, const cs_i32 *, const cs_i32 *, int, float *, cs_i64))
+CS_KERNEL(csk_logits_at_f32, 128, 72,
+          (const float *, int, CsSampling, const cs_i32 *, const cs_i32 *, int, float *, cs_i64))
+CS_KERNEL(csk_logits_at_f16, 128, 72,
+          (const cs_half *, int, CsSampling, const cs_i32 *, const cs_i32 *, int, float *, cs_i64))
 CS_KERNEL(csk_pixel_features, 128, 72, (CsPixelFeatures))
 CS_KERNEL(csk_grid_enter, 256, 72, (CsGrid, const cs_i32 *, const cs_i32 *, int, cs_i32 *))
 CS_KERNEL(csk_submanifold_rows, 128, 72, (CsGrid, const cs_i32 *, const cs_i32 *, int, cs_i32 *))

@@ -74,7 +74,8 @@ const Driver *driver() {
     const char *code = nullptr, *text = nullptr;
     found.cuGetErrorName(result, &code);
     found.cuGetErrorString(result, &text);
-    fail(CSG_NO_DRIVER, "CUDA driver: cuInit: %s: %s; check nvidia-smi (on Jetson: tegrastats), or use --backend native",
+    fail(CSG_NO_DRIVER,
+         "CUDA driver: cuInit: %s: %s; check nvidia-smi (on Jetson: tegrastats), or use --backend native",
          code ? code : "unknown error", text ? text : "no description");
     return nullptr;
   }

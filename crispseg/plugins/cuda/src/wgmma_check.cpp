@@ -105,11 +105,12 @@ int same_bytes(csg_context *ctx, csg_type type, bool *same) {
   *same = false;
   if (compare(ctx, type, same) == CSG_OK || context_lives(ctx->cu)) return CSG_OK;
   const std::string why = csg_last_error();
-  return fail(CSG_DRIVER_ERROR,
-              "check of the wgmma convolutions against those of mma.sync: %.400s; the CUDA context is lost, and with it the "
-              "GPU for this process: start again with CRISPSEG_WGMMA=0, which goes without wgmma and its check (should "
-              "that fail too: --backend native)",
-              why.c_str());
+  return fail(
+      CSG_DRIVER_ERROR,
+      "check of the wgmma convolutions against those of mma.sync: %.400s; the CUDA context is lost, and with it the "
+      "GPU for this process: start again with CRISPSEG_WGMMA=0, which goes without wgmma and its check (should "
+      "that fail too: --backend native)",
+      why.c_str());
 }
 
 }  // namespace
