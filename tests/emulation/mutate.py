@@ -32,6 +32,7 @@ TESTS: Dict[str, Tuple[int, Tuple[str, ...], str]] = {
     "conv_common.cuh": (72, ("test_cuda_conv.py",), ""),
     "base.cuh": (72, ("test_cuda_select.py", "test_cuda_maps.py"), ""),
     "compact.cuh": (72, ("test_cuda_select.py",), ""),
+    "logits_at.cuh": (72, ("test_cuda_select.py",), ""),
     "select.cuh": (72, ("test_cuda_select.py",), ""),
     "down.cuh": (72, ("test_cuda_maps.py",), ""),
     "grid.cuh": (72, ("test_cuda_maps.py",), ""),

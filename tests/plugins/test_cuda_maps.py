@@ -86,10 +86,10 @@ def test_every_end_of_a_cell(gpu, width):
 
 
 def test_many_chunks(gpu):
-    """More rows than one block of any kernel takes, and coarse lines in several blocks."""
-    coords = np.argwhere(np.random.default_rng(0).random((90, 101)) < 0.6).astype(np.int32, order="C")
-    assert len(coords) > 2 * 2048
-    maps = Maps(gpu, coords, 90, 101)
+    """More rows than all blocks take at once on three multiprocessors, and coarse lines in several blocks."""
+    coords = np.argwhere(np.random.default_rng(0).random((120, 101)) < 0.6).astype(np.int32, order="C")
+    assert len(coords) > 3 * 2048
+    maps = Maps(gpu, coords, 120, 101)
     maps.enqueue()
     maps.check(coords)
     maps.gpu.same_in_any_order(maps.enqueue, maps.outputs)
