@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,68 +15,105 @@ from PIL import Image, ImageOps
 
 from crispseg.errors import InputError
 from crispseg.fit.options import FitOptions
+from crispseg.fit.pairs import CACHE_BYTES, Cache, Entry, Pair, Pairs
 
 IGNORE = 255
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-Pair = tuple[np.ndarray, np.ndarray]
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-def read_pairs(images: Path, labels: Path, num_classes: int) -> list[Pair]:
-    """Reads a folder of images and the label maps of the same stem.
+def read_pairs(images: Path, labels: Path, num_classes: int, cache: Cache | None = None) -> Pairs:
+    """Opens a folder of images and the label maps of the same stem.
+
+    Every label map is read and checked here, and every image while the cache has room; of the other images the size
+    alone, and they are read each time they are drawn.
 
     Args:
         images: folder of RGB images.
         labels: folder of 8-bit label PNGs; ids of ``num_classes`` and above are refused except 255. The id
             ``num_classes`` itself is read as ignore: CamVid stores "unlabelled" so.
         num_classes: number of classes.
+        cache: room for what is decoded; None = ``CACHE_BYTES`` of its own.
 
     Returns:
         (image uint8 [H, W, 3], labels uint8 [H, W]) in name order.
 
     Raises:
-        InputError: nothing there, a label is missing, unreadable, of another size or beyond the classes.
+        InputError: nothing there, a label is missing, unreadable, of another size or beyond the classes. So does
+            reading a pair later.
     """
     files = sorted(p for p in Path(images).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(f"{images}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none")
-    pairs = []
+    pairs = Pairs([], cache or Cache(CACHE_BYTES))
     for file in files:
         label_file = Path(labels) / f"{file.stem}.png"
         if not label_file.is_file():
             raise InputError(f"{label_file}: expected the label map of {file.name}, found nothing")
-        try:
-            # Upright, as the pipeline reads it.
-            image = np.array(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
-            label = np.array(Image.open(label_file))
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read as image and label: {error}") from None
-        if label.ndim != 2 or label.dtype != np.uint8:
-            raise InputError(
-                f"{label_file}: expected 8-bit label ids in one channel, found {label.dtype} {label.shape}"
-            )
-        if label.shape != image.shape[:2]:
-            raise InputError(f"{label_file}: expected the image's size {image.shape[:2]}, found {label.shape}")
-        label[label == num_classes] = IGNORE
-        beyond = label[(label > num_classes) & (label != IGNORE)]
-        if beyond.size:
-            raise InputError(f"{label_file}: expected ids below {num_classes} or 255, found {int(beyond.max())}")
-        pairs.append((image, label))
+        label = read_labels(file, label_file, num_classes)
+        entry = Entry(partial(read_pair, file, label_file, num_classes))
+        entry.count(label)
+        if pairs.cache.take(4 * label.size):
+            entry.kept = read_image(file, label_file, label.shape), label
+        else:
+            with readable(file), Image.open(file) as image:
+                height, width = label.shape
+                if image.size not in ((width, height), (height, width)):  # EXIF may turn it
+                    found = image.size[::-1]
+                    raise InputError(f"{label_file}: expected the image's size {found}, found {label.shape}")
+        pairs.entries.append(entry)
     return pairs
 
 
-def render_scenes(count: int, height: int, width: int, seed: int) -> list[Pair]:
-    """Renders ``count`` independent procedural scenes of ``height`` x ``width`` px."""
+@contextlib.contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Turns what Pillow raises for a damaged file into InputError."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file}: cannot be read as image and label: {error}") from None
+
+
+def read_pair(file: Path, label_file: Path, num_classes: int) -> Pair:
+    """One pair of ``read_pairs``. Raises InputError."""
+    label = read_labels(file, label_file, num_classes)
+    return read_image(file, label_file, label.shape), label
+
+
+def read_image(file: Path, label_file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An image uint8 [H, W, 3] of the shape (H, W) of its labels. Raises InputError."""
+    with readable(file), Image.open(file) as stored:
+        # Upright, as the pipeline reads it.
+        image = np.array(ImageOps.exif_transpose(stored).convert("RGB"))
+    if image.shape[:2] != shape:
+        raise InputError(f"{label_file}: expected the image's size {image.shape[:2]}, found {shape}")
+    return image
+
+
+def read_labels(file: Path, label_file: Path, num_classes: int) -> np.ndarray:
+    """The label map of the image ``file``, uint8 [H, W]. Raises InputError."""
+    with readable(file), Image.open(label_file) as stored:
+        label = np.array(stored)
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise InputError(f"{label_file}: expected 8-bit label ids in one channel, found {label.dtype} {label.shape}")
+    label[label == num_classes] = IGNORE
+    beyond = label[(label > num_classes) & (label != IGNORE)]
+    if beyond.size:
+        raise InputError(f"{label_file}: expected ids below {num_classes} or 255, found {int(beyond.max())}")
+    return label
+
+
+def render_scenes(count: int, height: int, width: int, seed: int, cache: Cache | None = None) -> Pairs:
+    """``count`` independent procedural scenes of ``height`` x ``width`` px, each rendered when it is drawn."""
     from crispseg import scenes
 
-    return [scenes.render(seed + i, 0, height, width) for i in range(count)]
+    entries = [Entry(partial(scenes.render, seed + i, 0, height, width)) for i in range(count)]
+    return Pairs(entries, cache or Cache(CACHE_BYTES))
 
 
-def class_weights(pairs: list[Pair], num_classes: int, power: float) -> torch.Tensor:
+def class_weights(pairs: Pairs, num_classes: int, power: float) -> torch.Tensor:
     """Weights (1 / frequency) ** power, scaled so that the frequency-weighted mean is 1; float32 [num_classes]."""
-    counts = np.zeros(num_classes)
-    for _, label in pairs:
-        counts += np.bincount(label.ravel(), minlength=256)[:num_classes]
+    counts = pairs.label_counts()[:num_classes].astype(np.float64)
     share = np.maximum(counts / max(1, counts.sum()), 1e-4)
     weights = share**-power
     return torch.from_numpy((weights / (weights * share).sum()).astype(np.float32))
@@ -111,7 +150,7 @@ def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def batches(
-    groups: list[tuple[float, list[Pair]]],
+    groups: list[tuple[float, Pairs]],
     options: FitOptions,
     size: tuple[int, int],
     scales: tuple[float, float],

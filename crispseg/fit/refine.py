@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crispseg.errors import InputError
-from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, normalise
+from crispseg.fit.data import IGNORE, Batch, batches, class_weights, normalise
 from crispseg.fit.loop import Report, train
 from crispseg.fit.losses import merged_iou_loss, near_edges
 from crispseg.fit.options import FitOptions
+from crispseg.fit.pairs import Pair
 from crispseg.fit.train import confusion, finish, load_data, miou, prepare, quiet, shrink
 from crispseg.models.bases import BaseInfo, base_info, build_base
 from crispseg.models.bases.padding import padded
@@ -83,15 +84,15 @@ def load_base(options: FitOptions) -> FrozenBase:
 
 
 def find_threshold(
-    base: Callable[[np.ndarray], Tensor], pairs: list[Pair], density: float, rule: str = "bilinear"
+    base: Callable[[np.ndarray], Tensor], pairs: Sequence[Pair], density: float, rule: str = "bilinear"
 ) -> float:
     """Entropy (nats) above which ``density`` (0..1) of the pixels of at most 64 of the frames lie.
 
     ``base``: uint8 [1, H, W, 3] -> logits float [1, C, h, w]; ``rule``: how they are enlarged.
     """
-    chosen = pairs[:: max(1, len(pairs) // 64)]
     values = []
-    for image, _ in chosen:
+    for index in range(0, len(pairs), max(1, len(pairs) // 64)):
+        image = pairs[index][0]
         full = upsample_logits(base(image[None]), (image.shape[0], image.shape[1]), rule)
         values.append(entropy(full, 1).flatten()[::7])
     return round(float(torch.quantile(torch.cat(values)[: 1 << 24], 1 - density)), 4)

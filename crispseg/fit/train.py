@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from crispseg.errors import InputError
-from crispseg.fit.data import IGNORE, Batch, Pair, batches, class_weights, normalise, read_pairs, render_scenes
+from crispseg.fit.data import IGNORE, Batch, batches, class_weights, normalise, read_pairs, render_scenes
 from crispseg.fit.loop import Report, train
 from crispseg.fit.options import FitOptions
+from crispseg.fit.pairs import CACHE_BYTES, Cache, Pairs
 from crispseg.models.checkpoints import load_checkpoint, load_strict
 from crispseg.report import write_json
 
@@ -26,20 +27,22 @@ def quiet(_: dict) -> None:
     """A report that says nothing."""
 
 
-def load_data(options: FitOptions) -> tuple[list[tuple[float, list[Pair]]], list[Pair]]:
+def load_data(options: FitOptions) -> tuple[list[tuple[float, Pairs]], Pairs]:
     """Weighted groups of training pairs, and the validation pairs (scenes of other seeds when no folder is named)."""
-    groups: list[tuple[float, list[Pair]]] = []
-    real = [pair for images, labels in options.folders for pair in read_pairs(images, labels, options.num_classes)]
+    cache = Cache(CACHE_BYTES)
+    groups: list[tuple[float, Pairs]] = []
+    real = Pairs([], cache)
+    for images, labels in options.folders:
+        real = real + read_pairs(images, labels, options.num_classes, cache)
     if real:
         groups.append((1 - options.scene_share if options.scenes else 1.0, real))
+    size = (options.height, options.width)
     if options.scenes:
-        rendered = render_scenes(options.scenes, options.height, options.width, 1000 * (options.seed + 1))
+        rendered = render_scenes(options.scenes, *size, 1000 * (options.seed + 1), cache)
         groups.append((options.scene_share if real else 1.0, rendered))
     if options.validation:
-        validation = read_pairs(*options.validation, options.num_classes)
-    else:
-        validation = render_scenes(min(20, options.scenes), options.height, options.width, 0) if options.scenes else []
-    return groups, validation
+        return groups, read_pairs(*options.validation, options.num_classes, cache)
+    return groups, render_scenes(min(20, options.scenes), *size, 0, cache)
 
 
 def prepare(options: FitOptions) -> None:

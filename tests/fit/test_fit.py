@@ -14,11 +14,13 @@ torch = pytest.importorskip("torch")
 from crispseg.bundle import load_bundle  # noqa: E402
 from crispseg.cli import main  # noqa: E402
 from crispseg.errors import CheckpointError, InputError  # noqa: E402
+from crispseg.fit import data, train  # noqa: E402
 from crispseg.fit.data import batches, class_weights, random_crop, read_pairs  # noqa: E402
 from crispseg.fit.loop import save_atomically  # noqa: E402
 from crispseg.fit.options import FitOptions  # noqa: E402
+from crispseg.fit.pairs import Cache, Entry, Pairs  # noqa: E402
 from crispseg.fit.refine import find_threshold, fit_refiner, load_base  # noqa: E402
-from crispseg.fit.train import confusion, finish, fit_base, miou  # noqa: E402
+from crispseg.fit.train import confusion, finish, fit_base, load_data, miou  # noqa: E402
 from crispseg.models.bases.small import SmallNet, from_config  # noqa: E402
 from crispseg.models.checkpoints import load_checkpoint, load_config, load_strict  # noqa: E402
 
@@ -213,7 +215,8 @@ def test_confusion_and_miou_by_hand():
 def test_class_weights_favour_the_rare():
     label = np.zeros((10, 10), np.uint8)
     label[0, :5] = 1
-    weights = class_weights([(np.zeros((10, 10, 3), np.uint8), label)], 2, 0.5)
+    pair = (np.zeros((10, 10, 3), np.uint8), label)
+    weights = class_weights(Pairs([Entry(lambda: pair)], Cache(0)), 2, 0.5)
     assert weights[1] > 3 * weights[0]
 
 
@@ -247,6 +250,55 @@ def test_bad_data(folders, tmp_path):
         read_pairs(images, labels, 12)
     with pytest.raises(InputError, match="--base"):
         load_base(options(folders, tmp_path, base=None))
+
+
+def test_a_set_that_does_not_fit_is_read_when_drawn(folders, monkeypatch):
+    """Little memory changes how often files are read, and nothing else."""
+    opened = []
+    read = data.read_image
+    monkeypatch.setattr(data, "read_image", lambda file, *rest: (opened.append(file.name), read(file, *rest))[1])
+    drawn, reads = [], []
+    for kept in (100, 2, 0):
+        pairs = read_pairs(*folders, C, Cache(kept * 4 * H * W))
+        stream = batches([(1.0, pairs)], options(folders, "unused", batch=4), (32, 48), (0.5, 1.0), 0)
+        drawn.append([next(stream) for _ in range(6)])
+        stream.close()
+        assert sum(entry.kept is not None for entry in pairs.entries) == min(kept, 6)
+        pairs = read_pairs(*folders, C, Cache(kept * 4 * H * W))
+        opened.clear()
+        assert len(list(pairs)) == 6
+        reads.append(len(opened))
+    assert reads == [0, 4, 6]
+    for other in drawn[1:]:
+        for (images, labels), (same, alike) in zip(drawn[0], other):
+            assert np.array_equal(images, same)
+            assert np.array_equal(labels, alike)
+
+
+def test_the_room_is_one_for_the_whole_run(folders, monkeypatch):
+    monkeypatch.setattr(train, "CACHE_BYTES", 4 * H * W * 9)
+    groups, validation = load_data(options(folders, "unused", folders=(folders,), validation=folders))
+    for _ in range(2):  # what is drawn later does not push the limit
+        assert len(list(validation)) == len(groups[0][1]) == 6
+    assert [sum(e.kept is not None for e in pairs.entries) for pairs in (groups[0][1], validation)] == [6, 3]
+
+
+def test_what_is_read_late_is_checked_again(folders):
+    images, labels = folders
+    pairs = read_pairs(images, labels, C, Cache(0))
+    assert pairs.label_counts().sum() == 6 * H * W
+    Image.fromarray(np.full((H, W), 9, np.uint8)).save(labels / "1.png")
+    (images / "2.png").write_bytes((images / "2.png").read_bytes()[:2000])
+    with pytest.raises(InputError, match="expected ids below 3 or 255, found 9"):
+        pairs[1]
+    with pytest.raises(InputError, match=r"2\.png: cannot be read"):
+        pairs[2]
+    Image.fromarray(np.zeros((H, W - 1, 3), np.uint8)).save(images / "3.png")
+    with pytest.raises(InputError, match=r"3\.png: expected the image's size \(64, 95\), found \(64, 96\)"):
+        pairs[3]
+    Image.fromarray(np.zeros((H, W), np.uint8)).save(labels / "1.png")
+    with pytest.raises(InputError, match=r"3\.png: expected the image's size \(64, 95\), found \(64, 96\)"):
+        read_pairs(images, labels, C, Cache(0))  # of its header alone
 
 
 def test_pictures_are_upright(tmp_path):
@@ -332,8 +384,6 @@ def test_an_untrained_base_is_no_base_to_refine(tmp_path, capsys):
 
 def test_ctrl_c_says_how_to_go_on(folders, tmp_path, monkeypatch, capsys):
     """Only where a state was written in this very run."""
-    from crispseg.fit import train
-
     size = ["--size", f"{H}x{W}", "--classes", "camvid", "--images", str(folders[0]), "--labels", str(folders[1])]
     for text, written in (("interrupted\n", False), ("--resume goes on from", True), ("interrupted\n", False)):
 
