@@ -17,7 +17,7 @@ import crispseg.plugins
 from crispseg.errors import CrispsegError, EnvironmentMismatch, InputError
 from crispseg.plugins.shared_library import library_places, open_library
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ENVIRONMENT = "CRISPSEG_CUDA_LIBRARY"
 BUILD_COMMAND = (
     "cmake -S crispseg/plugins -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build, "
@@ -109,6 +109,8 @@ PROTOTYPES = {
     "csg_destroy": (None, [c_void_p]),
     "csg_compute_capability": (c_int, [c_void_p]),
     "csg_kernel_report": (c_char_p, [c_void_p]),
+    # type, logits, C, h, w, not_finite
+    "csg_check_logits": (_I, _CALL + [_I, _P] + [_I] * 3 + [_P]),
     "csg_select_workspace": (c_size_t, [_I, _I]),
     # type, logits, C, h, w, H, W, upsample, threshold, capacity, labels, confidence, coords, count, found
     "csg_select_pixels": (_I, _CALL + [_I, _P] + [_I] * 6 + [c_float, c_int32] + [_P] * 5 + _WORK),

@@ -18,7 +18,7 @@ import numpy as np
 
 from crispseg.bundle import Bundle, NetInfo
 from crispseg.engines.cuda import Buffer, Context, Stream, upload_now
-from crispseg.engines.cuda_kernels import Kernels
+from crispseg.engines.cuda_kernels import TYPES, Kernels
 from crispseg.errors import InputError
 from crispseg.runtime.bars import DeviceBars, bar_cells
 from crispseg.runtime.geometry import Placement, placement, to_frame
@@ -181,7 +181,9 @@ class GpuPipeline:
         device = slot.times()
         compute = sum(ms for stage, ms in device.items() if stage not in _COPIES)
         times = {**slot.host, **device, "gpu_compute": compute, "host_latency": sum(device.values())}
-        count, found = (int(slot.numbers[0]), int(slot.numbers[1])) if self.refined else (0, 0)
+        not_finite, count, found = map(int, slot.numbers)
+        if not self.refined:
+            count = found = 0
         active = None
         if slot.coords is not None:
             active = np.zeros(place.canvas, bool)
@@ -193,7 +195,7 @@ class GpuPipeline:
         times["post"] = 1e3 * (time.perf_counter() - last)
         times["total"] = times["post"] + times["host_latency"] + sum(slot.host.values())
         density = count / float(place.canvas[0] * place.canvas[1])
-        return FrameResult(labels, confidence, active, count, found, density, times, base, painted)
+        return FrameResult(labels, confidence, active, count, found, density, times, base, painted, not_finite)
 
     # ---- plan -------------------------------------------------------------------------------------------------------
 
@@ -247,6 +249,10 @@ class GpuPipeline:
             clock.mark(stream, "preprocess")
             return
         self._bars.enqueue(stream, self._logits.address)
+        self._kernels.call(
+            "csg_check_logits", stream.handle, TYPES[self._base.output_type], self._logits.address,
+            len(self.bundle.classes), self.net.logits_height, self.net.logits_width, slot.address("not_finite"),
+        )  # fmt: skip
         clock.mark(stream, "base")
         refiner.enqueue(stream, self._frames.canvas(image), self._logits.address, slot.outputs, clock)
         sources = {name: refiner.address(name) for name in slot.outputs}

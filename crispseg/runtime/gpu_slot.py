@@ -32,8 +32,8 @@ class Slot:
     Attributes:
         frame: page-locked uint8 [H0,W0,3], to be filled before :meth:`upload`.
         image: device memory of the frame, uint8 [H0,W0,3].
-        labels, confidence, base: page-locked uint8 [H0,W0]; coords: int32 [rows,2], on the canvas; numbers: int32 [2],
-            count and found; overlay: uint8 [H0,W0,3]. Valid once ``done`` is reached; None where it is not wanted.
+        labels, confidence, base: page-locked uint8 [H0,W0]; coords: int32 [rows,2], on the canvas; numbers: int32 [3],
+            not_finite, count, found; overlay: uint8 [H0,W0,3]. Valid once ``done`` is reached; None where not wanted.
         uploaded, computed, done: the frame is on the device; its results are packed; they are on the host.
         clock: stages of the graphs.
     """
@@ -50,6 +50,7 @@ class Slot:
         if "active" in want:
             sizes["coords"] = 8 * rows
         self.outputs = list(sizes)  # of the refiner
+        sizes = {"not_finite": 4, **sizes}
         if "base" in want:
             sizes["base"] = pixels
         if "overlay" in want:
@@ -59,12 +60,12 @@ class Slot:
         for name, nbytes in sizes.items():
             self._offsets[name] = end
             end += nbytes
-            if name != "count":  # count and found are neighbours
+            if name not in ("not_finite", "count"):  # the numbers are neighbours
                 end += -end % _ALIGNMENT
         self._sizes = sizes
         self._results = context.alloc(end)
         self._host = context.pinned(end, np.uint8)  # one copy brings all of it
-        self.numbers = self._host[:8].view(np.int32)
+        self.numbers = self._host[:12].view(np.int32)
         self.labels = self._view("labels").reshape(frame)
         self.confidence = self._view("confidence").reshape(frame) if "confidence" in sizes else None
         self.base = self._view("base").reshape(frame) if "base" in sizes else None

@@ -19,6 +19,7 @@ from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.runtime.bars import BarCells, bar_cells, make_certain
 from crispseg.runtime.dense_labels import NativeLabels, NumpyLabels
 from crispseg.runtime.geometry import FITS, Placement, placement, resize_image, to_canvas, to_frame
+from crispseg.runtime.not_finite import check_logits
 
 NETWORKS = ("base", "baseline")
 WANT = ("labels", "confidence", "active", "base")
@@ -33,7 +34,7 @@ class FrameResult:
     would have given, when wanted. ``overlay``: uint8 [H0, W0, 3], class colours over the frame, where the pipeline
     painted them (:meth:`GpuPipeline.paint`). ``count``: refined pixels; ``found``: pixels above the threshold (more
     than ``count`` when the capacity was exceeded); ``density``: count / pixels of the canvas, 0..1. ``times``: stage ->
-    ms, "total" last.
+    ms, "total" last. ``not_finite``: pixels of the low-resolution logits that have no softmax (``not_finite``).
     """
 
     labels: np.ndarray
@@ -45,6 +46,7 @@ class FrameResult:
     times: Dict[str, float] = field(default_factory=dict)
     base: Optional[np.ndarray] = None
     overlay: Optional[np.ndarray] = None
+    not_finite: int = 0
 
 
 def open_pipeline(
@@ -272,6 +274,7 @@ class Pipeline:
         last = _lap(times, "base", last)
         if self._bars:
             make_certain(logits, self._bars)
+        not_finite = check_logits(logits)
         if self._refiner is not None:
             values, count, found = self._refine(canvas, logits, want, times)
         else:
@@ -289,6 +292,7 @@ class Pipeline:
             confidence=to_frame(values["confidence"], place) if "confidence" in want else None,
             active=active, count=count, found=found, density=count / float(place.canvas[0] * place.canvas[1]),
             base=to_frame(self._of_base(values["labels"], logits), place) if "base" in want else None, times=times,
+            not_finite=not_finite,
         )  # fmt: skip
         _lap(times, "post", last)
         _lap(times, "total", start)

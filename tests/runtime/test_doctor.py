@@ -71,7 +71,7 @@ def examine(monkeypatch, **found):
 
 def test_a_library_without_an_image_needs_nvrtc(monkeypatch):
     use = "run on a GPU without TensorRT (--backend cuda)"
-    bare = (True, "libcrispseg_cuda.so, crispseg cuda, ABI 1, no kernels inside, no image")
+    bare = (True, "libcrispseg_cuda.so, crispseg cuda, ABI 2, no kernels inside, no image")
     checks, can = examine(monkeypatch, **{KERNELS: bare, COMPILER: (True, "NVRTC 12.6 at libnvrtc.so.12")})
     assert checks[KERNELS]["ok"]
     assert "crispseg build" in checks[KERNELS]["found"]
@@ -82,7 +82,7 @@ def test_a_library_without_an_image_needs_nvrtc(monkeypatch):
     assert can[use]["missing"] == [KERNELS]
     checks, _ = examine(monkeypatch, **{KERNELS: bare, COMPILER: (True, "nvcc 12.6 at /usr/bin/nvcc")})
     assert "nvcc is here now" in checks[KERNELS]["fix"]
-    linked = (True, "libcrispseg_cuda.so, crispseg cuda, ABI 1, kernels for 75 86 (image of 900 KiB)")
+    linked = (True, "libcrispseg_cuda.so, crispseg cuda, ABI 2, kernels for 75 86 (image of 900 KiB)")
     checks, _ = examine(monkeypatch, **{KERNELS: linked, COMPILER: (False, "neither found")})
     assert checks[KERNELS]["ok"]
     assert checks[KERNELS]["fix"] is None

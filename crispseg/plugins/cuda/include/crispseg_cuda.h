@@ -34,7 +34,7 @@
 extern "C" {
 #endif
 
-#define CSG_ABI_VERSION 1
+#define CSG_ABI_VERSION 2
 
 typedef enum {
   CSG_OK = 0, CSG_BAD_ARGUMENT = -1, CSG_NO_DRIVER = -2, CSG_UNSUPPORTED = -3, CSG_DRIVER_ERROR = -4, CSG_INTERNAL = -5
@@ -60,6 +60,11 @@ CSG_API int csg_compute_capability(const csg_context *ctx); /* 72, 87, 90, ... *
 CSG_API const char *csg_kernel_report(const csg_context *ctx);
 
 /* ---- front end -------------------------------------------------------------------------------------------- */
+/* d_not_finite i32 = pixels of d_logits (fp16 or fp32) [C,h,w] without a softmax: NaN or +inf in any class, or -inf in
+ * all. In the others a class of -inf (masked) gets -1e30 (fp16: -65504) in place: probability 0 as before, but
+ * interpolation between two such pixels makes no NaN of it. Finite logits stay as they are. */
+CSG_API int csg_check_logits(csg_context *ctx, csg_stream stream, csg_type type, void *d_logits, int C, int h, int w,
+                             int32_t *d_not_finite);
 /* d_logits (fp16 or fp32) [C,h,w] -> d_labels u8 [H,W] (argmax, lowest class wins ties), d_confidence u8 [H,W] =
  * round(255 * max p) or NULL, d_coords i32 [capacity,2] (y,x), d_count i32 = min(found, capacity), d_found i32. Active:
  * E > threshold, E = -sum p ln(max(p,1e-5)). One pass over the low-resolution logits. Over capacity the most uncertain

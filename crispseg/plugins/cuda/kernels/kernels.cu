@@ -5,6 +5,7 @@
 #include "conv_wmma.cuh"
 #include "conv_mma.cuh"
 #include "conv_wgmma.cuh"
+#include "finite.cuh"
 #include "select.cuh"
 #include "compact.cuh"
 #include "logits_at.cuh"

@@ -12,6 +12,8 @@
 CS_KERNEL(csk_fill_u32, 256, 72, (cs_u32 *, cs_u32, cs_i64))
 
 // ---- front end: selection, features, logits, maps ----
+CS_KERNEL(csk_check_logits_f32, 256, 72, (float *, int, int, cs_i32 *))
+CS_KERNEL(csk_check_logits_f16, 256, 72, (cs_half *, int, int, cs_i32 *))
 CS_KERNEL(csk_select_tile20_f32, 256, 72, (CsSelect))
 CS_KERNEL(csk_select_tile20_f16, 256, 72, (CsSelect))
 CS_KERNEL(csk_select_tile32_f32, 256, 72, (CsSelect))

@@ -209,7 +209,7 @@ extern "C" {
 int csg_abi_version(void) { return CSG_ABI_VERSION; }
 
 const char *csg_build_info(void) {
-  return "crispseg cuda, ABI 1, " __VERSION__
+  return "crispseg cuda, ABI 2, " __VERSION__
 #if defined(CRISPSEG_IMAGE_INFO)
          ", kernels for " CRISPSEG_IMAGE_INFO
 #else

@@ -1,4 +1,4 @@
-// csg_select_pixels and csg_logits_at. Selection is a clear and three launches, whatever is found.
+// csg_check_logits, csg_select_pixels and csg_logits_at. Selection is a clear and three launches, whatever is found.
 #include <cmath>
 #include <limits>
 
@@ -111,6 +111,22 @@ int check_logits(const char *who, csg_type type, const void *d_logits, int C, in
 }  // namespace crispseg
 
 extern "C" {
+
+int csg_check_logits(csg_context *ctx, csg_stream stream, csg_type type, void *d_logits, int C, int h, int w,
+                     int32_t *d_not_finite) {
+  using namespace crispseg;
+  const char *const who = "csg_check_logits";
+  CSG_CHECK(ctx, "%s: no context", who);
+  CSG_TRY(check_logits(who, type, d_logits, C, h, w, 1, 1, CSG_NEAREST));
+  CSG_CHECK(d_not_finite && aligned(d_not_finite, 4), "%s: the count is NULL or not aligned", who);
+  CSG_TRY(fill_words(ctx, stream, d_not_finite, 0, 1));
+  const int pixels = h * w;
+  if (type == CSG_F16)
+    return launch(ctx, kernel::csk_check_logits_f16, row_blocks(ctx, kernel::csk_check_logits_f16, pixels, 256, 256), 256,
+                  0, stream, static_cast<cs_half *>(d_logits), C, pixels, d_not_finite);
+  return launch(ctx, kernel::csk_check_logits_f32, row_blocks(ctx, kernel::csk_check_logits_f32, pixels, 256, 256), 256,
+                0, stream, static_cast<float *>(d_logits), C, pixels, d_not_finite);
+}
 
 size_t csg_select_workspace(int H, int W) { return H < 1 || W < 1 ? 0 : crispseg::layout(nullptr, H, W).bytes; }
 
