@@ -172,7 +172,10 @@ class Hooks:
         self.library.cs_emu_set_schedule.argtypes = [ctypes.c_int, ctypes.c_uint64]
 
     def check(self) -> str:
-        """What went wrong since the last call and was not reported (damaged guard bytes, failed kernels), or ""."""
+        """What went wrong since the last call (damaged guard bytes, failed kernels), or "".
+
+        A failed kernel breaks the context: every call gives its error, on a GPU for the process, here until this call.
+        """
         return self.library.cs_emu_check().decode("utf-8", "replace")
 
     def launches(self) -> int:

@@ -112,14 +112,15 @@ EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *out, size_t bytes) {
 }
 
 EXPORT CUresult cuMemFree_v2(CUdeviceptr p) {
-  ENTER;
+  ENTER_TO_END;
   int status = unsafe_in_capture();
   if (status) return status;
   drain(false);  // freeing waits for the device
   std::string text;
   status = device_free(pointer(p), &text);
+  const int answer = ended(status);
   if (!text.empty()) fail_work(error_illegal_address, text);
-  return status;
+  return answer;
 }
 
 EXPORT CUresult cuMemHostAlloc(void **out, size_t bytes, unsigned) {
@@ -133,11 +134,11 @@ EXPORT CUresult cuMemHostAlloc(void **out, size_t bytes, unsigned) {
 EXPORT CUresult cuMemAllocHost_v2(void **out, size_t bytes) { return cuMemHostAlloc(out, bytes, 0); }
 
 EXPORT CUresult cuMemFreeHost(void *p) {
-  ENTER;
+  ENTER_TO_END;
   const int status = unsafe_in_capture();
   if (status) return status;
   drain(false);
-  return host_free(p);
+  return ended(host_free(p));
 }
 
 EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, void *stream) {
@@ -156,19 +157,19 @@ EXPORT CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t bytes) 
   ENTER;
   int status = unsafe_in_capture();
   if (!status) status = to_device(to, from, bytes, nullptr);
-  return status ? status : take_pending();
+  return ended(status);
 }
 EXPORT CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t bytes) {
   ENTER;
   int status = unsafe_in_capture();
   if (!status) status = to_host(to, from, bytes, nullptr);
-  return status ? status : take_pending();
+  return ended(status);
 }
 EXPORT CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
   ENTER;
   int status = unsafe_in_capture();
   if (!status) status = on_device(to, from, bytes, nullptr);
-  return status ? status : take_pending();
+  return ended(status);
 }
 
 EXPORT CUresult cuMemcpy2DAsync_v2(const Copy2D *copy, void *handle) {

@@ -15,9 +15,9 @@ State &state() {
 }
 
 Enter::Enter(bool needs_context) : lock(state().mutex) {
-  status = !state().initialized ? not_initialized
-           : needs_context && (context_stack.empty() || !context_stack.back()) ? invalid_context
-                                                                               : ok;
+  if (!state().initialized) status = not_initialized;
+  else if (needs_context && (context_stack.empty() || !context_stack.back())) status = invalid_context;
+  else status = needs_context ? state().lost : ok;
 }
 
 int shared_optin() {
@@ -53,6 +53,7 @@ const Error errors[] = {
     {not_ready, "CUDA_ERROR_NOT_READY", "device not ready"},
     {error_illegal_address, "CUDA_ERROR_ILLEGAL_ADDRESS", nullptr},
     {launch_out_of_resources, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
+    {error_illegal_instruction, "CUDA_ERROR_ILLEGAL_INSTRUCTION", nullptr},
     {error_misaligned, "CUDA_ERROR_MISALIGNED_ADDRESS", nullptr},
     {error_launch_failed, "CUDA_ERROR_LAUNCH_FAILED", nullptr},
     {not_supported, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
@@ -215,13 +216,13 @@ EXPORT CUresult cuCtxPushCurrent_v2(void *context) {
   return ok;
 }
 EXPORT CUresult cuCtxPopCurrent_v2(void **context) {
-  ENTER;
+  ENTER_TO_END;
   if (context) *context = context_stack.back();
   context_stack.pop_back();
   return ok;
 }
 EXPORT CUresult cuCtxGetDevice(int *device) {
-  ENTER;
+  ENTER_TO_END;
   *device = 0;
   return ok;
 }
@@ -230,18 +231,24 @@ EXPORT CUresult cuCtxSynchronize() {
   const int status = unsafe_in_capture();
   if (status) return status;
   drain(false);
-  return take_pending();
+  return state().lost;
 }
 
 // ---- test hooks ----
-// Text of the first damage to guard bytes that no call has reported, or of an error that nobody waited for; "" = all is
-// well.
+// Text of the first failure of a kernel, or of the first damage to guard bytes; "" = all is well. The context lives
+// again afterwards; work that was enqueued before is dropped.
 EXPORT const char *cs_emu_check() {
   static std::string text;
   std::lock_guard<std::recursive_mutex> lock(state().mutex);
-  text = state().pending ? state().error_text : check_guards();
-  state().pending = 0;
+  text = state().lost ? state().error_text : check_guards();
+  if (state().lost) drain(false);
+  state().lost = 0;
   return text.c_str();
+}
+// As if a kernel had failed with this status just now.
+EXPORT void cs_emu_break(int status) {
+  std::lock_guard<std::recursive_mutex> lock(state().mutex);
+  fail_work(status, "a test says so");
 }
 EXPORT int64_t cs_emu_launches() { return state().launches; }
 EXPORT int64_t cs_emu_live_allocations() {

@@ -23,7 +23,7 @@ EXPORT CUresult cuStreamBeginCapture_v2(void *handle, int mode) {
 }
 
 EXPORT CUresult cuStreamEndCapture(void *handle, void **out) {
-  ENTER;
+  ENTER_TO_END;
   Stream *stream = find_stream(handle);
   if (!stream) return invalid_handle;
   if (!out) return invalid_value;
@@ -45,6 +45,7 @@ EXPORT CUresult cuStreamEndCapture(void *handle, void **out) {
   capture->active = false;
   auto &all = state().captures;
   all.erase(std::remove(all.begin(), all.end(), capture), all.end());
+  if (state().lost) return state().lost;
   if (capture->invalid) return capture_invalidated;
   if (!joined) return capture_unjoined;
   auto graph = std::make_unique<Graph>();
@@ -125,11 +126,11 @@ EXPORT CUresult cuGraphLaunch(void *handle, void *stream_handle) {
 }
 
 EXPORT CUresult cuGraphExecDestroy(void *handle) {
-  ENTER;
-  return state().executables.erase(static_cast<Graph *>(handle)) ? ok : invalid_handle;
+  ENTER_TO_END;
+  return ended(state().executables.erase(static_cast<Graph *>(handle)) ? ok : invalid_handle);
 }
 
 EXPORT CUresult cuGraphDestroy(void *handle) {
-  ENTER;
-  return state().graphs.erase(static_cast<Graph *>(handle)) ? ok : invalid_handle;
+  ENTER_TO_END;
+  return ended(state().graphs.erase(static_cast<Graph *>(handle)) ? ok : invalid_handle);
 }

@@ -101,14 +101,14 @@ EXPORT CUresult cuModuleLoadData(void **out, const void *data) {
   return ok;
 }
 EXPORT CUresult cuModuleUnload(void *handle) {
-  ENTER;
+  ENTER_TO_END;
   auto it = state().modules.find(static_cast<Module *>(handle));
   if (it == state().modules.end() || !it->first->loaded) return invalid_handle;
   const int status = unsafe_in_capture();
   if (status) return status;
   drain(false);
   it->first->loaded = false;  // the library stays: graphs may still name its kernels
-  return ok;
+  return ended(ok);
 }
 EXPORT CUresult cuModuleGetFunction(void **out, void *handle, const char *name) {
   ENTER;

@@ -39,6 +39,7 @@ enum : int {
   not_ready = 600,
   error_illegal_address = 700,
   launch_out_of_resources = 701,
+  error_illegal_instruction = 715,
   error_misaligned = 716,
   error_launch_failed = 719,
   not_supported = 801,
@@ -135,8 +136,8 @@ struct State {
   uint64_t draws = 1;  // state of the draw
   int capability = 87;
   int64_t launches = 0;
-  int pending = 0;          // error of work that has run, until a call that waits reports it
-  std::string error_text;   // of the last failure
+  int lost = 0;             // error of work that has run: every later call gives it, until cs_emu_check
+  std::string error_text;   // of that failure
   std::map<Stream *, std::unique_ptr<Stream>> streams;
   std::vector<Stream *> racing;  // the same, in the order of their making
   std::map<Event *, std::unique_ptr<Event>> events;
@@ -151,7 +152,8 @@ State &state();
 int shared_optin();  // bytes of shared memory that a block may have
 extern thread_local std::vector<void *> context_stack;
 
-// Serialises a call and checks that the driver is initialised and (unless told otherwise) has a current context.
+// Serialises a call and checks that the driver is initialised and (unless told otherwise) has a current context that no
+// kernel has broken.
 struct Enter {
   std::unique_lock<std::recursive_mutex> lock;
   int status;
@@ -160,6 +162,11 @@ struct Enter {
 #define ENTER                                   \
   ::cs_emu::Enter enter_;                       \
   if (enter_.status) return enter_.status
+// Calls that end something do so in a lost context too: the tests of a process go on after it. They return
+// ended(status).
+#define ENTER_TO_END                            \
+  ::cs_emu::Enter enter_;                       \
+  if (enter_.status && enter_.status != ::cs_emu::state().lost) return enter_.status
 #define ENTER_WITHOUT_CONTEXT                   \
   ::cs_emu::Enter enter_(false);                \
   if (enter_.status) return enter_.status
@@ -170,7 +177,7 @@ Stream *find_stream(void *handle);
 int enqueue(Stream *stream, Node node);
 void advance(Stream *stream, uint64_t position);  // runs the stream's work up to there
 void drain(bool blocking_only);
-int take_pending();                               // the error of work done so far, once
+inline int ended(int status) { return state().lost ? state().lost : status; }
 int unsafe_in_capture();                          // for calls that allocate or wait: 900 and the capture is void
 int sync_guard(Stream *stream);                   // the same for waiting on one stream
 void invalidate(Capture &capture);

@@ -23,16 +23,10 @@ Stream *find_stream(void *handle) {
 
 int fail_work(int status, const std::string &text) {
   State &s = state();
-  if (!s.pending) {
-    s.pending = status;
+  if (!s.lost) {
+    s.lost = status;
     s.error_text = text;
   }
-  return status;
-}
-
-int take_pending() {
-  const int status = state().pending;
-  state().pending = 0;
   return status;
 }
 
@@ -47,8 +41,7 @@ void step(Stream *stream) {
   Node node = std::move(stream->queue.front());
   stream->queue.pop_front();
   ++stream->done;
-  // After a failure the device does nothing more, until the error has been reported.
-  if (node.run && !state().pending) node.run();
+  if (node.run && !state().lost) node.run();  // after a failure the device does nothing more
 }
 
 uint64_t draw(uint64_t n) {
@@ -143,7 +136,7 @@ int enqueue(Stream *stream, Node node) {
     ++stream->enqueued;
     ++stream->done;
     if (node.source) advance(node.source, node.position);
-    else if (!s.pending) node.run();
+    else if (!s.lost) node.run();
     return ok;
   }
   stream->queue.push_back(std::move(node));
@@ -206,7 +199,7 @@ EXPORT CUresult cuStreamCreate(void **out, unsigned flags) {
 EXPORT CUresult cuStreamCreateWithPriority(void **out, unsigned flags, int) { return cuStreamCreate(out, flags); }
 
 EXPORT CUresult cuStreamDestroy_v2(void *handle) {
-  ENTER;
+  ENTER_TO_END;
   Stream *stream = find_stream(handle);
   if (!stream || stream == &state().legacy || stream == &state().per_thread) return invalid_handle;
   if (stream->capture) {
@@ -225,7 +218,7 @@ EXPORT CUresult cuStreamDestroy_v2(void *handle) {
   auto &racing = state().racing;
   racing.erase(std::remove(racing.begin(), racing.end(), stream), racing.end());
   state().streams.erase(stream);
-  return ok;
+  return ended(ok);
 }
 
 EXPORT CUresult cuStreamSynchronize(void *handle) {
@@ -236,7 +229,7 @@ EXPORT CUresult cuStreamSynchronize(void *handle) {
   if (status) return status;
   if (stream == &state().legacy) drain(true);
   advance(stream, stream->enqueued);
-  return take_pending();
+  return state().lost;
 }
 
 EXPORT CUresult cuStreamQuery(void *handle) {
@@ -245,7 +238,7 @@ EXPORT CUresult cuStreamQuery(void *handle) {
   if (!stream) return invalid_handle;
   const int status = sync_guard(stream);
   if (status) return status;
-  if (stream->done == stream->enqueued) return take_pending();
+  if (stream->done == stream->enqueued) return state().lost;
   advance(stream, stream->done + 1);  // time passes
   return not_ready;
 }
@@ -296,11 +289,11 @@ EXPORT CUresult cuEventCreate(void **out, unsigned flags) {
 }
 
 EXPORT CUresult cuEventDestroy_v2(void *handle) {
-  ENTER;
+  ENTER_TO_END;
   Event *event = find_event(handle);
   if (!event) return invalid_handle;
   state().events.erase(event);
-  return ok;
+  return ended(ok);
 }
 
 EXPORT CUresult cuEventRecordWithFlags(void *handle, void *stream_handle, unsigned flags) {
@@ -325,7 +318,7 @@ EXPORT CUresult cuEventSynchronize(void *handle) {
     return captured_event;
   }
   if (event->stream) advance(event->stream, event->position);
-  return take_pending();
+  return state().lost;
 }
 
 EXPORT CUresult cuEventQuery(void *handle) {
@@ -336,7 +329,7 @@ EXPORT CUresult cuEventQuery(void *handle) {
     if (event->capture->active) invalidate(*event->capture);
     return captured_event;
   }
-  if (!event->stream || event->stream->done >= event->position) return take_pending();
+  if (!event->stream || event->stream->done >= event->position) return state().lost;
   advance(event->stream, event->stream->done + 1);
   return not_ready;
 }

@@ -156,6 +156,12 @@ def test_a_launch_that_is_refused_leaves_wgmma_out(failing_gpu, kernel_image):
     kernels.close()
 
 
+def test_without_memory_for_the_check_they_are_left_out(failing_gpu, kernel_image):
+    kernels = cuda_kernels.Kernels(failing_gpu("memory"), kernel_image)
+    assert set(kernels.convolutions.values()) == {"mma"}
+    kernels.close()
+
+
 def test_the_way_around_works(failing_gpu, kernel_image, monkeypatch):
     context = failing_gpu("715")
     monkeypatch.setenv("CRISPSEG_WGMMA", "0")

@@ -162,16 +162,43 @@ def test_division_by_zero_and_waiting_forever(bench):
     assert "waits for another block" in bench.fails("t_wait_for_block", address(out), c_int(1), grid=8)
 
 
+def test_a_failed_kernel_breaks_the_context_until_the_tests_ask(bench):
+    """As on a GPU, where every call of the process gives the same error from then on."""
+    gc.collect()  # of earlier tests
+    live, launches = bench.hooks.live(), bench.hooks.launches()
+    out = bench.put(np.zeros(8, np.int32))
+    other = bench.context.stream()
+    bench.launch("t_read_at", c_ulonglong(0), c_int64(0), address(out))
+    bench.launch("t_increment", address(out), c_int(1))
+    bench.launch("t_increment", address(out), c_int(1), stream=other)
+    status = [bench.lib.cuStreamSynchronize(c_void_p(bench.stream.handle)) for _ in range(2)]
+    assert status == [700, 700]
+    found, module = c_ulonglong(), c_void_p()
+    assert bench.lib.cuMemAlloc_v2(byref(found), ctypes.c_size_t(4)) == 700
+    assert bench.lib.cuModuleGetFunction(byref(module), bench.module, b"t_increment") == 700
+    assert bench.lib.cuStreamQuery(c_void_p(other.handle)) == 700
+    assert not bench.context.alive
+    bench.kept.clear()
+    out.close()  # says 700 too, which nobody asks, and gives the memory back
+    gc.collect()
+    assert bench.hooks.live() == live
+    assert "t_read_at" in bench.hooks.check()
+    assert bench.hooks.check() == ""
+    assert bench.context.alive
+    other.synchronize()
+    assert bench.hooks.launches() == launches + 1, "nothing ran behind the failure, nor runs later"
+
+
 def test_launch_limits(bench):
     p, one = bench.put(np.zeros(1, np.int32)), c_int(1)
     assert bench.status("t_increment", address(p), one, block=96) == 701, "more threads than the kernel is built for"
     assert bench.status("t_increment", address(p), one, grid=0) == 1
     found = c_void_p()
-    absent = [b"t_absent", b"no_such"]  # not defined; not listed
-    if emulation.ptx.capability() < 90:
-        absent.append(b"t_new")  # of a higher compute capability
-    for name in absent:
+    for name in (b"t_absent", b"no_such"):  # not defined; not listed
         assert bench.lib.cuModuleGetFunction(byref(found), bench.module, name) == 500
+    least = 90  # compute capability of this one
+    status = bench.lib.cuModuleGetFunction(byref(found), bench.module, b"t_new")
+    assert status == (0 if emulation.ptx.capability() >= least else 500)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -175,6 +175,7 @@ def goes_wrong(bench: Bench, name: str, pair: Pair, says: str) -> None:
         with pytest.raises(EnvironmentMismatch, match=says) as error:
             run(bench, name, pair)
         assert name in str(error.value), "the message names the kernel"
+        assert bench.hooks.check() in str(error.value)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)

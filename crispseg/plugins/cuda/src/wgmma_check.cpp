@@ -97,7 +97,8 @@ int compare(csg_context *ctx, csg_type type, bool *same) {
 // lives; a launch that is refused does not.
 bool context_lives(const Driver *cu) {
   Memory memory(cu);
-  return cu->cuMemAlloc_v2(&memory.at, 1) == CUDA_SUCCESS;
+  const CUresult result = cu->cuMemAlloc_v2(&memory.at, 1);
+  return result == CUDA_SUCCESS || result == CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 // Status. What cannot be tried (no memory, a launch that is refused) is not the same, and no error.
