@@ -83,6 +83,11 @@ def place(
     if not head:
         out |= heads(graph, names)
     chosen = [node for node in able if node.name not in out]
+    if not able:
+        raise InputError(
+            "calibration: expected layers with float32 weights, found none; of a base from a float16 ONNX file, export "
+            "the float32 file"
+        )
     if not chosen:
         raise InputError("calibration: every layer is excluded; leave some of them to int8")
     group = _Groups()

@@ -1,7 +1,8 @@
 """A base from any ONNX file: ``--onnx F``.
 
 The file is brought to the form of every other base: one float32 input "image" [1,3,H,W], one output "logits"
-[1,C,h,w], static sizes, no shape arithmetic, standard operators, opset 17 where it can be converted.
+[1,C,h,w], static sizes, no shape arithmetic, standard operators, opset 17 where it can be converted. A float16 image
+or float16 logits get a Cast; what lies between stays in float16.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, version_converter
 
 from crispseg.engines.external_data import check_external_data
 from crispseg.errors import BundleError, InputError, UnsupportedOp
 from crispseg.export import dense
 from crispseg.export.compare import open_onnxruntime
 from crispseg.export.fold import drop_unused, fold_constants, merge_equal, rename_readably
+from crispseg.export.foreign_ends import connect_input, connect_output, take_logarithm, without_softmax
 from crispseg.export.foreign_probe import FLOOR, LOGARITHM, is_probability
 from crispseg.export.sources import Foreign, foreign_info
 from crispseg.models.bases import BaseInfo
 
+# Natural logarithm of the least normal float16: of smaller ones a rounding takes part of the digits.
+LEAST_HALF = -14 * np.log(2)
 _OLDEST = 11  # Resize has had its coordinate modes since then
 # The converter knows no way back from opset 20, where GridSample's modes got other names; TensorRT reads those as
 # nearest (NVIDIA/TensorRT#4646). Under this domain it lets the node pass.
@@ -41,6 +45,7 @@ class Onnx:
         self.num_classes = num_classes
         self.wanted = base.output
         self._given: Any = None  # the file, open in ONNX Runtime
+        self.half = False  # image or logits are float16
         assumed: list[str] = []
         self.layout = _layout(path, _entry(path, model), assumed)
         self.probabilities = False
@@ -88,7 +93,10 @@ class Onnx:
             source = str(self.path) if _has_external(self.path) else self.path.read_bytes()
             self._given = open_onnxruntime(source, threads)
         given = x.transpose(0, 2, 3, 1) if self.layout == "NHWC" else x
+        given = given.astype(np.float16) if _is_half(_entry(self.path, self.model)) else given
         (wanted,) = self._given.run([self.output], {_entry(self.path, self.model).name: given})
+        least = -40 if wanted.dtype == np.float32 else LEAST_HALF
+        wanted = wanted.astype(np.float32)
         if wanted.shape != logits.shape:
             wanted = wanted.transpose(0, 3, 1, 2)
         if self.probabilities:
@@ -97,7 +105,7 @@ class Onnx:
             return wanted, logits
         wanted = np.log(np.maximum(wanted, 1e-30))  # equal up to a constant at every pixel
         shifted = logits - logits.max(1, keepdims=True)
-        keep = wanted > -40
+        keep = wanted > least
         return np.where(keep, wanted, 0), np.where(keep, shifted - np.log(np.exp(shifted).sum(1, keepdims=True)), 0)
 
     def notes_at(self, height: int, width: int) -> dict[str, Any]:
@@ -124,11 +132,17 @@ class Onnx:
         known = _infer(self.path, model)
         output, layout, shape = _choose(self.path, known, self.num_classes, self.wanted, assumed)
         self.output = output
-        _connect_input(graph, _entry(self.path, model).name, self.layout)
-        self.softmax, output = _without_softmax(self.path, graph, output, layout, assumed)
-        _connect_output(graph, output, layout)
+        half = _is_half(next(info for info in known.graph.output if info.name == output))
+        entry = _entry(self.path, model)
+        self.half = half or _is_half(entry)
+        if self.half:
+            parts = [name for name, there in (("image", _is_half(entry)), ("logits", half)) if there]
+            assumed.append(f"{' and '.join(parts)} in float16: a Cast is added, the arithmetic stays the file's")
+        connect_input(graph, entry.name, self.layout, _is_half(entry))
+        self.softmax, output = without_softmax(self.path, graph, output, layout, assumed)
+        connect_output(graph, output, layout, half)
         if self.probabilities:
-            _take_logarithm(graph)
+            take_logarithm(graph)
         del graph.value_info[:], graph.input[:], graph.output[:]
         graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, 3, *size)))
         graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
@@ -195,15 +209,17 @@ def _dims(info: onnx.ValueInfoProto) -> list[int]:
     return [d.dim_value if d.HasField("dim_value") else 0 for d in info.type.tensor_type.shape.dim]
 
 
+def _is_half(info: onnx.ValueInfoProto) -> bool:
+    return bool(info.type.tensor_type.elem_type == TensorProto.FLOAT16)
+
+
 def _layout(path: Path, entry: onnx.ValueInfoProto, assumed: list[str]) -> str:
     kind = TensorProto.DataType.Name(entry.type.tensor_type.elem_type)
-    if kind != "FLOAT":
-        fix = "export it with a float32 input and without its own normalisation"
-        if kind == "FLOAT16":
-            fix = (
-                "give the float32 file: --half stores its weights in half precision, crispseg build makes fp16 engines"
-            )
-        raise InputError(f"--onnx {path}: input {entry.name}: expected a normalised float32 image, found {kind}; {fix}")
+    if kind not in ("FLOAT", "FLOAT16"):
+        raise InputError(
+            f"--onnx {path}: input {entry.name}: expected a normalised float32 or float16 image, found {kind}; export "
+            "it with a float32 input and without its own normalisation"
+        )
     dims = _dims(entry)
     if len(dims) != 4 or dims[0] not in (0, 1):
         raise InputError(f"--onnx {path}: input {entry.name}: expected 1x3xHxW, found {dims or 'no shape'} (0 = open)")
@@ -292,7 +308,7 @@ def _choose(
         dims = _dims(info)
         kind = TensorProto.DataType.Name(info.type.tensor_type.elem_type)
         listing.append(f"{info.name} {kind} {dims}")
-        if kind == "FLOAT" and len(dims) == 4 and dims[0] == 1 and 0 not in dims:
+        if kind in ("FLOAT", "FLOAT16") and len(dims) == 4 and dims[0] == 1 and 0 not in dims:
             if dims[1] == num_classes:
                 found[info.name] = ("NCHW", dims)
             elif dims[3] == num_classes:
@@ -314,73 +330,6 @@ def _choose(
     if found[name][0] == "NHWC":
         assumed.append("the logits' layout is NHWC")
     return name, found[name][0], found[name][1]
-
-
-def _replace(graph: onnx.GraphProto, old: str, new: str, outputs: bool) -> None:
-    for node in graph.node:
-        node.input[:] = [new if n == old else n for n in node.input]
-        if outputs:
-            node.output[:] = [new if n == old else n for n in node.output]
-
-
-def _give_up(graph: onnx.GraphProto, name: str) -> None:
-    """Rename what the file itself calls ``name``."""
-    _replace(graph, name, f"{name}.inner", True)
-    for tensor in graph.initializer:
-        tensor.name = f"{name}.inner" if tensor.name == name else tensor.name
-
-
-def _connect_input(graph: onnx.GraphProto, name: str, layout: str) -> None:
-    if name != "image":
-        _give_up(graph, "image")
-    if layout == "NCHW":
-        _replace(graph, name, "image", False)
-        return
-    _replace(graph, name, "image.nhwc", False)
-    node = helper.make_node("Transpose", ["image"], ["image.nhwc"], name="layout/in", perm=[0, 2, 3, 1])
-    graph.node.insert(0, node)
-
-
-def _without_softmax(
-    path: Path, graph: onnx.GraphProto, output: str, layout: str, assumed: list[str]
-) -> tuple[bool, str]:
-    """(whether a last softmax over the classes was left out, name of what remains)."""
-    producer = next((n for n in graph.node if output in n.output), None)
-    if producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid"):
-        raise InputError(
-            f"--onnx {path}: ends in a {producer.op_type}: expected logits, which a softmax over the classes turns "
-            "into probabilities; export the network without it"
-        )
-    if producer is None or producer.op_type not in ("Softmax", "LogSoftmax"):
-        return False, output
-    axis = next((a.i for a in producer.attribute if a.name == "axis"), -1) % 4
-    if axis != (1 if layout == "NCHW" else 3):
-        raise InputError(f"--onnx {path}: ends in a {producer.op_type} over axis {axis}: expected logits")
-    if producer.op_type == "LogSoftmax":
-        return False, output  # its softmax is the network's: as good as logits
-    assumed.append("the last Softmax is left out: the logits before it are used")
-    return True, producer.input[0]
-
-
-def _connect_output(graph: onnx.GraphProto, name: str, layout: str) -> None:
-    if name != "logits":
-        _give_up(graph, "logits")
-    if layout == "NCHW":
-        _replace(graph, name, "logits", True)
-        return
-    _replace(graph, name, "logits.nhwc", True)
-    graph.node.append(helper.make_node("Transpose", ["logits.nhwc"], ["logits"], name="layout/out", perm=[0, 3, 1, 2]))
-
-
-def _take_logarithm(graph: onnx.GraphProto) -> None:
-    _replace(graph, "logits", "logits.probabilities", True)
-    graph.initializer.append(numpy_helper.from_array(np.array(FLOOR, np.float32), "logits.floor"))
-    nodes = (
-        ("Max", ["logits.probabilities", "logits.floor"], "logits.clamped"),
-        ("Log", ["logits.clamped"], "logits"),
-    )
-    for kind, inputs, output in nodes:
-        graph.node.append(helper.make_node(kind, inputs, [output], name=f"logits/{kind.lower()}"))
 
 
 def _has_external(path: Path) -> bool:

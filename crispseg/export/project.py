@@ -243,7 +243,7 @@ def _gate(wrong: str, force: bool, say: Progress) -> dict[str, str]:
 def _dense_parity(source: Source, model: onnx.ModelProto, role: str, half: bool) -> tuple[dict[str, Any], str]:
     """(figures, what is wrong with them)."""
     found = source.parity(model, torch.get_num_threads())
-    gate = GATE_HALF if half else GATE
+    gate = GATE_HALF if half or getattr(source, "half", False) else GATE
     wrong = ""
     if not found["max_error_std"] <= gate:
         wrong = (

@@ -155,7 +155,7 @@ class TestOnnx:
         ("kind", "shape", "match"),
         [
             (TensorProto.UINT8, (1, 3, *SIZE), "found UINT8; export it with a float32 input"),
-            (TensorProto.FLOAT16, (1, 3, *SIZE), "found FLOAT16; give the float32 file"),
+            (TensorProto.DOUBLE, (1, 3, *SIZE), "expected a normalised float32 or float16 image, found DOUBLE"),
             (TensorProto.FLOAT, (2, 3, *SIZE), "expected 1x3xHxW"),
             (TensorProto.FLOAT, (1, 4, *SIZE), "expected 3 channels"),
             (TensorProto.FLOAT, (3, *SIZE), "expected 1x3xHxW"),
@@ -215,14 +215,15 @@ class TestOnnx:
             bundle(tmp_path, Foreign(onnx=tmp_path / "net.onnx"))
 
     def test_a_wrong_conversion_is_noticed(self, tmp_path, monkeypatch):
-        right = foreign_onnx._connect_output
+        right = foreign_onnx.connect_output
 
-        def wrong(graph, name, layout):
-            right(graph, name, layout)
+        def wrong(*given):
+            right(*given)
+            graph = given[0]
             tensor = next(t for t in graph.initializer if t.name == "head.bias")
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.1), tensor.name))
 
-        monkeypatch.setattr(foreign_onnx, "_connect_output", wrong)
+        monkeypatch.setattr(foreign_onnx, "connect_output", wrong)
         refused(tmp_path, exported(), AccuracyGate, r"base\.onnx")
         made, said = bundle(tmp_path, Foreign(onnx=tmp_path / "net.onnx"), force=True)
         assert made.provenance["base"]["forced"].startswith("base.onnx: expected logits within 0.001")
