@@ -15,8 +15,8 @@ SOURCE = r"""
 #define REAL(type, name) ((type)dlsym(RTLD_NEXT, name))
 extern const char *cs_emu_check(void);
 extern void cs_emu_break(int status);
-// What fails: "memory" (there is none), "refused" (the launch, once each time) or the status of a kernel that breaks the
-// context for good.
+// What fails: "memory" (there is none), "refused" (the launch, once each time) or the status of a kernel that breaks
+// the context for good.
 static void *chosen;
 EXPORT void break_nothing(void) { chosen = 0; cs_emu_check(); }
 static const char *how(void) { const char *text = getenv("FAILING"); return text ? text : ""; }
