@@ -44,7 +44,7 @@ LOGITS = typer.Option("native", "--logits", help="base logits at their native st
 RANDOM = typer.Option(False, "--random-weights", help="no checkpoints: for speed studies only")
 HALF = typer.Option(False, "--half", help="store weights as float16 (half the size, float32 arithmetic)")
 FORCE = typer.Option(False, "--force", help="write the bundle although a file differs from what it was made of")
-STATIC = typer.Option(False, "--static", help="one size, no shape arithmetic: always so; the option changes nothing")
+STATIC = typer.Option(False, "--static", hidden=True)  # in commands of others; every export is so
 NAME = typer.Option(None, "--name", help="name of the bundle")
 WINDOW = typer.Option(None, "--window", min=32, help="segrefiner: side of its input, px; default: 256")
 MASK_MODE = typer.Option(None, "--mode", help="segrefiner: instance (LR checkpoint, default) or semantic (HR)")
@@ -118,6 +118,8 @@ def export(
         given = [key for key in context.params if str(context.get_parameter_source(key)).endswith("COMMANDLINE")]
         export_mask_refiner(str(base), out, weights, window, mode, half, random_weights, name, given, json)
         return
+    if static:
+        typer.echo("--static: shapes are always static, the option can be left out", err=True)
     if refiner == "none":
         refuse_unused(
             context, {name: "expected a refiner with it, found --refiner none" for name in ("planes", "repeats")}

@@ -332,10 +332,13 @@ def test_the_command_prints_and_stores_parity_and_refuses_by_exit_code(folder, t
         "--refiner-weights",
         str(folder / "refiner.pt"),
     ]
-    # --static says what every export does anyway
+    # --static asks for what every export does anyway: it is taken, and not offered.
     arguments += ["--size", "50x70", "--classes", "camvid", "--capacity", "3000", "--static", "-o", str(tmp_path / "b")]
     assert main(arguments) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    text, said = (" ".join(part.split()) for part in capsys.readouterr())
+    assert said.count("--static: shapes are always static, the option can be left out") == 1
+    assert main(["export", "--help"]) == 0
+    assert "--static" not in capsys.readouterr().out
     assert "base, torch -> onnxruntime: input standard normal, seed 0; gate 0.001; max_error" in text
     assert "refiner, torch -> onnxruntime (portable bodies): input 96x128 noise, seed 0; active" in text
     stored = json.loads((tmp_path / "b" / "bundle.json").read_text())["provenance"]
