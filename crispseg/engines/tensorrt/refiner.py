@@ -22,7 +22,6 @@ from crispseg.errors import EnvironmentMismatch, InputError, UnsupportedOp
 
 STAGE = "refine"
 _MAPS = ("labels", "confidence")
-_NUMBERS = ("count", "found")
 
 
 def load(bundle: Bundle, context: Context, precision: str, logits_type: str) -> TensorRTRefiner:

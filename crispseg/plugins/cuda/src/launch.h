@@ -76,10 +76,6 @@ int resident_blocks(const csg_context *ctx, KernelId id, int threads, size_t sha
 template <class Tag> int resident_blocks(const csg_context *ctx, Tag, int threads, size_t shared_bytes) {
   return resident_blocks(ctx, Tag::id, threads, shared_bytes);
 }
-// Is the kernel there (its capability reached)?
-template <class Tag> bool has_kernel(const csg_context *ctx, Tag) {
-  return ctx->kernels[static_cast<int>(Tag::id)].function != nullptr;
-}
 
 // Leaves out the kernels for wgmma unless they are right on this device.
 int check_wgmma(csg_context *ctx);
