@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 # name -> arguments; in the order of what a reader wants to know first.
 BENCHMARKS = (
     *("front_end", "refiner_native_vs_ort", "hrnet_sized", "bases_ort_vs_eager", "native", "density_sweep"),
-    *("native_ops", "int8_base", "int8_refiner", "crm", "segrefiner", "footprint"),
+    *("native_ops", "row_ops", "int8_base", "int8_refiner", "crm", "segrefiner", "footprint"),
 )
 
 

@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 
+from crispseg.environment import environment
 from crispseg.plugins.loader import UPSAMPLE, GateArguments, Native, available_isas
 
 HEIGHT, WIDTH, HIDDEN = 1024, 2048, 64
@@ -73,7 +74,9 @@ def main() -> None:
                 print(f"{isa + ' ' + name:32s} median {statistics.median(times):8.2f} ms  best {min(times):8.2f} ms")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"sites": n, "classes": classes, "rows": rows}, file, indent=1)
+            json.dump(
+                {"sites": n, "classes": classes, "rows": rows, "environment": environment(threads=1)}, file, indent=1
+            )
 
 
 if __name__ == "__main__":
