@@ -141,7 +141,7 @@ def run(
 
     Example: crispseg run demo/bundle drive.mp4 -o out --save labels,overlay
     """
-    from crispseg.cli_output import execute
+    from crispseg.cli_output import execute, warn
     from crispseg.cli_unused import of_backend, of_pictures, refuse_unused
     from crispseg.runtime.interrupt import exit_code
 
@@ -169,6 +169,7 @@ def run(
             legend=legend,
             refine=refine,
             progress=progress,
+            warn=warn,
         )
 
     result = execute(work, json=json, title="segmenting", report_file=report)

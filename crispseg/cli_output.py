@@ -94,6 +94,12 @@ def execute(
     return result
 
 
+def warn(text: str) -> None:
+    """Prints a warning on stderr while the work goes on."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it: no reason to stop
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def check_report_file(path: Path) -> None:
     """Refuses an impossible --report before the work is done. Raises InputError."""
     if path.is_dir():

@@ -116,6 +116,8 @@ DEFINITIONS = {
     "found": "pixels above the threshold of uncertainty",
     "left_out_pixels": "uncertain pixels of a frame that were not refined for want of capacity (found - count): mean "
     "over the frames, and the most of one",
+    "not_finite_frames": "frames in which the base gave NaN or infinity: pixels of its logits with NaN or +inf in any "
+    "class, or -inf in all. Labels there mean nothing, have confidence 0 and are not refined",
     "overflow_frames": "frames with more uncertain pixels than the capacity, of which only the most uncertain were "
     "refined",
 }

@@ -13,6 +13,11 @@ PRECISIONS = ("fp32", "fp16", "int8")
 MAX_CAPACITY = 2**31 - 1
 
 
+def usual_precision(backend: str) -> str:
+    """What a backend computes in when nothing is asked for."""
+    return "fp16" if backend in GPU_BACKENDS else "fp32"
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """What runs where.

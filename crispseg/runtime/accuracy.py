@@ -8,12 +8,13 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from crispseg.engines.spec import GPU_BACKENDS
+from crispseg.engines.spec import usual_precision
 from crispseg.errors import BundleError, InputError
 from crispseg.files import hash_files
 from crispseg.report import new_report
 from crispseg.runtime.images import IMAGE_SUFFIXES, natural_key, open_picture, read_image
 from crispseg.runtime.left_out import LeftOut
+from crispseg.runtime.not_finite import NotFinite
 
 BOUNDARY_RATIO = 0.02
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -168,6 +169,7 @@ def evaluate(
     wanted = ["base", *(["refined"] if refine else []), *(["baseline"] if baseline else [])]
     tallies = {part: Tally(len(names), bundle.ignore_label, boundary_ratio) for part in wanted}
     densities, left = [], LeftOut()
+    finite = {part: NotFinite() for part in wanted}
     pipelines: dict = {}
     try:
         # A pipeline's time goes into its base network: one run of it serves both columns.
@@ -184,6 +186,7 @@ def evaluate(
             for part, pipeline in pipelines.items():
                 result = pipeline.run(image, want=("labels", "base") if part == "refined" else ("labels",))
                 tallies[part].add(result.labels, label)
+                finite[part].add(result.not_finite)
                 if part == "refined":
                     tallies["base"].add(result.base, label)
                     densities.append(100 * float(result.density))
@@ -208,6 +211,7 @@ def evaluate(
         density=round(float(np.mean(densities)), 4) if densities else None,
         frames=len(pairs),
         **left.facts(),
+        **finite["refined" if refine else "base"].facts(),
         ignored_pixels=round(100 * (1 - int(base.confusion.sum()) / max(1, base.pixels)), 4),
         boundary_ratio=boundary_ratio,
         base_upsample=bundle.base.upsample,
@@ -220,13 +224,20 @@ def evaluate(
             "labels_sha256": hash_files(label for _, label in pairs),
         },
         bundle=bundle_facts(bundle),
-        precision=precision or ("fp16" if backend in GPU_BACKENDS else "fp32"),
+        precision=precision or usual_precision(backend),
         pipeline=engines,
         calibration=bundle_calibration.facts(bundle, precision),
         environment=environment(threads, backend=backend, provider=provider),
         warnings=[
             *(f"the {net} has random weights: these accuracies say nothing" for net in random),
             *left.warnings(),
+            *(
+                text
+                for part, tally in finite.items()
+                for text in tally.warnings(
+                    precision or usual_precision(backend), "baseline" if part == "baseline" else "base"
+                )
+            ),
             *bundle_calibration.warnings(bundle, precision),
         ],
     )

@@ -66,14 +66,15 @@ class NumpyLabels:
         x0, x1, fx = taps(width, source.shape[2], self._upsample)
         labels = np.empty((height, width), np.uint8)
         certain = np.empty((height, width), np.uint8) if confidence else None
-        for top in range(0, height, _STRIP_ROWS):
-            rows = slice(top, top + _STRIP_ROWS)
-            strip = _mix(source[:, y0[rows]], source[:, y1[rows]], fy[rows, None])
-            strip = _mix(strip[:, :, x0], strip[:, :, x1], fx)
-            labels[rows] = strip.argmax(axis=0)
-            if certain is not None:
-                best = 1.0 / np.exp(strip - strip.max(axis=0)).sum(axis=0)
-                certain[rows] = np.rint(255.0 * best)
+        with np.errstate(invalid="ignore"):  # the pipeline tells of logits that are not finite
+            for top in range(0, height, _STRIP_ROWS):
+                rows = slice(top, top + _STRIP_ROWS)
+                strip = _mix(source[:, y0[rows]], source[:, y1[rows]], fy[rows, None])
+                strip = _mix(strip[:, :, x0], strip[:, :, x1], fx)
+                labels[rows] = strip.argmax(axis=0)
+                if certain is not None:
+                    best = 1.0 / np.exp(strip - strip.max(axis=0)).sum(axis=0)
+                    certain[rows] = np.rint(255.0 * np.nan_to_num(best))
         return labels, certain
 
     def describe(self) -> dict:

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional
 import numpy as np
 
 from crispseg import bundle_calibration
-from crispseg.engines.spec import GPU_BACKENDS
+from crispseg.engines.spec import usual_precision
 from crispseg.environment import environment, peak_memory_mib, usable_cpus
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError, hide_passwords
 from crispseg.report import new_report, summarise
@@ -24,6 +24,7 @@ from crispseg.runtime import clocks
 from crispseg.runtime.budget import calibrate, require_adjustable, summary
 from crispseg.runtime.images import hash_frames
 from crispseg.runtime.left_out import LeftOut
+from crispseg.runtime.not_finite import NotFinite
 
 UNSTABLE_PERCENT = 10.0
 UNSTABLE_GPU_PERCENT = 1.0  # as trtexec
@@ -40,6 +41,7 @@ class Runs:
     densities: List[float] = field(default_factory=list)
     counts: List[int] = field(default_factory=list)
     left: LeftOut = field(default_factory=LeftOut)
+    finite: NotFinite = field(default_factory=NotFinite)
     seconds: float = 0.0
     layers: Optional[List[List[Any]]] = None  # of every run, when asked for
 
@@ -56,6 +58,7 @@ class Runs:
         self.densities.append(100 * float(result.density))
         self.counts.append(int(result.count))
         self.left.add(result.count, result.found)
+        self.finite.add(result.not_finite)
         if self.layers is not None:
             self.layers.append(pipeline.layers())
 
@@ -170,7 +173,7 @@ def measure(
             beside["baseline"] = Runs()
             candidates.append((other, beside["baseline"]))
         if precision == "int8":
-            floating = "fp16" if backend in GPU_BACKENDS else "fp32"
+            floating = usual_precision(backend)
             try:
                 other = open_pipeline(bundle, refiner_engine=refiner_engine, **{**options, "precision": floating})
             except EnvironmentMismatch as error:  # an engine of it was not built
@@ -213,6 +216,7 @@ def measure(
         "density_range": [round(min(runs.densities), 4), round(max(runs.densities), 4)],
         "count": int(round(float(np.mean(runs.counts)))),
         **runs.left.facts(),
+        **runs.finite.facts(),
         "peak_memory_mib": peak,
         "coefficient_of_variation": round(runs.variation(), 2),
         "warmup": {
@@ -232,6 +236,7 @@ def measure(
     for name, other_runs in beside.items():
         if name == "baseline":
             report["baseline_stages"] = other_runs.summary()
+            missing += other_runs.finite.warnings(precision or usual_precision(backend), name)
             report["speedup"] = speedup(other_runs.stages["total"], runs.stages["total"])
         else:
             report["float_stages"], report["float_precision"] = other_runs.summary(), name
@@ -250,6 +255,7 @@ def measure(
     on_gpu = backend not in ("native", "onnxruntime") or provider != "CPUExecutionProvider"
     report["warnings"] = _warnings(bundle, runs, facts, threads) + missing
     report["warnings"] += runs.left.warnings() if choice is None else []
+    report["warnings"] += runs.finite.warnings(precision or usual_precision(backend))
     report["warnings"] += bundle_calibration.warnings(bundle, precision)
     report["warnings"] += clocks.warnings(device_before, device_after) if on_gpu else []
     report["warnings"] += _gpu_warnings(runs)

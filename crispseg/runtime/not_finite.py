@@ -39,16 +39,13 @@ def check_logits(logits: np.ndarray) -> int:
 
 @dataclass
 class NotFinite:
-    """Tally over frames: ``frames`` with any such pixel, ``seen`` in all, ``first`` of them counted from 1, 0 = none.
+    """Tally over frames: ``seen`` in all, ``frames`` with any such pixel, ``first`` of these counted from 1 (0: none).
 
-    ``pixels``: low-resolution pixels of the worst frame. ``precision``: of the pipeline, for the advice. ``network``:
-    whose logits.
+    ``pixels``: of the worst frame's low-resolution logits.
     """
 
-    precision: str = ""
-    network: str = "base"
-    frames: int = 0
     seen: int = 0
+    frames: int = 0
     first: int = 0
     pixels: int = 0
 
@@ -66,21 +63,21 @@ class NotFinite:
         """What a report says."""
         return {"not_finite_frames": self.frames}
 
-    def first_warning(self) -> str:
-        """What is said at once, at the first such frame."""
-        return "frame %d: the %s gave NaN or infinity in %d pixels of its logits; %s" % (
-            self.first, self.network, self.pixels, self._advice(),
-        )  # fmt: skip
+    def at_once(self, frame: str, precision: str) -> str:
+        """One line for the first such frame, by its name, as soon as it was seen."""
+        text = "frame %d (%s): the base gave NaN or infinity in %d pixels of its logits; %s"
+        return text % (self.first, frame, self.pixels, _advice(precision))
 
-    def warnings(self) -> List[str]:
-        """One line; none when all was finite."""
+    def warnings(self, precision: str, network: str = "base") -> List[str]:
+        """One line; none when all was finite. ``precision``: of the network, which is named for the reader."""
         if not self.frames:
             return []
         text = "%d of %d frames (first: %d): the %s gave NaN or infinity, in up to %d pixels of its logits; %s"
-        return [text % (self.frames, self.seen, self.first, self.network, self.pixels, self._advice())]
+        return [text % (self.frames, self.seen, self.first, network, self.pixels, _advice(precision))]
 
-    def _advice(self) -> str:
-        effect = "labels there mean nothing, have confidence 0 and are not refined: "
-        if self.precision in ("fp16", "int8"):
-            return effect + "probably beyond the range of %s; run with --precision fp32" % self.precision
-        return effect + "`crispseg verify BUNDLE --images FRAMES` compares the engines with PyTorch on such frames"
+
+def _advice(precision: str) -> str:
+    effect = "there labels mean nothing and are not refined, confidence is 0: "
+    if precision in ("fp16", "int8"):
+        return effect + "run with --precision fp32 (values beyond 65504 are infinite in fp16)"
+    return effect + "check the weights; `crispseg verify BUNDLE --images FRAMES` compares them with PyTorch"

@@ -14,7 +14,7 @@ import numpy as np
 from crispseg.bundle import Bundle, NetInfo, load_bundle
 from crispseg.bundle_calibration import network_file, runs_at
 from crispseg.engines import ort
-from crispseg.engines.spec import GPU_BACKENDS, EngineSpec
+from crispseg.engines.spec import GPU_BACKENDS, EngineSpec, usual_precision
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.runtime.bars import BarCells, bar_cells, make_certain
 from crispseg.runtime.dense_labels import NativeLabels, NumpyLabels
@@ -89,7 +89,7 @@ def open_pipeline(
         raise InputError("network %r: expected %s" % (network, " or ".join(NETWORKS)))
     if fit not in FITS:
         raise InputError("fit %r: expected %s" % (fit, " or ".join(FITS)))
-    precision = precision or ("fp16" if backend in GPU_BACKENDS else "fp32")
+    precision = precision or usual_precision(backend)
     refiner_spec = EngineSpec(backend, provider, threads, precision, device, refiner_engine=refiner_engine)
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)

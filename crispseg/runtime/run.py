@@ -10,6 +10,7 @@ from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Optional, Seq
 
 from crispseg import bundle_calibration
 from crispseg.bundle import Bundle, bundle_facts, load_bundle
+from crispseg.engines.spec import usual_precision
 from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import CrispsegError, InputError
 from crispseg.files import hash_files
@@ -18,6 +19,7 @@ from crispseg.runtime.budget import calibrate_on, require_adjustable, summary
 from crispseg.runtime.frames import Frame, Source, open_source
 from crispseg.runtime.interrupt import Interrupt
 from crispseg.runtime.left_out import LeftOut
+from crispseg.runtime.not_finite import NotFinite
 from crispseg.runtime.outputs import Outputs, parse_save, require_opacity
 from crispseg.runtime.overlay import palette
 from crispseg.runtime.pipeline import FrameResult, Pipeline, open_pipeline
@@ -49,6 +51,7 @@ def run(
     legend: bool = False,
     limit: Optional[int] = None,
     progress: Optional[Callable[..., None]] = None,
+    warn: Optional[Callable[[str], None]] = None,
     pipeline: Optional[Pipeline] = None,
     opened_source: Optional[Source] = None,
 ) -> Dict[str, Any]:
@@ -74,6 +77,7 @@ def run(
         legend: draw a table of the classes into the overlay.
         limit: stop after so many frames.
         progress: called as ``progress(frames_done, frames_in_all_or_None)`` after each frame.
+        warn: called with what the user should know before the end, one line: logits that are not finite.
         pipeline: an open pipeline to use instead of opening one; stays open.
         opened_source: an open source to use instead of opening ``source``; it is closed.
 
@@ -85,7 +89,7 @@ def run(
     items = parse_save(save)
     require_opacity(alpha)
     require_adjustable(budget_ms, refiner_engine)
-    folder = Path(out)
+    folder, precision = Path(out), precision or usual_precision(backend)
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     with contextlib.ExitStack() as stack:
         frames = opened_source or open_source(source, limit)
@@ -107,13 +111,17 @@ def run(
         decoded = Channel(_QUEUE)
         record = Record(budget_ms)
 
+        def tell(frame: Frame) -> None:
+            if warn is not None:
+                warn(record.finite.at_once(frame.name, precision))
+
         def stop() -> None:
             decoded.cancelled = True
             frames.stop()
 
         try:
             with Interrupt(stop) as interrupt:
-                _stream(frames, pipe, outputs, record, decoded, progress)
+                _stream(frames, pipe, outputs, record, decoded, progress, tell)
                 start = time.perf_counter()
                 outputs.close()
                 record.finish_ms = (time.perf_counter() - start) * 1e3
@@ -124,6 +132,7 @@ def run(
         report = _report(loaded, pipe, frames, outputs, record, backend, threads)
         told = [] if record.interrupted else frames.warnings(record.written)
         told += record.left.warnings() if choice is None else []
+        told += record.finite.warnings(precision)
         if precision == "int8":
             report["calibration"] = bundle_calibration.facts(loaded, precision)
             told += bundle_calibration.warnings(loaded, precision)
@@ -146,6 +155,7 @@ class Record:
         self.densities = Series()
         self.counts = Series()
         self.left = LeftOut()
+        self.finite = NotFinite()
         self.written = 0
         self.interrupted = False
         self.seconds = 0.0
@@ -157,14 +167,15 @@ class Record:
             self.stages[stage] = Series()
         self.stages[stage].append(ms)
 
-    def add(self, result: FrameResult) -> None:
-        """Keep the figures of one frame."""
+    def add(self, result: FrameResult) -> bool:
+        """Keep the figures of one frame; True for the first whose logits were not finite."""
         for stage, ms in result.times.items():
             self.time(stage, ms)
         self.densities.append(100.0 * result.density)
         self.counts.append(result.count)
         self.left.add(result.count, result.found)
         self.over_budget += self.budget_ms is not None and result.times.get("total", 0.0) > self.budget_ms
+        return self.finite.add(result.not_finite)
 
 
 def _stream(
@@ -174,6 +185,7 @@ def _stream(
     record: Record,
     decoded: Channel,
     progress: Optional[Callable[..., None]],
+    tell: Callable[[Frame], None],
 ) -> None:
     """Decode -> infer -> encode. Inference stays in the calling thread, which is where Ctrl-C arrives."""
     encoded = Channel(_QUEUE)
@@ -200,7 +212,8 @@ def _stream(
         try:
             frames: Iterable[Frame] = iter(source) if live else decoded
             for frame, result in segment(pipeline, frames, outputs.want, ahead=not live):
-                record.add(result)
+                if record.add(result):
+                    tell(frame)
                 encoded.put((frame, result))
                 if progress is not None:
                     progress(len(record.counts), source.count)
@@ -288,6 +301,7 @@ def _report(
         density_range=[_rounded(record.densities.least), _rounded(record.densities.most)] if record.counts else None,
         count=_rounded(record.counts.mean),
         **record.left.facts(),
+        **record.finite.facts(),
         stages={name: record.stages[name].summary() for name in names},
         peak_memory_mib=peak_memory_mib(),
         pipeline=pipeline.describe(),

@@ -250,7 +250,12 @@ def fake_runtime(monkeypatch, truth: dict, refiner: bool = True, baseline: bool 
             zeros = np.zeros_like(label)
             labels = label if refine and network == "base" else zeros
             return SimpleNamespace(
-                labels=labels, base=zeros if "base" in want else None, density=0.25, count=10, found=12
+                labels=labels,
+                base=zeros if "base" in want else None,
+                density=0.25,
+                count=10,
+                found=12,
+                not_finite=int(network == "baseline"),
             )
 
         return SimpleNamespace(run=run, describe=lambda: {"network": network, "refine": refine})

@@ -32,7 +32,7 @@ def fake(monkeypatch):
             log.append((network, int(frame[0, 0, 0])))
             clock.now += 0.003 if network == "baseline" else 0.00125
             times = {"base": 0.7, "refine:conv": 0.3, "total": 99.0}
-            return SimpleNamespace(times=times, density=0.1, count=5, found=6)
+            return SimpleNamespace(times=times, density=0.1, count=5, found=6, not_finite=0)
 
         return SimpleNamespace(run=run, close=lambda: log.append((network, "closed")))
 
