@@ -196,6 +196,7 @@ def verify(
     def work(progress):  # type: ignore[no-untyped-def]
         require_host_python("verify")
         from crispseg.export.verify import verify_bundle
+        from crispseg.runtime.prepare import prepared_frames
 
         base: Any = weights
         if module is not None or onnx is not None:
@@ -208,6 +209,7 @@ def verify(
             base = getattr(base, "module", base)  # of an ONNX file, the source itself
         return verify_bundle(
             bundle,
+            prepared_frames,
             images=images,
             weights=base,
             refiner_weights=refiner_weights,

@@ -1,4 +1,4 @@
-"""Files on disk: their SHA-256, the name they have while they are written, and whether one could be written at all."""
+"""SHA-256 of files and frames, the name a file has while it is written, and whether one could be written at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import BinaryIO, Iterable, Tuple, Union
+from typing import Any, BinaryIO, Iterable, Tuple, Union
 
 from crispseg.errors import InputError
 
@@ -45,6 +45,15 @@ def hash_listed(entries: Iterable[Tuple[str, str]]) -> str:
     digest = hashlib.sha256()
     for content, name in entries:
         digest.update(("%s  %s\n" % (content, name)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def hash_frames(frames: Iterable[Any]) -> str:
+    """SHA-256 (hex) of numpy frames uint8 [H,W,3] in this order: of each "HxW" and a line feed, then its pixels."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(b"%dx%d\n" % frame.shape[:2])
+        digest.update(frame.data if frame.flags.c_contiguous else frame.tobytes())
     return digest.hexdigest()
 
 

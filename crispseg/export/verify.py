@@ -6,7 +6,7 @@ Every hop takes the same inputs, so that errors do not add up over hops, and nam
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from crispseg.export.compare import (
 )
 from crispseg.export.verify_recorded import recorded_hop
 from crispseg.export.verify_torch import compared, foreign_reason, is_file, rebuilt, source_hop, torch_reason
+from crispseg.files import hash_frames
 
 TOLERANCE = 1e-4
 # int8: sums differ in their last bit, so a near-tie may round to the next integer.
@@ -47,11 +48,14 @@ DEFINITIONS = {
 }
 
 Progress = Callable[..., None]
+#: (bundle, images, count) -> frames with ``name``, ``canvas``, ``value`` and ``settle`` (runtime/prepare.py).
+Prepare = Callable[[Bundle, Any, int], Iterable[Any]]
 _ENDS = frozenset({"SelectPixels", "LogitsAt", "EnsembleLogits", "ScatterLabels"})
 
 
 def verify_bundle(
     path: str | Path,
+    prepare: Prepare,
     *,
     images: str | Path | None = None,
     weights: Any = None,
@@ -66,6 +70,7 @@ def verify_bundle(
 
     Args:
         path: the bundle.
+        prepare: gives the frames as the pipeline's engines get them.
         images: picture, folder or video; None draws street scenes.
         weights: checkpoint of the base, the torch module, or an ONNX file (``foreign_onnx.Onnx``): its source. Without
             it the base is compared with what was recorded alone.
@@ -89,7 +94,6 @@ def verify_bundle(
     from crispseg.bundle import bundle_facts
     from crispseg.environment import environment
     from crispseg.report import new_report
-    from crispseg.runtime.images import hash_frames
 
     if frames < 1:
         raise InputError(f"frames: expected at least 1, found {frames}")
@@ -111,13 +115,14 @@ def verify_bundle(
         checks.append(_Refiner(bundle, refiner_weights, threads, tolerance, precision))
     _require_something([hop for check in checks for hop in check.hops])
     listed, canvases = [], []
-    for done, (label, canvas) in enumerate(_frames(bundle, images, frames)):
-        say(done, frames, label)
-        canvases.append(canvas)
-        facts: dict[str, Any] = {"frame": label}
-        logits = checks[0].compare(canvas, done)
+    for done, frame in enumerate(prepare(bundle, images, frames)):
+        say(done, frames, frame.name)
+        canvases.append(frame.canvas)
+        facts: dict[str, Any] = {"frame": frame.name}
+        logits = checks[0].compare(frame.value)
+        frame.settle(logits)
         for check in checks[1:]:
-            facts.update(check.compare(canvas, logits, done))
+            facts.update(check.compare(frame.canvas, logits, done))
         listed.append(facts)
     hops = [hop for check in checks for hop in check.hops]
     report = new_report(
@@ -148,39 +153,6 @@ def _require_something(hops: list[Hop]) -> None:
         )
 
 
-def _frames(bundle: Bundle, images: str | Path | None, count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Canvases uint8 [H,W,3] RGB of the bundle's size, with bars of the pipeline's colour."""
-    from crispseg.runtime.geometry import placement, to_canvas
-    from crispseg.runtime.pipeline import pad_colour
-
-    size, pad = (bundle.height, bundle.width), pad_colour(bundle.base)
-    if images is None:
-        from crispseg.scenes import render
-
-        for index in range(count):
-            drawn = (min(max(size[0], 64), 2048), min(max(size[1], 64), 4096))
-            picture = render(index, 10.0 * index, *drawn)[0]
-            yield f"scene {index}", np.ascontiguousarray(to_canvas(picture, placement(drawn, size), pad))
-        return
-    from crispseg.runtime.frames import open_source
-
-    with open_source(images, limit=count) as source:
-        for frame in source:
-            picture = frame.image
-            place = placement((picture.shape[0], picture.shape[1]), size)
-            yield str(frame.name), np.ascontiguousarray(to_canvas(picture, place, pad))
-
-
-def _normalised(canvas: np.ndarray, net: NetInfo) -> np.ndarray:
-    """uint8 [H,W,3] -> float32 [1,3,h,w] as the pipeline feeds the base."""
-    from crispseg.runtime.geometry import resize_image
-
-    small = resize_image(canvas, net.height, net.width)
-    small = small if net.channel_order == "rgb" else small[..., ::-1]
-    values = (small.astype(np.float32) - np.asarray(net.mean, np.float32)) / np.asarray(net.std, np.float32)
-    return np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
-
-
 class _Base:
     """Hop source -> ONNX Runtime of the base; gives the logits that the refiner's hops start from."""
 
@@ -195,8 +167,7 @@ class _Base:
         elif isinstance(weights, (str, Path)):
             self.source = rebuilt(bundle, net, weights)
 
-    def compare(self, canvas: np.ndarray, index: int) -> np.ndarray:
-        x = _normalised(canvas, self.net)
+    def compare(self, x: np.ndarray) -> np.ndarray:
         logits = self.engine.run({"image": x}, ["logits"])["logits"]
         if self.source is not None:
             wanted, found = compared(self.source, x, logits, self.threads)
@@ -217,8 +188,7 @@ class _Int8Base:
         self.hop = Hop("base, int8", "Q/DQ file -> integer form", TOLERANCE_INT8, AGREEMENT_INT8)
         self.hops = [self.hop]
 
-    def compare(self, canvas: np.ndarray, index: int) -> np.ndarray:
-        x = _normalised(canvas, self.net)
+    def compare(self, x: np.ndarray) -> np.ndarray:
         wanted, logits = (engine.run({"image": x}, ["logits"])["logits"] for engine in (self.plain, self.engine))
         self.hop.frames += 1
         self.hop.tensors([Made("logits", "logits", "base", "float32")], {"logits": logits}, {"logits": wanted})

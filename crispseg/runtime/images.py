@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Tuple, Union
+from typing import Any, Iterator, List, Tuple, Union
 
 import numpy as np
 
 from crispseg.errors import InputError
+from crispseg.files import hash_frames as hash_frames  # for those who have frames from here
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 MAX_SIDE = 16384
@@ -114,15 +114,6 @@ def _pictures_in(image: Any) -> int:
         whole += not int(image.tag_v2.get(_SUBFILE, 0)) & (_REDUCED | _MASK)
     image.seek(0)
     return whole
-
-
-def hash_frames(frames: Iterable[np.ndarray]) -> str:
-    """SHA-256 (hex) of frames uint8 [H,W,3] in this order: of each "HxW" and a line feed, then its pixels."""
-    digest = hashlib.sha256()
-    for frame in frames:
-        digest.update(b"%dx%d\n" % frame.shape[:2])
-        digest.update(np.ascontiguousarray(frame).data)
-    return digest.hexdigest()
 
 
 def _too_large(path: Path, what: str, found: str) -> InputError:

@@ -21,6 +21,7 @@ from crispseg.errors import CheckpointError, EnvironmentMismatch, InputError  # 
 from crispseg.export import library_models, project  # noqa: E402
 from crispseg.export.sources import Foreign  # noqa: E402
 from crispseg.export.verify import verify_bundle  # noqa: E402
+from crispseg.runtime.prepare import prepared_frames  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -153,7 +154,7 @@ def test_torchvision(tmp_path):
     assert notes["dropped"]["keys"] == 1
     assert notes["assumed"] == []
     assert not made.base.random_weights
-    report = verify_bundle(made.path, weights=weights, frames=1, threads=1)
+    report = verify_bundle(made.path, prepared_frames, weights=weights, frames=1, threads=1)
     assert report["passed"] is True
     assert report["hops"][0]["hop"] == "torch -> onnxruntime"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,15 +22,16 @@ import onnxruntime
 import torch
 from onnx import numpy_helper
 
+import crispseg
 from crispseg.bundle import load_bundle, write_bundle
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
-from crispseg.export import verify as verify_module
 from crispseg.export.compare import Hop, difference, entropy, expose, tensors_of, undecided_sites
 from crispseg.export.project import export_bundle
 from crispseg.export.verify import verify_bundle
 from crispseg.models.bases.small import SmallNet
 from crispseg.report import to_json
-from crispseg.runtime.pipeline import pad_colour
+from crispseg.runtime.pipeline import open_pipeline, pad_colour
+from crispseg.runtime.prepare import prepared_frames
 
 torch.set_num_threads(1)
 
@@ -85,7 +88,7 @@ def made(tmp_path_factory):
 
 def verify(made, **more):
     options = {"weights": made / "base.pt", "refiner_weights": made / "refiner.pt", "threads": 1, **more}
-    return verify_bundle(options.pop("path", made / "bundle"), **options)
+    return verify_bundle(options.pop("path", made / "bundle"), prepared_frames, **options)
 
 
 def hops(report):
@@ -101,10 +104,28 @@ def test_frames_have_the_bars_of_the_pipeline(made, tmp_path):
 
     bundle = load_bundle(made / "bundle")
     Image.new("RGB", (bundle.width // 4, bundle.height), (9, 9, 9)).save(tmp_path / "tall.png")
-    ((_, canvas),) = list(verify_module._frames(bundle, tmp_path / "tall.png", 1))
+    (frame,) = prepared_frames(bundle, tmp_path / "tall.png", 1)
+    canvas = frame.canvas
     assert canvas.shape == (bundle.height, bundle.width, 3)
     assert (canvas[:, :2] == pad_colour(bundle.base)).all()
     assert sum(pad_colour(bundle.base)) > 0
+
+
+@pytest.mark.parametrize("size", [(40, 96), (64, 30)])
+def test_counts_are_those_of_the_pipeline(made, tmp_path, size):
+    """What the base says of bars is not refined, and not counted."""
+    from PIL import Image
+
+    noise = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "frame.png")
+    with open_pipeline(made / "bundle", backend="onnxruntime", threads=1) as pipe:
+        result = pipe.run(noise)
+    report = verify(made, images=tmp_path / "frame.png", frames=1)
+    (found,) = report["frames_compared"]
+    assert 0 < result.count < size[0] * 96 + 64 * size[1]
+    assert (found["count"], found["found"]) == (result.count, result.found)
+    assert found["density"] == pytest.approx(100 * result.density, abs=1e-3)
+    assert report["passed"] is True
 
 
 def test_engines_that_agree(made, monkeypatch):
@@ -313,7 +334,7 @@ def test_a_base_from_outside(made, tmp_path, capsys, kind):
     text = " ".join(capsys.readouterr().err.split())
     assert f"--weights: expected a base that crispseg can build, found one made with --{kind}" in text
     with pytest.raises(InputError, match="expected a refiner for --refiner-weights"):
-        verify_bundle(tmp_path / "b", refiner_weights=made / "refiner.pt")
+        verify_bundle(tmp_path / "b", prepared_frames, refiner_weights=made / "refiner.pt")
     # The module itself, when it is given again, is run on the frames.
     again = ["verify", str(tmp_path / "b"), "--module", "foreign_nets:Net", "--json", "--frames", "1"]
     assert main(again) == 0
@@ -370,3 +391,13 @@ def test_without_torch_the_engines_are_compared_all_the_same(made):
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert hops(json.loads(done.stdout))[RECORDED]["passed"] is True
+
+
+def test_networks_are_made_without_what_runs_them():
+    """The command hands the pipeline's frames over."""
+    root = Path(crispseg.__file__).parent
+    for file in [*root.glob("export/**/*.py"), *root.glob("calibration/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("crispseg.runtime")], file
