@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from crispseg.bundle import load_bundle
 from crispseg.engines import ort
+from crispseg.plugins.loader import available_isas
 from crispseg.runtime.accuracy import evaluate
 from crispseg.runtime.latency import measure
 from crispseg.runtime.not_finite import NotFinite, check_logits
@@ -25,6 +26,7 @@ from crispseg.runtime.run import run
 
 ORT = {"backend": "onnxruntime", "threads": 1}
 DEMO = Path(__file__).parents[2] / "demo" / "bundle"
+ENGINES = ("native avx512", "native avx2", "native generic", "onnxruntime")
 KINDS = ("nan", "inf", "all")  # of test_pipelines; each spoils the same nine cells
 
 
@@ -95,17 +97,24 @@ def given(monkeypatch):
     return queue
 
 
-def need(backend):
-    if backend == "native" and toy.native_missing():
-        pytest.skip("no native library")
+def chosen(engine, monkeypatch):
+    """The backend; of the native library with this instruction set."""
+    backend, _, isa = engine.partition(" ")
+    if backend == "native":
+        if toy.native_missing():
+            pytest.skip("no native library")
+        if isa not in available_isas():
+            pytest.skip("this CPU lacks %s" % isa)
+        monkeypatch.setenv("CRISPSEG_ISA", isa)
+    return backend
 
 
 @pytest.mark.parametrize("refined", [True, False])
-@pytest.mark.parametrize("backend", ["native", "onnxruntime"])
+@pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_pipelines(demo, bundles, given, backend, refined):
+def test_pipelines(demo, bundles, given, monkeypatch, backend, refined):
     """The bundle with a refiner is the demo, whose ops have bodies for ONNX Runtime."""
-    need(backend)
+    backend = chosen(backend, monkeypatch)
     bundle = demo if refined else bundles[False]
     given[:] = [spoil(plain(bundle), kind) for kind in (*KINDS, "none")]
     with open_pipeline(bundle, backend=backend, threads=1) as pipe:
@@ -116,10 +125,10 @@ def test_pipelines(demo, bundles, given, backend, refined):
     assert (results[3].confidence > 0).all()
 
 
-@pytest.mark.parametrize("backend", ["native", "onnxruntime"])
-def test_a_masked_class_is_legal_and_leaves_the_others_refined(demo, given, backend):
+@pytest.mark.parametrize("backend", ENGINES)
+def test_a_masked_class_is_legal_and_leaves_the_others_refined(demo, given, monkeypatch, backend):
     """Interpolated as it comes, -inf would be NaN in every pixel, and nothing would be refined."""
-    need(backend)
+    backend = chosen(backend, monkeypatch)
     low = plain(demo)
     low[0, 1] = -1e4
     given[:] = [spoil(low, "masked"), low]

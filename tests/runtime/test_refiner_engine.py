@@ -127,6 +127,15 @@ def test_labels_of_the_engine_are_those_of_the_kernels(built, process, emulated,
     assert 0.05 < results[0].density < 0.95
 
 
+def test_logits_that_are_not_finite_are_told(built, process, emulated, monkeypatch):
+    bundle, trt = built(VERSIONS[1]), process(VERSIONS[1])
+    logits = LOGITS.copy()
+    logits[0, 1, 2:5, 5:8] = np.inf
+    monkeypatch.setattr(trt.behaviour, "logits", logits)
+    with open_engines(bundle) as pipe:
+        assert [pipe.run(picture(1, *FRAME)).not_finite for _ in range(2)] == [9, 9]
+
+
 def test_frames_that_overlap(built, process, emulated):
     bundle, _ = built("11.4.0.106"), process("11.4.0.106")
     frames = [picture(seed, *FRAME) for seed in range(3)]
