@@ -99,6 +99,8 @@ CS_DEVICE void cs_ensemble_gated(const CsEnsemble &a) {
   constexpr int block_rows = CS_ROW_BLOCK * R;
   if ((cs_i64)blockIdx.x * block_rows >= n) return;
   float *tile = weights + a.hidden * unit, *own = tile + threadIdx.x * CS_ROW_STRIDE;
+#pragma unroll 1
+  for (int c = 0; c < classes; ++c) own[c] = 0.0f;  // threads without a row read theirs too; nothing is made of it
   const CsGate g = cs_gate(a.gate, classes, a.hidden);
   cs_load_gate<N>(g, classes, a.hidden, weights);
   const float z_bias[2] = {g.b2[0], g.b2[1]};
