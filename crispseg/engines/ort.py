@@ -5,6 +5,7 @@ The provider that is named is the one that runs; when it is not there the engine
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -164,6 +165,19 @@ def _load_error(path: Path, error: Exception, version: str) -> Exception:
     )
 
 
+def _run_error(path: Path, error: Exception, version: str) -> UnsupportedOp:
+    text = " ".join(str(error).split())
+    refused = re.search(r"allocate memory for requested buffer of size (\d+)", text)
+    if refused:
+        node = re.search(r"while running (\w+ node)", text)
+        return UnsupportedOp(
+            "%s: %s asked for %.1f GiB in one piece, and the machine refused; free memory or raise its limit, and if "
+            "the network should need less, export the bundle again"
+            % (path, node.group(1) if node else "a node", int(refused.group(1)) / 2.0**30)
+        )
+    return UnsupportedOp("%s: failed in ONNX Runtime %s: %s" % (path, version, text[:300]))
+
+
 class OrtEngine:
     """One ONNX Runtime session. Used by one thread at a time."""
 
@@ -200,9 +214,7 @@ class OrtEngine:
         try:
             values = self._session.run(names, inputs, self._run_options)
         except Exception as error:
-            raise UnsupportedOp(
-                "%s: failed in ONNX Runtime %s: %s" % (self.path, self._version, " ".join(str(error).split())[:300])
-            ) from None
+            raise _run_error(self.path, error, self._version) from None
         self.stage_times = {"run": (time.perf_counter() - start) * 1e3}
         return dict(zip(names, values))
 
@@ -229,9 +241,7 @@ class OrtEngine:
         try:
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            raise UnsupportedOp(
-                "%s: failed in ONNX Runtime %s: %s" % (self.path, self._version, " ".join(str(error).split())[:300])
-            ) from None
+            raise _run_error(self.path, error, self._version) from None
 
     def _check(self, inputs: Dict[str, np.ndarray]) -> None:
         missing = [name for name in self.inputs if name not in inputs]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -43,6 +44,40 @@ def test_a_weight_of_absurd_size_is_one_exception(tmp_path, capfd):
     with pytest.raises(BundleError, match="expected a valid ONNX network"):
         ort.load(path, SPEC)
     assert capfd.readouterr().err == ""
+
+
+def test_memory_that_is_refused_is_one_line(tmp_path):
+    """A graph that wants 447 GiB, under a limit, so that no machine tries to give them."""
+    pytest.importorskip("resource")
+    path = conv_model(tmp_path)
+    model = onnx.load(str(path))
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 3, 200000, 200000], np.int64), "shape"))
+    graph.node[0].input[0] = "sum"
+    for node in (
+        helper.make_node("Add", ["image", "mean"], ["sum"]),
+        helper.make_node("ReduceMean", ["large"], ["mean"], axes=[2, 3]),
+        helper.make_node("ConstantOfShape", ["shape"], ["large"]),
+    ):
+        graph.node.insert(0, node)
+    path.write_bytes(model.SerializeToString())
+    code = """if True:
+        import resource, sys
+        import numpy as np
+        from crispseg.engines import ort
+        from crispseg.engines.spec import EngineSpec
+        from crispseg.errors import UnsupportedOp
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, resource.RLIM_INFINITY))
+        engine = ort.load(sys.argv[1], EngineSpec("onnxruntime", threads=1))
+        try:
+            engine.run({"image": np.ones((1, 3, 6, 8), np.float32)})
+        except UnsupportedOp as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert "net.onnx: ConstantOfShape node asked for 447.0 GiB in one piece, and the machine refused" in done.stdout
+    assert done.stdout.count("\n") == 1
 
 
 def test_runs(tmp_path):
