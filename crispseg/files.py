@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, BinaryIO, Iterable, Tuple, Union
+from typing import Any, BinaryIO, Iterable, Optional, Tuple, Union
 
 from crispseg.errors import InputError
 
@@ -38,6 +38,14 @@ def hash_file(path: Union[str, Path]) -> str:
 def hash_files(paths: Iterable[Union[str, Path]]) -> str:
     """SHA-256 (hex) of the names (without folders) and contents of files in this order. Raises OSError."""
     return hash_listed((hash_file(path), Path(path).name) for path in paths)
+
+
+def hash_read(paths: Iterable[Union[str, Path]]) -> Optional[str]:
+    """:func:`hash_files` for a report of what was made of them; None when one is gone meanwhile: the report counts."""
+    try:
+        return hash_files(paths)
+    except OSError:
+        return None
 
 
 def hash_listed(entries: Iterable[Tuple[str, str]]) -> str:

@@ -9,7 +9,7 @@ from crispseg.bundle import check_target
 from crispseg.classes import load_classes
 from crispseg.cli_output import check_report_file
 from crispseg.errors import InputError
-from crispseg.files import hash_files, partial_path, require_writable
+from crispseg.files import hash_files, hash_read, partial_path, require_writable
 
 
 def test_hash_of_files_is_that_of_sha256sum(tmp_path):
@@ -22,6 +22,13 @@ def test_hash_of_files_is_that_of_sha256sum(tmp_path):
     )
     wanted = hashlib.sha256(lines.encode()).hexdigest()
     assert hash_files([tmp_path / "a", tmp_path / "b"]) == wanted != hash_files([tmp_path / "b", tmp_path / "a"])
+
+
+def test_a_file_that_is_gone_has_no_hash(tmp_path):
+    """Frames of a long run may be moved away before its report is written."""
+    (tmp_path / "a").write_bytes(b"1")
+    assert hash_read([tmp_path / "a"]) == hash_files([tmp_path / "a"])
+    assert hash_read([tmp_path / "a", tmp_path / "b"]) is None
 
 
 def test_leaves_no_trace(tmp_path, monkeypatch):

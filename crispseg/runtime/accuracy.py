@@ -10,7 +10,7 @@ import numpy as np
 
 from crispseg.engines.spec import usual_precision
 from crispseg.errors import BundleError, InputError
-from crispseg.files import hash_files
+from crispseg.files import hash_read
 from crispseg.report import new_report
 from crispseg.runtime.images import IMAGE_SUFFIXES, natural_key, open_picture, read_image
 from crispseg.runtime.left_out import LeftOut
@@ -220,8 +220,8 @@ def evaluate(
             "labels": str(labels),
             "first": pairs[0][0].name,
             "last": pairs[-1][0].name,
-            "images_sha256": hash_files(image for image, _ in pairs),
-            "labels_sha256": hash_files(label for _, label in pairs),
+            "images_sha256": hash_read(image for image, _ in pairs),
+            "labels_sha256": hash_read(label for _, label in pairs),
         },
         bundle=bundle_facts(bundle),
         precision=precision or usual_precision(backend),

@@ -14,7 +14,7 @@ import numpy as np
 
 from crispseg.environment import environment
 from crispseg.errors import InputError
-from crispseg.files import hash_files
+from crispseg.files import hash_read
 from crispseg.report import new_report
 from crispseg.runtime.accuracy import BOUNDARY_RATIO, Tally
 from crispseg.runtime.disk import gradient
@@ -223,13 +223,9 @@ def evaluate_masks(
             "masks": str(masks),
             "gt": str(truth),
             "refined": refined and str(refined),
-            "masks_sha256": hash_files(item.coarse for item in items),
-            "gt_sha256": hash_files(item.truth for item in items),
-            **(
-                {}
-                if refined is None
-                else {"refined_sha256": hash_files(item.refined for item in items if item.refined)}
-            ),
+            "masks_sha256": hash_read(item.coarse for item in items),
+            "gt_sha256": hash_read(item.truth for item in items),
+            **({} if refined is None else {"refined_sha256": hash_read(i.refined for i in items if i.refined)}),
         },
         environment=environment(),
     )

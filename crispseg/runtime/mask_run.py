@@ -19,7 +19,7 @@ import numpy as np
 from crispseg.bundle_masks import MaskBundle, SegRefinerInfo, load_mask_bundle, mask_bundle_facts
 from crispseg.environment import environment, peak_memory_mib
 from crispseg.errors import InputError
-from crispseg.files import hash_files
+from crispseg.files import hash_read
 from crispseg.report import new_report, summarise, write_json
 from crispseg.runtime.interrupt import Interrupt
 from crispseg.runtime.mask_images import check_pairs, find_pairs, read_label_map, read_mask, read_photo, unused_masks
@@ -204,10 +204,7 @@ def _check_place(folder: Path, bundle: MaskBundle, photos: Union[str, Path], mas
 
 def _hashes(files: Dict[str, List[Path]], interrupted: bool) -> Dict[str, Optional[str]]:
     """Of the files that were read; none of a run that was broken off."""
-    try:
-        return {} if interrupted else {"%s_sha256" % what: hash_files(paths) for what, paths in files.items()}
-    except OSError:  # gone meanwhile: no reason to lose the report
-        return {"%s_sha256" % what: None for what in files}
+    return {} if interrupted else {"%s_sha256" % what: hash_read(paths) for what, paths in files.items()}
 
 
 def _report(
