@@ -72,7 +72,7 @@ def command() -> str | None:
     program = Path(sys.argv[0]) if sys.argv else Path()
     if program.stem != "crispseg" and (program.name, program.parent.name) != ("__main__.py", "crispseg"):
         return None
-    return hide_passwords(" ".join(["crispseg", *map(shlex.quote, sys.argv[1:])]))
+    return " ".join(["crispseg", *(shlex.quote(hide_passwords(word)) for word in sys.argv[1:])])
 
 
 def package_version(name: str) -> str | None:

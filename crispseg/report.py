@@ -171,7 +171,8 @@ def new_report(kind: str, **entries: object) -> dict:
     from crispseg.environment import environment
 
     report: dict = {"schema": SCHEMA, "kind": kind, **entries}
-    report.setdefault("environment", environment())
+    if "environment" not in report:
+        report["environment"] = environment()
     used = set() if kind in _NOT_MEASURED else _terms({**entries, "environment": None, "pipeline": None})  # names there
     terms = {**DEFINITIONS, **_IN.get(kind, {})}
     report["definitions"] = {term: text for term, text in terms.items() if term in used}

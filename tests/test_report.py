@@ -73,16 +73,18 @@ def test_every_report_says_where_it_was_made():
     """Also one whose command gives no environment; and names in it are no terms of the report."""
     report = new_report("scenes", count=3)
     assert {"commit", "crispseg", "packages", "date"} <= set(report["environment"])
+    assert new_report("scenes", environment=None)["environment"] is None, "given, so not looked up"
     assert "cpu" not in new_report("eval", density=1.0, environment={"cpu": "Some CPU"})["definitions"]
     assert "cpu" in new_report("latency", stages={"cpu": summarise([1])}, environment={})["definitions"]
 
 
 def test_the_command_that_makes_a_report_again(monkeypatch):
     """As typed, ready for a shell; nothing of other programs."""
-    given = ["run", "my bundle", "rtsp://me:s3cret@cam/1", "-o", "out"]
+    given = ["run", "my bundle", "rtsp://me:s3cret@cam/1", "-o", "out", "rtspsrc user-pw=s3cret"]
+    wanted = "crispseg run 'my bundle' 'rtsp://me:***@cam/1' -o out 'rtspsrc user-pw=***'"
     for program in ("/venv/bin/crispseg", "C:/venv/crispseg.exe", "/src/crispseg/__main__.py"):
         monkeypatch.setattr(sys, "argv", [program, *given])
-        assert environment.environment()["command"] == "crispseg run 'my bundle' rtsp://me:***@cam/1 -o out"
+        assert environment.environment()["command"] == wanted
     for program in ("/usr/bin/pytest", "/x/__main__.py", ""):
         monkeypatch.setattr(sys, "argv", [program, *given])
         assert environment.environment()["command"] is None
