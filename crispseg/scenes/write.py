@@ -84,9 +84,9 @@ def write_scenes(
 
 
 def _require_no_others(folder: Path, names: Set[str]) -> None:
-    """Raise InputError where other files lie: pictures of a data set, or scenes of a longer call."""
+    """Raise InputError where other files lie: pictures of a data set, or scenes of a longer call. Hidden ones may."""
     try:
-        others = sorted(item.name for item in folder.iterdir() if item.name not in names)
+        others = sorted(item.name for item in folder.iterdir() if item.name not in names and item.name[0] != ".")
     except OSError:  # not there yet, or no folder: whoever makes it says so
         return
     if others:

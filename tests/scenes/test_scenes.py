@@ -262,6 +262,7 @@ def test_render_refuses_bad_sizes(size):
 def test_scenes_never_mix_with_other_pictures(tmp_path):
     """Fewer scenes into the same folder would leave the rest of the first ones between them, of another size."""
     write_scenes(tmp_path, 2, 64, 96)
+    (tmp_path / "images" / ".DS_Store").write_bytes(b"a file browser's")
     write_scenes(tmp_path, 2, 64, 96)
     with pytest.raises(InputError, match=r"images: expected no other files there, found 0001\.png; choose another"):
         write_scenes(tmp_path, 1, 64, 64)
