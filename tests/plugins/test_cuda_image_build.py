@@ -26,6 +26,7 @@ exit 0
             ["sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_80"],
         ),
         ("72 75 80 86 87 90", "72", ["sm_72", "compute_72"]),
+        ("75 80 86 87 90", "90;75;87", ["sm_75", "sm_87", "sm_90", "compute_87"]),  # in any order
         ("75 80 86 90 90a", "90", ["sm_90a", "compute_90"]),  # the PTX is not that of 90a, which runs nowhere else
     ],
 )
