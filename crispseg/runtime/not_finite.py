@@ -63,10 +63,10 @@ class NotFinite:
         """What a report says."""
         return {"not_finite_frames": self.frames}
 
-    def at_once(self, frame: str, precision: str) -> str:
+    def at_once(self, frame: str, precision: str, network: str = "base") -> str:
         """One line for the first such frame, by its name, as soon as it was seen."""
-        text = "frame %d (%s): the base gave NaN or infinity in %d pixels of its logits; %s"
-        return text % (self.first, frame, self.pixels, _advice(precision))
+        text = "frame %d (%s): the %s gave NaN or infinity in %d pixels of its logits; %s"
+        return text % (self.first, frame, network, self.pixels, _advice(precision))
 
     def warnings(self, precision: str, network: str = "base") -> List[str]:
         """One line; none when all was finite. ``precision``: of the network, which is named for the reader."""

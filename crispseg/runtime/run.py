@@ -113,7 +113,7 @@ def run(
 
         def tell(frame: Frame) -> None:
             if warn is not None:
-                warn(record.finite.at_once(frame.name, precision))
+                warn(record.finite.at_once(frame.name, precision, network))
 
         def stop() -> None:
             decoded.cancelled = True
@@ -132,7 +132,7 @@ def run(
         report = _report(loaded, pipe, frames, outputs, record, backend, threads)
         told = [] if record.interrupted else frames.warnings(record.written)
         told += record.left.warnings() if choice is None else []
-        told += record.finite.warnings(precision)
+        told += record.finite.warnings(precision, network)
         if precision == "int8":
             report["calibration"] = bundle_calibration.facts(loaded, precision)
             told += bundle_calibration.warnings(loaded, precision)

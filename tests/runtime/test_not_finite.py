@@ -246,6 +246,8 @@ def test_run_tells_once_and_goes_on(bright, tmp_path):
     (line,) = report["warnings"]
     assert "2 of 3 frames (first: 2)" in line
     assert "crispseg verify" in line
+    report = run(bundle, frames, tmp_path / "o", "labels", network="baseline", **ORT)
+    assert "the baseline gave" in report["warnings"][0]
 
 
 def test_the_command_tells_on_stderr(bright, tmp_path):
