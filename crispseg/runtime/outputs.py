@@ -150,8 +150,11 @@ def _check_place(out: Path, save: Sequence[str], source: Source, bundle: Bundle)
 
 def _written(place: Path) -> Sequence[str]:
     """What an earlier run wrote here, as its report says."""
+    report = place / "report.json"
     try:
-        with open(str(place / "report.json"), encoding="utf-8") as stream:
+        if not report.is_file():  # a pipe would be waited for
+            return []
+        with open(str(report), encoding="utf-8") as stream:
             return list(json.load(stream)["output"])
     except (OSError, ValueError, KeyError, TypeError):
         return []

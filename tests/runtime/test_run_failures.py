@@ -149,6 +149,9 @@ def test_results_never_replace_the_labels_of_a_data_set(bundle, tmp_path):
         run(bundle, tmp_path / "data" / "images", tmp_path / "data", **ORT)
     assert (tmp_path / "data" / "labels" / "a.png").read_bytes() == truth
     assert sorted(os.listdir(str(tmp_path / "data"))) == ["images", "labels"]
+    os.mkfifo(str(tmp_path / "data" / "report.json"))  # not waited for
+    with pytest.raises(InputError, match="no folder labels"):
+        run(bundle, tmp_path / "data" / "images", tmp_path / "data", **ORT)
     run(bundle, tmp_path / "data" / "images", tmp_path / "data", "overlay", **ORT)
     with pytest.raises(InputError, match="no folder labels"):
         run(bundle, tmp_path / "data" / "images", tmp_path / "data", **ORT)
