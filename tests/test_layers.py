@@ -53,8 +53,6 @@ ALLOWED = {
     "__main__": {"cli"},
     "environment": {"plugins"},  # which instruction set the native library takes
 }
-# Comparing PyTorch with the engines on frames needs both sides; nothing imports it but the command line.
-EXCEPTIONS = {"export/verify.py": {"runtime", "scenes"}}
 HOST_ONLY = ("models", "sparse", "export", "fit", "calibration")
 DEVICE_FOLDER = "export/passes/"  # of a host room, but `crispseg build` converts on the device
 # folder -> folders of the same room that it must not import
@@ -102,7 +100,6 @@ def test_imports_point_down(path):
     targets = {name.split(".")[1] for name in imports(path, everywhere=not lazy_caller) if name.startswith("crispseg.")}
     modules = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()}
     beyond = (targets & modules) - SHARED - {room} - ALLOWED.get(room, set())
-    beyond -= EXCEPTIONS.get(path.relative_to(ROOT).as_posix(), set())
     assert not beyond, f"{path.relative_to(ROOT)} must not import {sorted(beyond)}"
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +20,6 @@ import onnxruntime
 import torch
 from onnx import numpy_helper
 
-import crispseg
 from crispseg.bundle import load_bundle, write_bundle
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError
 from crispseg.export.compare import Hop, difference, entropy, expose, tensors_of, undecided_sites
@@ -391,13 +388,3 @@ def test_without_torch_the_engines_are_compared_all_the_same(made):
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert hops(json.loads(done.stdout))[RECORDED]["passed"] is True
-
-
-def test_networks_are_made_without_what_runs_them():
-    """The command hands the pipeline's frames over."""
-    root = Path(crispseg.__file__).parent
-    for file in [*root.glob("export/**/*.py"), *root.glob("calibration/*.py")]:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.startswith("crispseg.runtime")], file
