@@ -13,7 +13,6 @@ from typing import Any, Iterator, List, Tuple, Union
 import numpy as np
 
 from crispseg.errors import InputError
-from crispseg.files import hash_frames as hash_frames  # for those who have frames from here
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 MAX_SIDE = 16384

@@ -19,10 +19,10 @@ from crispseg import bundle_calibration
 from crispseg.engines.spec import usual_precision
 from crispseg.environment import environment, peak_memory_mib, usable_cpus
 from crispseg.errors import BundleError, EnvironmentMismatch, InputError, hide_passwords
+from crispseg.files import hash_frames
 from crispseg.report import new_report, summarise
 from crispseg.runtime import clocks
 from crispseg.runtime.budget import calibrate, require_adjustable, summary
-from crispseg.runtime.images import hash_frames
 from crispseg.runtime.left_out import LeftOut
 from crispseg.runtime.not_finite import NotFinite
 
