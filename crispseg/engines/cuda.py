@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
 
 import numpy as np
 
-from crispseg.engines.cuda_driver import NOT_READY, call, library, library_name
+from crispseg.engines.cuda_driver import LOST, NOT_READY, call, library, library_name
 from crispseg.errors import EnvironmentMismatch, InputError
 
 _P, _D = c_void_p, c_ulonglong  # handle or host pointer; CUdeviceptr
@@ -123,7 +123,7 @@ class Context:
     @property
     def alive(self) -> bool:
         """False once a kernel did what is not allowed: then every call fails until the process ends."""
-        return self.call("cuCtxSynchronize", accept=range(1, 1000)) == 0
+        return self.call("cuCtxSynchronize", accept=range(1, 1000)) not in LOST
 
     def memory(self) -> Tuple[int, int]:
         """(free, total) bytes of device memory."""

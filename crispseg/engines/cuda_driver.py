@@ -65,7 +65,11 @@ _PROTOTYPES: Dict[str, List[Any]] = {
 OUT_OF_MEMORY, NOT_READY = 2, 600
 # A kernel did what is not allowed; every call of the process fails from then on: CUDA_ERROR_ILLEGAL_ADDRESS,
 # LAUNCH_TIMEOUT, ASSERT, HARDWARE_STACK_ERROR .. LAUNCH_FAILED.
-_LOST = (700, 702, 710, 714, 715, 716, 717, 718, 719)
+LOST = (700, 702, 710, 714, 715, 716, 717, 718, 719)
+LOST_ADVICE = (
+    "a kernel failed, and with it the GPU is lost for this process: start again, on a GPU of 9.0 with "
+    "CRISPSEG_WGMMA=0, or use --backend native"
+)
 
 _libraries: Dict[str, ctypes.CDLL] = {}
 
@@ -121,7 +125,6 @@ def _error(driver: ctypes.CDLL, function: str, status: int) -> Exception:
         return InputError(what + "; export the bundle with a smaller capacity, or close other programs on the GPU")
     if function == "cuInit" or status in (3, 4, 100, 101):  # not initialised, shut down, no device, bad device
         return EnvironmentMismatch(what + "; check nvidia-smi (on Jetson: tegrastats), or use --backend native")
-    if status in _LOST:
-        what += "; a kernel failed, and with it the GPU is lost for this process: start again, on a GPU of 9.0 with "
-        return EnvironmentMismatch(what + "CRISPSEG_WGMMA=0, or use --backend native")
+    if status in LOST:
+        return EnvironmentMismatch("%s; %s" % (what, LOST_ADVICE))
     return EnvironmentMismatch(what + "; the GPU work cannot go on, start the program again")

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Optional
 from crispseg.bundle import Bundle
 from crispseg.engines import cache, nvrtc
 from crispseg.engines.cuda import Context
+from crispseg.engines.cuda_driver import LOST_ADVICE
 from crispseg.errors import CrispsegError, EnvironmentMismatch
 from crispseg.plugins import cuda_loader
 
@@ -46,7 +47,10 @@ class Kernels:
         Raises:
             InputError, EnvironmentMismatch, CrispsegError: see ``cuda_loader.check``.
         """
-        self.check(name, getattr(self.library, name)(self.handle, *arguments))
+        status = getattr(self.library, name)(self.handle, *arguments)
+        if status == cuda_loader.DRIVER_ERROR and not self.context.alive:  # of a kernel before this call
+            raise EnvironmentMismatch("%s; %s" % (cuda_loader.last_error(), LOST_ADVICE))
+        self.check(name, status)
 
     @staticmethod
     def check(name: str, status: int) -> None:

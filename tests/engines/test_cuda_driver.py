@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 
-from crispseg.engines import cuda, cuda_driver
+from crispseg.engines import cuda, cuda_driver, cuda_kernels
 from crispseg.errors import EnvironmentMismatch, InputError
 
 
@@ -165,6 +165,21 @@ def test_a_kernel_that_fails_says_what_can_be_tried(emulated_driver, status):
     assert text.startswith("CUDA driver: cuStreamSynchronize: CUDA_ERROR_")
     assert "lost for this process: start again, on a GPU of 9.0 with CRISPSEG_WGMMA=0" in text
     assert "\n" not in text
+
+
+def test_so_does_the_next_call_of_the_library(context, emulated, kernel_image):
+    kernels, pixels = cuda_kernels.Kernels(context, kernel_image), context.alloc(16)
+    arguments = (None, pixels.address, 4, 4, 0, 0, 4, 4, pixels.address, 4, 4)
+    kernels.call("csg_to_frame", *arguments)
+    emulated.library.cs_emu_break(700)
+    with pytest.raises(EnvironmentMismatch, match=r"csk_to_frame.*ILLEGAL_ADDRESS.*lost for this process: start again"):
+        kernels.call("csg_to_frame", *arguments)
+    assert emulated.check() == "a test says so"
+    stream = context.stream()
+    with pytest.raises(EnvironmentMismatch) as caught, stream.capture():  # refused there, which does no harm
+        kernels.call("csg_to_frame", 0xBAD, *arguments[1:])
+    assert "lost" not in str(caught.value)
+    kernels.close()
 
 
 class Failing:
