@@ -1,6 +1,6 @@
 // Pairs of kernels: name_right, and name_wrong with one mistake that only compiled code can show. They are what
-// tests/plugins/test_ptx_mistakes.py runs; what a pair computes stands there. Each reads `in` and writes `out`, words of
-// 32 bits; blocks have 32, 64 or 128 threads.
+// tests/plugins/test_ptx_mistakes.py runs; what a pair computes stands there. Each reads `in` and writes `out`, words
+// of 32 bits; blocks have 32, 64 or 128 threads.
 #include "wgmma.cuh"
 
 #define MISTAKE(name)                                                                         \
@@ -235,11 +235,20 @@ template <bool I8, bool SWAP_A, bool SWAP_B> CS_DEVICE void product(const unsign
   mma_16x8<I8>(c, x, b[SWAP_B ? 1 : 0], b[SWAP_B ? 0 : 1]);
   for (int i = 0; i < 4; ++i) out[8 * (g + i / 2 * 8) + 2 * t + i % 2] = *(const unsigned *)&c[i];
 }
-template <bool WRONG> CS_DEVICE void m_mma_a(const unsigned *in, unsigned *out) { product<false, WRONG, false>(in, out); }
+template <bool WRONG>
+CS_DEVICE void m_mma_a(const unsigned *in, unsigned *out) {
+  product<false, WRONG, false>(in, out);
+}
 MISTAKE(m_mma_a)
-template <bool WRONG> CS_DEVICE void m_mma_b(const unsigned *in, unsigned *out) { product<false, false, WRONG>(in, out); }
+template <bool WRONG>
+CS_DEVICE void m_mma_b(const unsigned *in, unsigned *out) {
+  product<false, false, WRONG>(in, out);
+}
 MISTAKE(m_mma_b)
-template <bool WRONG> CS_DEVICE void m_mma_i8(const unsigned *in, unsigned *out) { product<true, WRONG, false>(in, out); }
+template <bool WRONG>
+CS_DEVICE void m_mma_i8(const unsigned *in, unsigned *out) {
+  product<true, WRONG, false>(in, out);
+}
 MISTAKE(m_mma_i8)
 
 // in[1023] is 0, which the compiler does not know.
@@ -266,7 +275,10 @@ template <bool BY_PITCH, bool WRONG> CS_DEVICE void wmma_product(const unsigned 
   __syncwarp();
   for (int i = threadIdx.x; i < 256; i += 32) out[i] = tile[i];
 }
-template <bool WRONG> CS_DEVICE void m_wmma_pitch(const unsigned *in, unsigned *out) { wmma_product<true, WRONG>(in, out); }
+template <bool WRONG>
+CS_DEVICE void m_wmma_pitch(const unsigned *in, unsigned *out) {
+  wmma_product<true, WRONG>(in, out);
+}
 MISTAKE(m_wmma_pitch)
 template <bool WRONG> CS_DEVICE void m_wmma_start(const unsigned *in, unsigned *out) {
   wmma_product<false, WRONG>(in, out);

@@ -31,8 +31,8 @@ EXPORT void cs_emu_profile(int on) {
   }
 }
 
-// What was counted: a line "launches kernel" for each kernel that ran, and after it for each of its instructions that was
-// executed "count line opcode", the line being that of the PTX.
+// What was counted: a line "launches kernel" for each kernel that ran, and after it for each of its instructions that
+// was executed "count line opcode", the line being that of the PTX.
 EXPORT const char *cs_emu_profile_text() {
   static std::string text;
   std::lock_guard<std::recursive_mutex> lock(state().mutex);

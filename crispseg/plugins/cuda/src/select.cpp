@@ -122,8 +122,8 @@ int csg_check_logits(csg_context *ctx, csg_stream stream, csg_type type, void *d
   CSG_TRY(fill_words(ctx, stream, d_not_finite, 0, 1));
   const int pixels = h * w;
   if (type == CSG_F16)
-    return launch(ctx, kernel::csk_check_logits_f16, row_blocks(ctx, kernel::csk_check_logits_f16, pixels, 256, 256), 256,
-                  0, stream, static_cast<cs_half *>(d_logits), C, pixels, d_not_finite);
+    return launch(ctx, kernel::csk_check_logits_f16, row_blocks(ctx, kernel::csk_check_logits_f16, pixels, 256, 256),
+                  256, 0, stream, static_cast<cs_half *>(d_logits), C, pixels, d_not_finite);
   return launch(ctx, kernel::csk_check_logits_f32, row_blocks(ctx, kernel::csk_check_logits_f32, pixels, 256, 256), 256,
                 0, stream, static_cast<float *>(d_logits), C, pixels, d_not_finite);
 }
