@@ -25,6 +25,7 @@ EXPORT void cs_emu_profile(int on) {
   for (auto &module : state().modules) {
     if (!module.first->ptx) continue;
     for (auto &named : module.first->ptx->programs) {
+      if (!named.second) continue;  // its text was refused
       named.second->executed.clear();
       named.second->launches = 0;
     }
@@ -40,8 +41,8 @@ EXPORT const char *cs_emu_profile_text() {
   for (auto &module : state().modules) {
     if (!module.first->ptx) continue;
     for (auto &named : module.first->ptx->programs) {
+      if (!named.second || !named.second->launches) continue;
       const ptx::Program &program = *named.second;
-      if (!program.launches) continue;
       text += std::to_string(program.launches) + " " + named.first + "\n";
       for (size_t pc = 0; pc < program.opcodes.size(); ++pc)
         if (program.executed[pc] && !program.opcodes[pc].empty())
