@@ -1,7 +1,7 @@
 """The CUDA kernels as NVRTC compiles them, interpreted (tests/emulation/ptx): the tests of the kernels again.
 
 Each part runs in a process of its own, for the emulated device of one compute capability; everything, on every
-capability: ``-m slow``, or ``python tests/emulation/run_ptx.py``.
+capability: ``python tests/emulation/run_ptx.py``.
 """
 
 from __future__ import annotations
@@ -56,14 +56,6 @@ def test_part(emulated_driver, capability):
     names, chosen, least = PARTS[capability]
     words = [*(str(HERE / name) for name in names), "-m", "not gpu and not slow", "-k", chosen]
     assert_well(run_ptx.run(capability, words), least)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.parametrize("path", run_ptx.files(), ids=lambda path: path.name)
-@pytest.mark.parametrize("capability", run_ptx.CAPABILITIES)
-def test_everything(emulated_driver, capability, path):
-    assert_well(run_ptx.run(capability, [str(path), "-m", "not gpu"]), 1)
 
 
 def test_what_fails_crashes_or_does_not_run_is_seen(tmp_path):
