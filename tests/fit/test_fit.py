@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -254,9 +255,15 @@ def test_bad_data(folders, tmp_path):
 
 def test_a_set_that_does_not_fit_is_read_when_drawn(folders, monkeypatch):
     """Little memory changes how often files are read, and nothing else."""
-    opened = []
+    opened = []  # by this thread: the one that makes batches may still read what nobody waits for
     read = data.read_image
-    monkeypatch.setattr(data, "read_image", lambda file, *rest: (opened.append(file.name), read(file, *rest))[1])
+
+    def counted(file, *rest):
+        if threading.current_thread() is threading.main_thread():
+            opened.append(file.name)
+        return read(file, *rest)
+
+    monkeypatch.setattr(data, "read_image", counted)
     drawn, reads = [], []
     for kept in (100, 2, 0):
         pairs = read_pairs(*folders, C, Cache(kept * 4 * H * W))
