@@ -255,15 +255,9 @@ def test_bad_data(folders, tmp_path):
 
 def test_a_set_that_does_not_fit_is_read_when_drawn(folders, monkeypatch):
     """Little memory changes how often files are read, and nothing else."""
-    opened = []  # by this thread: the one that makes batches may still read what nobody waits for
-    read = data.read_image
-
-    def counted(file, *rest):
-        if threading.current_thread() is threading.main_thread():
-            opened.append(file.name)
-        return read(file, *rest)
-
-    monkeypatch.setattr(data, "read_image", counted)
+    opened = []  # threads: the one that makes batches may still read what nobody waits for
+    read, own = data.read_image, threading.get_ident
+    monkeypatch.setattr(data, "read_image", lambda file, *rest: (opened.append(own()), read(file, *rest))[1])
     drawn, reads = [], []
     for kept in (100, 2, 0):
         pairs = read_pairs(*folders, C, Cache(kept * 4 * H * W))
@@ -274,7 +268,7 @@ def test_a_set_that_does_not_fit_is_read_when_drawn(folders, monkeypatch):
         pairs = read_pairs(*folders, C, Cache(kept * 4 * H * W))
         opened.clear()
         assert len(list(pairs)) == 6
-        reads.append(len(opened))
+        reads.append(opened.count(own()))
     assert reads == [0, 4, 6]
     for other in drawn[1:]:
         for (images, labels), (same, alike) in zip(drawn[0], other):
