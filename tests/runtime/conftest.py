@@ -1,4 +1,4 @@
-"""Fixtures of the GPU pipeline; the small nets of tests/engines and the op references can be imported by name."""
+"""Fixtures of runs and of the GPU pipeline; small nets of tests/engines and op references can be imported by name."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,22 @@ for folder in ("engines", "plugins", "export"):
     path = str(Path(__file__).parents[1] / folder)
     if path not in sys.path:
         sys.path.append(path)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A bundle whose networks name the colours of :func:`toy.colour_blocks`."""
+    import toy
+
+    return toy.write_toy(tmp_path_factory.mktemp("b") / "toy")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A short video of such pictures."""
+    import toy
+
+    return toy.write_clip(tmp_path / "clip.mp4")
 
 
 @pytest.fixture(scope="module")

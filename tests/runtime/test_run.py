@@ -25,16 +25,6 @@ from crispseg.runtime.run import run  # noqa: E402
 ORT = {"backend": "onnxruntime", "threads": 1}
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return toy.write_toy(tmp_path_factory.mktemp("b") / "toy")
-
-
-@pytest.fixture
-def clip(tmp_path):
-    return toy.write_clip(tmp_path / "clip.mp4")
-
-
 def decoded(path):
     with frames.open_source(path) as source:
         return source.fps, list(source)

@@ -21,16 +21,6 @@ from crispseg.runtime.sinks import VideoWriter  # noqa: E402
 ORT = {"backend": "onnxruntime", "threads": 1}
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return toy.write_toy(tmp_path_factory.mktemp("b") / "toy")
-
-
-@pytest.fixture
-def clip(tmp_path):
-    return toy.write_clip(tmp_path / "clip.mp4")
-
-
 def test_decode_error_reaches_the_caller(bundle, tmp_path):
     image, _ = toy.colour_blocks(48, 64)
     for i in range(5):
